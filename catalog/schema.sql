@@ -1,0 +1,65 @@
+-- Every table of a catalog. A stage makes a named set: one row in a head table, and its body.
+-- No foreign keys and no indexes: bodies are written in bulk and read by scans.
+
+create table meta (schema_version integer not null);
+insert into meta values (1);
+
+-- One row for each call of a stage that did work.
+create table runs (
+    run_id bigint not null, stage text not null, arguments json not null,
+    version text not null, git_commit text, host text, device text,
+    started_at timestamp not null, finished_at timestamp, status text not null
+);
+
+-- The corpus. sample_id = (shard_id << 24) | position in the shard, so ids sort in tar order.
+-- num_samples is null until the shard has been read; complete is false where it is damaged.
+create table shards (
+    shard_id bigint not null, url text not null, num_bytes bigint not null, version text not null,
+    num_samples bigint, fingerprint text, complete boolean
+);
+create table samples (
+    sample_id bigint not null, shard_id bigint not null, key text not null, label text, caption text,
+    byte_offset bigint not null, num_bytes bigint not null, width integer, height integer
+);
+
+create table embeddings (
+    embedding text not null, encoder text not null, checkpoint text, weights_sha256 text not null, dim integer not null,
+    preprocessing json not null, label_source text not null, run_id bigint not null
+);
+-- For every shard: shards.num_samples = num_embedded + num_failed.
+create table embedded_shards (
+    embedding text not null, shard_id bigint not null, num_embedded bigint not null, num_failed bigint not null
+);
+-- sample_id is null where a whole shard failed, or its end.
+create table failures (
+    embedding text not null, shard_id bigint not null, sample_id bigint, key text, member text,
+    stage text not null, error text not null
+);
+
+create table clusterings (
+    clustering text not null, embedding text not null, distance text not null, k integer not null,
+    iterations integer not null, seed bigint not null, objective double not null,
+    sampled_rows bigint not null, num_samples bigint not null, fingerprint text not null, run_id bigint not null
+);
+create table assignments (
+    clustering text not null, sample_id bigint not null, cluster_id integer not null, distance float not null
+);
+
+create table scorings (
+    scoring text not null, metric text not null, source text, arguments json not null,
+    num_samples bigint not null, num_null bigint not null, fingerprint text not null, run_id bigint not null
+);
+create table scores (scoring text not null, sample_id bigint not null, score double);
+
+create table selections (
+    selection text not null, scoring text, strategy text not null, keep double not null,
+    balance double not null, balance_by text, balance_base text not null, where_sql text, seed bigint not null,
+    num_candidates bigint not null, num_samples bigint not null, fingerprint text not null, run_id bigint not null
+);
+create table members (selection text not null, sample_id bigint not null);
+
+create table exports (
+    export text not null, selection text not null, path text not null, layout text not null,
+    num_shards bigint not null, num_samples bigint not null, num_bytes bigint not null,
+    fingerprint text not null, run_id bigint not null
+);

@@ -1,0 +1,6 @@
+-- Record what failed in one shard, with the reason.
+insert into failures
+select $embedding, shard_id, sample_id, key, member, stage, error
+from read_parquet($file)
+where error is not null
+order by sample_id;

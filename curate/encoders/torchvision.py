@@ -1,0 +1,34 @@
+"""torchvision's networks with weights from a file: `torchvision:resnet50` with --checkpoint.
+
+The encoder of Sorscher et al. 2022 is SwAV's ResNet-50; its published checkpoint loads here.
+"""
+
+from curate.encoders import Encoder, encoder, hash_weights, load_into
+from curate.errors import CurateError
+from curate.images import Preprocessing
+
+
+@encoder
+def torchvision(variant: str, checkpoint: str | None, size: int | None) -> Encoder:
+    """A ResNet's average pool (2048-d for resnet50); a projection head (SwAV, Caron et al. 2020) is left out."""
+    import torch
+    import torchvision.models as models
+
+    if variant not in models.list_models(module=models):
+        raise CurateError(f"torchvision has no model '{variant}'; for example torchvision:resnet50")
+    if checkpoint is None:
+        raise CurateError(f"torchvision:{variant} takes its weights from a file: give one with --checkpoint")
+    model = models.get_model(variant, weights=None)
+    if not isinstance(getattr(model, "fc", None), torch.nn.Linear):
+        raise CurateError(f"'{variant}' has no classifier called fc; use a ResNet, or timm:MODEL for other networks")
+    model.fc = torch.nn.Identity()
+    load_into(model, checkpoint, ignore=("fc.", "projection_head.", "prototypes."))
+    pixels = size or 224
+    preprocessing = Preprocessing(
+        size=pixels,
+        resize_to=pixels * 256 // 224,
+        interpolation="bilinear",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
+    return Encoder(model.eval(), preprocessing, hash_weights(model))

@@ -1,0 +1,241 @@
+"""The work of `curate embed` for a group of shards: read, decode, encode, write. It knows no catalog."""
+
+import itertools
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from curate import engine, images, shards, vectors
+from curate.atomic import replacing
+from curate.corpus import Job
+from curate.engine import inference
+from curate.images import ImageError, Preprocessing
+from curate.shards import DamagedShard, Sample, first_sample_id
+from curate.tar import TarReader
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass
+class Row:
+    """One sample on its way. `error` is set when it failed, and then there is no vector."""
+
+    shard_id: int
+    sample_id: int | None
+    key: str | None
+    byte_offset: int = 0
+    num_bytes: int = 0
+    label: str | None = None
+    caption: str | None = None
+    member: str | None = None
+    width: int | None = None
+    height: int | None = None
+    stage: str | None = None
+    error: str | None = None
+    members: dict[str, bytes] = field(default_factory=dict)
+    pixels: np.ndarray | None = None
+    vector: np.ndarray | None = None
+
+    def fail(self, stage: str, error: str) -> "Row":
+        self.stage, self.error, self.pixels = stage, error, None
+        return self
+
+
+@dataclass
+class End:
+    """Follows the rows of a shard: what is known of the whole file, and what is wrong with it."""
+
+    shard_id: int
+    num_bytes: int = 0
+    fingerprint: str = ""
+    problem: str | None = None
+
+
+class Unusable(Exception):
+    """A sample cannot be used, for the reason given, found at the stage given."""
+
+    def __init__(self, stage: str, reason: str) -> None:
+        super().__init__(reason)
+        self.stage = stage
+
+
+@dataclass(frozen=True)
+class EmbedShards:
+    """The task: embed a group of shards, batches spanning them; return the problems by shard id.
+
+    A shard leaves two files, written in this order: `ID.parquet` with the vectors, and
+    `pending/ID.parquet` with what the catalog is to know. When the second exists, both are whole.
+    """
+
+    model: inference.Model
+    folder: str
+    label: str
+    batch_size: int
+    decoders: int
+
+    def __call__(self, jobs: Iterable[Job]) -> dict[int, str]:
+        rows = itertools.chain.from_iterable(map(self._read, jobs))
+        decoded = ahead(self._decode, rows, self.decoders)
+        problems: dict[int, str] = {}
+        for shard_id, group in itertools.groupby(self._encode(decoded), key=lambda row: row.shard_id):
+            *samples, end = group
+            problem = self._write(shard_id, samples, end)
+            if problem:
+                problems[shard_id] = problem
+        return problems
+
+    def _read(self, job: Job) -> Iterator[Row | End]:
+        """The samples of a shard in tar order, then its End."""
+        end, sample_ids = End(job.shard_id), itertools.count(first_sample_id(job.shard_id))
+        try:
+            with shards.open_shard(job.url) as stream:
+                reader, told = TarReader(stream), 0
+                try:
+                    for sample in shards.samples(reader):
+                        yield _row(job.shard_id, next(sample_ids), sample)
+                        engine.tick((reader.num_bytes >> 10) - told)
+                        told = reader.num_bytes >> 10
+                except DamagedShard as damage:
+                    end.problem = str(damage)
+                    if damage.key:
+                        yield Row(job.shard_id, next(sample_ids), _text(damage.key)).fail("shard", end.problem)
+                    reader.drain()
+                end.num_bytes, end.fingerprint = reader.num_bytes, reader.sha256
+                engine.tick((reader.num_bytes >> 10) - told)
+        except OSError as error:
+            end.problem = f"cannot be read: {error.strerror or error}"
+            end.fingerprint = ""
+        yield end
+
+    def _decode(self, row: Row | End) -> Row | End:
+        if isinstance(row, Row) and not row.error:
+            try:
+                _fill(row, self.label, self.model.preprocessing)
+            except Unusable as unusable:
+                row.fail(unusable.stage, str(unusable))
+            row.members = {}
+        return row
+
+    def _encode(self, rows: Iterable[Row | End]) -> Iterator[Row | End]:
+        """Give every decoded row its vector, in batches that pass over the ends of shards."""
+        forward = inference.load(self.model)
+        held: list[Row | End] = []
+        ready = 0
+        for row in rows:
+            held.append(row)
+            ready += isinstance(row, Row) and row.pixels is not None
+            if ready == self.batch_size:
+                yield from _encoded(held, forward)
+                held, ready = [], 0
+        yield from _encoded(held, forward)
+
+    def _write(self, shard_id: int, rows: list[Any], end: Any) -> str | None:
+        """Write the shard's two files; return the problem of one that could not be read at all."""
+        if end.problem and (not rows or not end.fingerprint):
+            return str(end.problem)
+        good = [row for row in rows if not row.error]
+        folder, name = Path(self.folder), f"{shard_id:08d}.parquet"
+        dim = good[0].vector.shape[0] if good else 1
+        matrix = np.stack([row.vector for row in good]) if good else np.empty((0, dim), np.float16)
+        if good:
+            vectors.write(folder / name, np.array([row.sample_id for row in good]), matrix)
+        counts = {"num_samples": len(rows), "num_embedded": len(good), "num_failed": len(rows) - len(good)}
+        facts = {**counts, "fingerprint": end.fingerprint, "complete": "no" if end.problem else "yes"}
+        if end.problem:
+            rows = [*rows, Row(shard_id, None, None).fail("shard", end.problem)]
+        _write_pending(folder / "pending" / name, rows, facts)
+        return None
+
+
+def _row(shard_id: int, sample_id: int, sample: Sample) -> Row:
+    return Row(shard_id, sample_id, _text(sample.key), sample.offset, sample.length, members=sample.members)
+
+
+def _text(key: str) -> str:
+    """Parquet and SQL hold Unicode only: bytes of a name that are none are written as escapes."""
+    return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _fill(row: Row, label: str, preprocessing: Preprocessing) -> None:
+    """Decode the row's image and read its label and caption. Raises Unusable."""
+    kind = image_kind(row.members)
+    if kind is None:
+        held = ", ".join(f".{name}" for name in row.members)
+        raise Unusable("member", f"no image among its members ({held})")
+    row.member = kind
+    try:
+        decoded = images.decode(row.members[kind], preprocessing)
+    except ImageError as error:
+        raise Unusable("decode", str(error)) from error
+    row.pixels, row.width, row.height = decoded
+    row.label = label_of(row.members, label)
+    caption = row.members.get("txt")
+    row.caption = caption.decode("utf-8", "replace").strip() if caption is not None else None
+
+
+def image_kind(members: Iterable[str]) -> str | None:
+    """The member that is the image: the first `KEY.jpg`, else the first `KEY.….jpg`; any known image kind."""
+    members = list(members)
+    plain = [kind for kind in members if kind in images.KINDS]
+    return next(iter(plain + [kind for kind in members if kind.rsplit(".", 1)[-1] in images.KINDS]), None)
+
+
+def label_of(members: dict[str, bytes], source: str) -> str | None:
+    """The label as text, or None where the sample has none. Raises Unusable for one that cannot be read."""
+    try:
+        if source == "cls":
+            data = members.get("cls")
+            return None if data is None else data.decode("utf-8").strip() or None
+        fields: Any = json.loads(members["json"]) if "json" in members else {}
+        value = fields.get(source.removeprefix("json:")) if isinstance(fields, dict) else None
+    except ValueError as error:  # of which wrong UTF-8 and wrong JSON are kinds
+        raise Unusable("label", f"cannot read the label: {error}") from error
+    return None if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _encoded(held: list[Row | End], forward: inference.Forward) -> Iterator[Row | End]:
+    batch = [row for row in held if isinstance(row, Row) and row.pixels is not None]
+    if batch:
+        with np.errstate(over="ignore"):
+            found = forward(np.stack([row.pixels for row in batch if row.pixels is not None])).astype(np.float16)
+        for row, vector in zip(batch, found, strict=True):
+            row.pixels, row.vector = None, vector
+            if not np.isfinite(vector).all():
+                row.fail("encode", "the encoder's vector is not finite in half precision")
+    return iter(held)
+
+
+def _write_pending(path: Path, rows: list[Row], facts: dict[str, Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    whole, text = pa.int64(), pa.string()
+    schema = pa.schema({"sample_id": whole, "shard_id": whole, "key": text, "label": text, "caption": text,
+                        "byte_offset": whole, "num_bytes": whole, "width": pa.int32(), "height": pa.int32(),
+                        "member": text, "stage": text, "error": text})  # fmt: skip
+    columns = {name: [getattr(row, name) for row in rows] for name in schema.names}
+    table = pa.table(columns, schema=schema).replace_schema_metadata({name: str(fact) for name, fact in facts.items()})
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """`map` with so many threads working ahead, in order, a bounded number of items in flight; 0 threads: plain map."""
+    if not threads:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        window: deque[Any] = deque()
+        for item in items:
+            window.append(pool.submit(function, item))
+            if len(window) > 8 * threads:
+                yield window.popleft().result()
+        while window:
+            yield window.popleft().result()

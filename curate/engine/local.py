@@ -1,0 +1,143 @@
+"""The local engine: this process, or several processes on this machine."""
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from curate import engine
+from curate.engine import Outcome, Resources
+from curate.errors import CurateError
+
+Advance = Callable[[int], None]
+
+
+def map(  # noqa: A001 - the word for it
+    task: Callable[[Any], Any], items: list[Any], resources: Resources, advance: Advance
+) -> Iterator[Outcome]:
+    """See `curate.engine.map`; several processes only where there is work for more than one."""
+    workers = min(resources.workers, len(items))
+    if workers <= 1:
+        yield from _here(task, items, advance)
+    else:
+        yield from _pool(task, items, workers, resources, advance)
+
+
+def _here(task: Callable[[Any], Any], items: list[Any], advance: Advance) -> Iterator[Outcome]:
+    engine._tick = advance
+    try:
+        for item in items:
+            yield attempt(task, item)
+    finally:
+        engine._tick = lambda count: None
+
+
+def attempt(task: Callable[[Any], Any], item: Any) -> Outcome:
+    """Run the task on one item; what it raises becomes the outcome's error."""
+    try:
+        return Outcome(item, task(item), None)
+    except CurateError as error:
+        return Outcome(item, None, str(error))
+    except Exception as error:  # the boundary of the engine: a task's failure must not end the others
+        import traceback
+
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return Outcome(item, None, f"{type(error).__name__}: {error} ({os.path.basename(place.filename)}:{place.lineno})")
+
+
+def _pool(
+    task: Callable[[Any], Any], items: list[Any], workers: int, resources: Resources, advance: Advance
+) -> Iterator[Outcome]:
+    # spawn: a fork would copy the locks of torch's, faiss' and DuckDB's threads in whatever state they are.
+    context = multiprocessing.get_context("spawn")
+    done = context.Value("q", 0)
+    gpus = context.SimpleQueue()
+    for worker in range(workers):
+        gpus.put(resources.gpus[worker % len(resources.gpus)] if resources.gpus else None)
+    start = (done, gpus, resources.threads)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=start)
+    waiting: deque[tuple[Any, Future[Outcome]]] = deque()
+    todo, reported = iter(items), 0
+    try:
+        with _without_main():
+            for item in items[: 2 * workers]:
+                waiting.append((next(todo), pool.submit(attempt, task, item)))
+        while waiting:
+            item, future = waiting.popleft()
+            while not future.done():
+                time.sleep(0.02)
+                advance(done.value - reported)
+                reported = done.value
+            outcome = _outcome(item, future)
+            for item in todo:  # one in, one out: a bounded window of tasks in flight
+                waiting.append((item, pool.submit(attempt, task, item)))
+                break
+            yield outcome
+        advance(done.value - reported)
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _outcome(item: Any, future: "Future[Outcome]") -> Outcome:
+    try:
+        return future.result()._replace(item=item)
+    except BrokenProcessPool as error:
+        raise CurateError(
+            "a worker process died, perhaps for want of memory: run the same command again with fewer --workers "
+            "or a smaller --batch-size (finished shards are kept)"
+        ) from error
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep spawned workers from running the user's own script again; tasks come from this package."""
+    main = sys.modules["__main__"]
+    kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    for name in kept:
+        setattr(main, name, None)
+    if "__file__" in kept:
+        del main.__file__
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(main, name, value)
+
+
+def _start_worker(done: Any, gpus: Any, threads: int) -> None:
+    """Set up a worker: threads, its GPU, the progress counter, and no life beyond that of the parent."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    gpu = gpus.get()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    # Ctrl-C reaches the whole group; the parent decides, and ends its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def tick(count: int) -> None:
+        with done.get_lock():
+            done.value += count
+
+    engine._tick = tick
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot tell its workers: they watch for its end, and leave nothing running behind."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)

@@ -1,0 +1,35 @@
+"""Files that ship with the package: SQL in catalog/, recipes in recipes/."""
+
+from pathlib import Path
+
+from curate.errors import CurateError
+
+_PACKAGE = Path(__file__).resolve().parent
+# In a wheel both folders lie inside the package; in a checkout they lie beside it.
+_ROOT = _PACKAGE / "shipped" if (_PACKAGE / "shipped").is_dir() else _PACKAGE.parent
+
+CATALOG = _ROOT / "catalog"
+RECIPES = _ROOT / "recipes"
+
+
+def sql(name: str) -> str:
+    """The text of a shipped SQL file, for example `stages/select`."""
+    return (CATALOG / f"{name}.sql").read_text(encoding="utf-8")
+
+
+def names(folder: Path, suffix: str) -> list[str]:
+    """The shipped names below `folder`, without the suffix, with `/` between folders."""
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob(f"*{suffix}"))
+
+
+def describe(path: Path, comment: str) -> str:
+    """The first line of a shipped file, which says what it is for."""
+    return path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix(comment).strip()
+
+
+def find(folder: Path, suffix: str, name: str, kind: str) -> Path:
+    """The shipped file of that name; CurateError names those that exist."""
+    known = names(folder, suffix)
+    if name not in known:
+        raise CurateError(f"no {kind} called '{name}'; there are: {', '.join(known)}")
+    return folder / f"{name}{suffix}"

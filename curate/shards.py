@@ -1,0 +1,161 @@
+"""WebDataset shards: which files a pattern names, and the samples inside one tar."""
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from curate.errors import CurateError
+from curate.tar import Member, TarError
+
+# webdataset's own rule: the key ends at the first dot of the file's name, folders belong to the key.
+_KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)
+_POSITION_BITS = 24  # sample_id = shard_id << 24 | position: up to 16.7 million samples a shard
+_REMOTE = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+class Sample(NamedTuple):
+    """Members that follow each other under one key; `offset` and `length` span them, headers included, in the tar."""
+
+    key: str
+    offset: int
+    length: int
+    members: dict[str, bytes]
+
+
+class Stat(NamedTuple):
+    """What tells cheaply whether a file may have changed: its size, and a time stamp or an ETag."""
+
+    num_bytes: int
+    version: str
+
+
+def expand(patterns: Iterable[str]) -> list[str]:
+    """The shards that paths, folders, globs, brace ranges and URLs name, in a stable order and each once.
+
+    Local paths become absolute. Raises CurateError for a pattern that matches nothing, and for `pipe:`.
+    """
+    from braceexpand import braceexpand
+
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        if pattern.startswith("pipe:"):
+            raise CurateError(f"'{pattern}': curate never runs shell commands; give a path or a URL such as s3://…")
+        try:
+            plain_patterns = list(braceexpand(pattern))
+        except ValueError as error:
+            raise CurateError(f"'{pattern}' is no brace pattern: {error}") from error
+        for plain in plain_patterns:
+            urls = _expand_remote(plain) if _REMOTE.match(plain) else _expand_local(plain)
+            if not urls:
+                raise CurateError(f"no shard at '{plain}': check the path (nothing was changed)")
+            found.update(dict.fromkeys(urls))
+    return sorted(found, key=natural)
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """A sort key under which `part-10` comes after `part-9`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def _expand_local(pattern: str) -> list[str]:
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        return [os.path.abspath(tar) for tar in path.glob("*.tar")]
+    if path.exists():
+        return [os.path.abspath(path)]
+    return [os.path.abspath(match) for match in glob.glob(str(path)) if os.path.isfile(match)]
+
+
+def _expand_remote(pattern: str) -> list[str]:
+    if not re.search(r"[*?\[]", pattern):
+        return [pattern]
+    filesystem, path = _filesystem(pattern)
+    return [filesystem.unstrip_protocol(match) for match in filesystem.glob(path)]
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        return cast("tuple[Any, str]", fsspec.core.url_to_fs(url))
+    except (ImportError, ValueError) as error:
+        raise CurateError(f"cannot open '{url}': {error}") from error
+
+
+def open_shard(url: str) -> BinaryIO:
+    """The shard's bytes from the start. Raises OSError."""
+    if not _REMOTE.match(url):
+        return open(url, "rb")
+    filesystem, path = _filesystem(url)
+    return cast(BinaryIO, filesystem.open(path, "rb"))
+
+
+def stat(url: str) -> Stat:
+    """Size and version of a shard. Raises OSError if it is not there."""
+    if not _REMOTE.match(url):
+        status = os.stat(url)
+        return Stat(status.st_size, str(status.st_mtime_ns))
+    filesystem, path = _filesystem(url)
+    info = filesystem.info(path)
+    version = next((info[name] for name in ("ETag", "etag", "mtime", "LastModified", "updated") if info.get(name)), "")
+    return Stat(int(info["size"] or 0), str(version))
+
+
+def sha256(url: str) -> str:
+    """The checksum of a whole shard, in hexadecimal. Raises OSError."""
+    import hashlib
+
+    with open_shard(url) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def first_sample_id(shard_id: int) -> int:
+    """The id of a shard's first sample; those after it count up. Ids sort in tar order and need no coordination."""
+    return shard_id << _POSITION_BITS
+
+
+def samples(members: Iterable[Member]) -> Iterator[Sample]:
+    """Group a tar's members into samples as webdataset does: neighbours with the same key belong together.
+
+    A second member of the same kind begins a new sample, so a key that comes twice in a row is two
+    samples. Members without a key (hidden files, names without a dot) belong to no sample.
+    Where the archive is damaged, whole samples come first, then DamagedShard.
+    """
+    sample: Sample | None = None
+    try:
+        for member in members:
+            key, kind = split_name(member.name)
+            if not key:
+                continue
+            if sample is not None and (key != sample.key or kind in sample.members):
+                yield sample
+                sample = None
+            if sample is None:
+                sample = Sample(key, member.offset, 0, {})
+            sample.members[kind] = member.data
+            sample = sample._replace(length=member.offset + member.length - sample.offset)
+    except TarError as error:
+        cut = split_name(error.member or "")[0]
+        if sample is not None and (error.at_boundary or cut not in ("", sample.key)):
+            yield sample
+            sample = None
+        raise DamagedShard(str(error), cut or (sample.key if sample else "")) from error
+    if sample is not None:
+        yield sample
+
+
+class DamagedShard(Exception):
+    """A shard cannot be read further; `key` is the sample that was cut short, or empty."""
+
+    def __init__(self, problem: str, key: str) -> None:
+        super().__init__(problem)
+        self.key = key
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """The key and the kind (lower-case extension) of a member; both empty for one that belongs to no sample."""
+    match = _KEY.match(name)
+    return (match.group(1), match.group(2).lower()) if match else ("", "")

@@ -1,0 +1,43 @@
+"""Vectors in Parquet: one file a shard, half precision on the disk, single precision in memory."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from curate.atomic import replacing
+
+
+class Part(NamedTuple):
+    """The vectors of one shard: ids int64 [n] in tar order, vectors float32 [n, dim]."""
+
+    sample_ids: np.ndarray
+    vectors: np.ndarray
+
+
+def write(path: Path, sample_ids: np.ndarray, vectors: np.ndarray) -> None:
+    """Write ids [n] and half-precision vectors [n, dim] to `path`, in one step."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), pa.float16()), vectors.shape[1])
+    table = pa.table({"sample_id": pa.array(sample_ids, pa.int64()), "vector": rows})
+    with replacing(path) as temporary:
+        # Half-precision noise does not compress, and its statistics help no query.
+        pq.write_table(table, temporary, compression="none", use_dictionary=False, write_statistics=["sample_id"])
+
+
+def read(path: Path) -> Part:
+    """The ids and vectors of one file. Raises OSError."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    rows = table["vector"].combine_chunks()
+    flat = rows.flatten().to_numpy(zero_copy_only=False)
+    return Part(table["sample_id"].to_numpy(), flat.reshape(len(rows), rows.type.list_size).astype(np.float32))
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1; a zero row stays zero."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny))

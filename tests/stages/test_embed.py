@@ -1,0 +1,279 @@
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import png, rows, write_corpus, write_shard
+
+from curate import vectors
+from curate.catalog import Catalog
+from curate.errors import CurateError
+from curate.stages.embed import default_name, embed, num_failures
+
+
+def files(catalog: Catalog, embedding: str = "pixels") -> dict[str, str]:
+    folder = catalog.embedding_folder(embedding)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+def conserved(catalog: Catalog) -> bool:
+    broken = rows(
+        catalog, "select * from embedded_shards join shards using (shard_id) where num_samples <> num_embedded + num_failed"
+    )
+    counts = rows(catalog, "select sum(num_embedded), (select count(*) from samples) from embedded_shards")
+    return not broken and counts[0][0] == counts[0][1]
+
+
+def test_every_sample_gets_a_row_and_a_vector(catalog, shards):
+    assert rows(catalog, "select shard_id, url, num_samples, complete from shards order by 1") == [
+        (number, url, 10, True) for number, url in enumerate(shards)
+    ]
+    found = rows(catalog, "select sample_id, key, label, caption, width, height from samples order by 1")
+    assert len(found) == 30
+    assert found[11] == ((1 << 24) | 1, "0001", "0", "picture 1", 12, 10)
+    part = vectors.read(catalog.vector_file("pixels", 1))
+    assert part.sample_ids.tolist() == [(1 << 24) | place for place in range(10)]
+    assert part.vectors.shape == (10, 192)
+    assert rows(catalog, "select embedding, encoder, dim from embeddings") == [("pixels", "pixels", 192)]
+    assert conserved(catalog)
+
+
+def test_byte_ranges_lead_back_to_the_sample(catalog):
+    url, offset, length, key = rows(
+        catalog, "select url, byte_offset, samples.num_bytes, key from samples join shards using (shard_id) where sample_id = ?",
+        (2 << 24) | 7,
+    )[0]  # fmt: skip
+    data = Path(url).read_bytes()[offset : offset + length]
+    assert data[:8] == f"{key}.png"[:8].encode()
+    assert png(2007) in data
+
+
+def test_duckdb_reads_the_vectors_as_lists(catalog):
+    with catalog.reading(guarded=True) as connection:
+        (count, kind) = connection.execute("select count(*), any_value(typeof(vector)) from embedding('pixels')").fetchone()
+    assert (count, kind) == (30, "FLOAT[]")
+
+
+def test_the_same_command_again_does_nothing(catalog, shards, caplog):
+    before = files(catalog)
+    with caplog.at_level("INFO", "curate"):
+        embed(catalog, shards[::-1], encoder="pixels")
+    assert "nothing to do" in caplog.text
+    assert files(catalog) == before
+    assert rows(catalog, "select count(*) from runs") == [(1,)]
+
+
+def test_new_shards_are_added_and_known_ones_left_alone(catalog, shards, tmp_path):
+    before = files(catalog)
+    more = str(write_shard(tmp_path / "corpus" / "000a.tar", [("new", {"png": png(9), "cls": b"1"})]))
+    embed(catalog, [*shards, more], encoder="pixels")
+    assert {name: before[name] for name in before} == {name: files(catalog)[name] for name in before}
+    assert rows(catalog, "select shard_id from shards where url = ?", more) == [(3,)]
+    assert conserved(catalog)
+
+
+def test_two_workers_give_the_same_files_as_one(tmp_path, shards):
+    one, two = Catalog(tmp_path / "one"), Catalog(tmp_path / "two")
+    embed(one, shards, encoder="pixels", workers=1, batch_size=7)
+    embed(two, shards, encoder="pixels", workers=2)
+    assert files(one) == files(two)
+    query = "select * from samples order by sample_id"
+    assert rows(one, query) == rows(two, query)
+
+
+def test_a_second_embedding_shares_the_corpus(catalog, shards):
+    embed(catalog, shards, encoder="pixels@4", workers=1)
+    assert rows(catalog, "select count(*) from samples") == [(30,)]
+    assert vectors.read(catalog.vector_file("pixels@4", 0)).vectors.shape == (10, 48)
+
+
+def test_broken_samples_are_recorded_and_the_rest_is_kept(tmp_path):
+    url = write_shard(tmp_path / "a.tar", [
+        ("good", {"png": png(1), "cls": b"3"}), ("torn", {"png": png(2, (90, 90))[:-400], "cls": b"3"}), ("none", {"cls": b"3"}),
+        ("mark", {"png": png(4), "cls": b"\xff\xfe"}), ("bare", {"png": png(5)}),
+    ])  # fmt: skip
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, [str(url)], encoder="pixels")
+    assert rows(catalog, "select key, label from samples order by sample_id") == [("good", "3"), ("bare", None)]
+    assert rows(catalog, "select key, member, stage from failures order by sample_id") == [
+        ("torn", "png", "decode"), ("none", None, "member"), ("mark", "png", "label")]  # fmt: skip
+    assert rows(catalog, "select num_samples, num_embedded, num_failed from shards join embedded_shards using (shard_id)") == [
+        (5, 2, 3)
+    ]
+    assert num_failures(catalog, "pixels") == 3
+    assert conserved(catalog)
+
+
+def test_a_truncated_shard_keeps_what_is_whole_and_is_read_again_when_mended(tmp_path):
+    path = Path(write_corpus(tmp_path / "corpus", 1)[0])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: 20 * 512 + 700])
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, [str(path)], encoder="pixels")
+    found, embedded, failed = rows(
+        catalog, "select num_samples, num_embedded, num_failed from shards join embedded_shards using (shard_id)")[0]  # fmt: skip
+    assert 0 < embedded < 9
+    assert (found, failed) == (embedded + 1, 1)
+    assert "cut short" in rows(catalog, "select error from failures where sample_id is null")[0][0]
+    path.write_bytes(whole)
+    embed(catalog, [str(path)], encoder="pixels")
+    assert rows(catalog, "select num_samples, complete from shards") == [(10, True)]
+    assert rows(catalog, "select count(*) from samples") == [(10,)]
+    assert num_failures(catalog, "pixels") == 0
+
+
+def test_a_file_that_is_no_tar_does_not_stop_the_others(tmp_path, shards):
+    Path(shards[1]).write_bytes(b"not a tar at all" * 100)
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, shards, encoder="pixels", workers=1)
+    assert rows(catalog, "select shard_id, num_samples from shards order by 1") == [(0, 10), (1, None), (2, 10)]
+    assert rows(catalog, "select shard_id, stage from failures") == [(1, "shard")]
+    write_corpus(tmp_path / "corpus")
+    embed(catalog, shards, encoder="pixels", workers=1)
+    assert rows(catalog, "select count(*) from samples") == [(30,)]
+    assert num_failures(catalog, "pixels") == 0
+
+
+def test_a_changed_shard_is_an_error_and_a_touched_one_is_not(catalog, shards):
+    os.utime(shards[0])
+    embed(catalog, shards, encoder="pixels")
+    data = bytearray(Path(shards[0]).read_bytes())
+    data[600] ^= 1
+    Path(shards[0]).write_bytes(bytes(data))
+    with pytest.raises(CurateError, match="has changed since it was embedded"):
+        embed(catalog, shards, encoder="pixels")
+
+
+def test_a_moved_corpus_is_known_by_its_bytes(catalog, shards, tmp_path):
+    before = files(catalog)
+    (tmp_path / "corpus").rename(tmp_path / "elsewhere")
+    embed(catalog, [str(tmp_path / "elsewhere")], encoder="pixels")
+    assert files(catalog) == before
+    assert [url for (url,) in rows(catalog, "select url from shards order by 1")] == [
+        str(tmp_path / "elsewhere" / Path(url).name) for url in shards
+    ]
+
+
+def test_labels_come_from_a_json_field(tmp_path):
+    url = write_shard(tmp_path / "a.tar", [
+        ("a", {"png": png(1), "json": b'{"kind": "dress", "n": 3}'}), ("b", {"png": png(2), "json": b'{"n": 4}'}),
+        ("c", {"png": png(3), "json": b"{broken"}),
+    ])  # fmt: skip
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, [str(url)], encoder="pixels", label="json:kind")
+    assert rows(catalog, "select key, label from samples order by 1") == [("a", "dress"), ("b", None)]
+    assert rows(catalog, "select key, stage from failures") == [("c", "label")]
+
+
+def test_a_name_is_not_shared_by_two_encoders(catalog, shards):
+    with pytest.raises(CurateError, match="was made with encoder pixels, not pixels@4: choose another --name"):
+        embed(catalog, shards, encoder="pixels@4", name="pixels")
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    ({"encoder": "nosuch"}, "no encoder called 'nosuch'; there are: .*pixels"),
+    ({"encoder": "pixels", "label": "cols"}, "no label source"),
+    ({"encoder": "pixels", "name": "../up"}, "cannot be a name"),
+    ({"encoder": "pixels", "device": "tpu"}, "no device called"),
+    ({"encoder": "torchvision:resnet50"}, "--checkpoint"),
+    ({"encoder": "timm:nosuch", "checkpoint": "nofile.pt"}, "no checkpoint at"),
+])  # fmt: skip
+def test_wrong_options_name_the_remedy(tmp_path, shards, options, reason):
+    with pytest.raises(CurateError, match=reason):
+        embed(tmp_path / "catalog", shards, **options)
+
+
+def test_default_names_are_folder_names():
+    assert default_name("open_clip:ViT-B-32/openai@336") == "open_clip-ViT-B-32-openai@336"
+    assert default_name("onnx:models/small.onnx@64") == "small.onnx@64"
+
+
+def test_vectors_too_large_for_half_precision_fail_and_say_so(tmp_path, shards, monkeypatch):
+    from curate.encoders import pixels
+
+    monkeypatch.setattr(pixels, "flatten", lambda images: np.where(images > 0.9, 1e6, images).reshape(len(images), -1))
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, shards[:1], encoder="pixels@9", workers=1)
+    assert rows(catalog, "select distinct stage from failures") == [("encode",)]
+    assert conserved(catalog)
+
+
+# -- other processes -------------------------------------------------------------------------------
+
+
+def start(catalog: Path, shards: list[str], workers: int) -> subprocess.Popen:
+    command = [
+        sys.executable,
+        "-m",
+        "curate",
+        "embed",
+        *shards,
+        "-c",
+        str(catalog),
+        "--encoder",
+        "pixels@48",
+        "-j",
+        str(workers),
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_embed_goes_on_and_gives_the_same_files(tmp_path, workers):
+    shards = write_corpus(tmp_path / "corpus", 16, 60, (96, 96))
+    whole = Catalog(tmp_path / "whole")
+    embed(whole, shards, encoder="pixels@48", workers=1)
+    catalog = Catalog(tmp_path / "killed")
+    process = start(catalog.path, shards, workers)
+    folder, deadline = catalog.embedding_folder("pixels@48"), time.monotonic() + 60
+    while len(list(folder.glob("[0-9]*.parquet"))) < 3:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finished = len(rows(catalog, "select * from embedded_shards"))
+    assert finished < 16
+    time.sleep(0.3)  # its workers see that it is gone
+    again = start(catalog.path, shards, workers)
+    out, err = again.communicate(timeout=120)
+    assert (again.returncode, out.strip()) == (0, "pixels@48"), err
+    assert files(catalog, "pixels@48") == files(whole, "pixels@48")
+    query = "select * from samples order by sample_id"
+    assert rows(catalog, query) == rows(whole, query)
+    assert conserved(catalog)
+
+
+def test_queries_are_answered_while_embed_runs(tmp_path):
+    shards = write_corpus(tmp_path / "corpus", 12, 60, (96, 96))
+    process = start(tmp_path / "catalog", shards, 2)
+    seen = []
+    while process.poll() is None:
+        asked = subprocess.run(
+            [sys.executable, "-m", "curate", "query", "select count(*) as n from samples", "-f", "csv", "-c", str(tmp_path / "catalog")],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        if asked.returncode == 0:
+            seen.append(int(asked.stdout.split()[1]))
+        else:
+            assert "no catalog at" in asked.stderr  # only before there is one
+            assert not seen
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert len(seen) >= 2
+    assert seen == sorted(seen)
+
+
+def test_two_embeds_at_once_one_says_who_works(tmp_path, shards):
+    catalog = Catalog(tmp_path / "catalog").create()
+    folder = catalog.embedding_folder("pixels")
+    with catalog.only_writer(folder, "x"):
+        command = [sys.executable, "-m", "curate", "embed", *shards, "-c", str(catalog.path), "--encoder", "pixels"]
+        second = subprocess.run(command, capture_output=True, text=True)
+    assert second.returncode == 1
+    assert f"process {os.getpid()} is working on the embedding 'pixels'" in second.stderr

@@ -1,0 +1,137 @@
+import numpy as np
+import pytest
+from conftest import add_scoring, members, png, rows, write_shard
+
+from curate.catalog import Catalog
+from curate.errors import CurateError
+from curate.stages.cluster import cluster
+from curate.stages.embed import embed
+from curate.stages.select import select
+
+
+@pytest.fixture
+def ten(tmp_path) -> Catalog:
+    """Ten samples 0 … 9; 8 and 9 are a rare class. Scores fall with the place, so the rare class is the easiest."""
+    url = write_shard(
+        tmp_path / "a.tar", [(f"{place}", {"png": png(place), "cls": b"b" if place > 7 else b"a"}) for place in range(10)]
+    )
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, [str(url)], encoder="pixels")
+    add_scoring(catalog, "toy", {place: 1 - place / 10 for place in range(10)})
+    return catalog
+
+
+def test_hardest_keeps_the_highest_scores(ten):
+    assert members(ten, select(ten, keep=0.3, scoring="toy", balance=0)) == [0, 1, 2]
+
+
+def test_easiest_keeps_the_lowest_scores(ten):
+    assert members(ten, select(ten, keep=0.3, scoring="toy", strategy="easiest", balance=0)) == [7, 8, 9]
+
+
+def test_balance_saves_a_rare_easy_class(ten):
+    assert members(ten, select(ten, keep=0.3, scoring="toy", balance=0.5)) == [0, 1, 8]
+
+
+def test_balance_one_prunes_every_class_equally(ten):
+    kept = members(ten, select(ten, keep=0.5, scoring="toy", balance=1.0))
+    assert kept == [0, 1, 2, 3, 8]
+    assert members(ten, select(ten, keep=0.5, scoring="toy", scope="class", name="scoped")) == kept
+
+
+def test_every_kind_of_easiest_is_balanced_the_same_way(ten):
+    assert members(ten, select(ten, keep=0.3, scoring="toy", strategy="easiest", balance=1.0)) == [6, 7, 9]
+
+
+def test_random_needs_no_scores_and_follows_the_seed(ten):
+    one, two = (members(ten, select(ten, keep=0.5, strategy="random", seed=seed, name=f"s{seed}")) for seed in (1, 2))
+    assert len(one) == len(two) == 5
+    assert one != two
+    assert rows(ten, "select scoring from selections where selection = 's1'") == [(None,)]
+
+
+def test_a_seed_decides_ties_only(ten):
+    add_scoring(ten, "tied", dict.fromkeys(range(10), 0.5) | {0: 0.9, 9: 0.1})
+    kept = [members(ten, select(ten, keep=0.5, scoring="tied", balance=0, seed=seed, name=f"s{seed}")) for seed in range(6)]
+    assert len({tuple(ids) for ids in kept}) > 1
+    assert all(0 in ids and 9 not in ids and len(ids) == 5 for ids in kept)
+    # With distinct scores the seed changes nothing.
+    assert (
+        len({tuple(members(ten, select(ten, keep=0.5, scoring="toy", seed=seed, name=f"t{seed}"))) for seed in range(4)}) == 1
+    )
+
+
+def test_ties_are_not_broken_by_tar_order(ten):
+    add_scoring(ten, "flat", dict.fromkeys(range(10), 0.0))
+    assert members(ten, select(ten, keep=0.5, scoring="flat", balance=0)) != [0, 1, 2, 3, 4]
+
+
+def test_where_narrows_the_candidates(ten):
+    name = select(ten, keep=0.5, scoring="toy", where="label = 'a' and toy < 0.95", balance=0, name="narrow")
+    assert members(ten, name) == [1, 2, 3, 4]  # round(0.5 · 7), which Python rounds to even
+    assert rows(ten, "select num_candidates, where_sql from selections") == [(7, "label = 'a' and toy < 0.95")]
+
+
+@pytest.mark.parametrize(
+    "where", ["nonsense", "true); drop table samples; --", "1 = (select count(*) from read_csv('/etc/passwd'))"]
+)
+def test_where_can_only_read_the_catalog(ten, where):
+    with pytest.raises(CurateError, match="--where"):
+        select(ten, keep=0.5, scoring="toy", where=where)
+    assert rows(ten, "select count(*) from samples") == [(10,)]
+
+
+def test_samples_without_a_score_come_last_and_are_mentioned(ten, caplog):
+    add_scoring(ten, "gaps", {place: None if place < 4 else float(place) for place in range(9)})
+    kept = members(ten, select(ten, keep=0.6, scoring="gaps", strategy="easiest", balance=0))
+    assert set(kept) > {4, 5, 6, 7, 8}
+    assert "5 samples have no score" in caplog.text
+
+
+def test_sizes_are_exact_for_every_keep(ten):
+    for keep in np.linspace(0.05, 1, 20):
+        assert len(members(ten, select(ten, keep=float(keep), scoring="toy", name="sized"))) == round(float(keep) * 10)
+
+
+def test_without_labels_clusters_are_the_groups(tmp_path):
+    url = write_shard(tmp_path / "a.tar", [(f"{place}", {"png": png(place)}) for place in range(12)])
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, [str(url)], encoder="pixels")
+    add_scoring(catalog, "toy", {place: float(place) for place in range(12)})
+    select(catalog, keep=0.5, scoring="toy", name="before")
+    cluster(catalog, k=3)
+    name = select(catalog, keep=0.5, scoring="toy", balance=1.0, name="after")
+    assert rows(catalog, "select selection, balance_by from selections order by 1") == [
+        ("after", "cluster"),
+        ("before", "none"),
+    ]
+    found = rows(
+        catalog,
+        "select count(*), count(members.sample_id) from assignments left join members "
+        "on members.sample_id = assignments.sample_id and selection = ? group by cluster_id",
+        name,
+    )
+    assert sum(kept for _, kept in found) == 6
+    assert all(abs(kept - size / 2) < 1 for size, kept in found)
+
+
+def test_the_same_arguments_do_nothing_and_other_scores_select_again(ten, caplog):
+    select(ten, keep=0.3, scoring="toy")
+    with caplog.at_level("INFO", "curate"):
+        select(ten, keep=0.3, scoring="toy")
+    assert "nothing to do" in caplog.text
+    select(ten, keep=0.3, scoring="toy", balance=0)
+    assert rows(ten, "select count(*) from selections") == [(1,)]
+    assert rows(ten, "select count(*) from members") == [(3,)]
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    ({"keep": 0.0}, "above 0"), ({"keep": 1.5}, "up to 1"), ({"keep": 0.5, "balance": 2}, "--balance"),
+    ({"keep": 0.5, "scope": "galaxy"}, "--scope"), ({"keep": 0.5, "balance_by": "colour"}, "--balance-by"),
+    ({"keep": 0.5, "balance_base": "square"}, "--balance-base"), ({"keep": 0.5, "strategy": "best"}, "no strategy called"),
+    ({"keep": 0.5, "scoring": "el3n"}, "no scoring called 'el3n'; there are: toy"),
+    ({"keep": 0.5, "balance_by": "cluster"}, "no clustering yet"),
+])  # fmt: skip
+def test_wrong_options_name_the_remedy(ten, options, reason):
+    with pytest.raises(CurateError, match=reason):
+        select(ten, **{"scoring": "toy", **options})

@@ -1,0 +1,75 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from curate.images import ImageError, Preprocessing, decode
+
+PLAIN = Preprocessing(8, 8)
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format=format, **options)
+    return file.getvalue()
+
+
+def solid(colour=(200, 100, 50), size=(16, 8)) -> Image.Image:
+    return Image.new("RGB", size, colour)
+
+
+def alpha() -> Image.Image:
+    image = solid().convert("RGBA")
+    image.putalpha(10)
+    return image
+
+
+@pytest.mark.parametrize(("data", "wanted"), [
+    (encoded(solid()), (200, 100, 50)),
+    (encoded(solid(), "JPEG", quality=95), (200, 100, 50)),
+    (encoded(solid(), "WEBP", lossless=True), (200, 100, 50)),
+    (encoded(solid().convert("P")), None),
+    (encoded(alpha()), (200, 100, 50)),
+    (encoded(solid().convert("CMYK"), "JPEG", quality=95), (200, 100, 50)),
+    (encoded(solid().convert("L")), (124, 124, 124)),
+    (encoded(solid().convert("1")), None),
+    (encoded(solid().convert("LA")), (124, 124, 124)),
+    (encoded(Image.fromarray(np.full((8, 16), 40_000, np.uint16))), (156, 156, 156)),
+])  # fmt: skip
+def test_every_mode_becomes_the_colours_it_stands_for(data, wanted):
+    decoded = decode(data, PLAIN)
+    assert (decoded.pixels.shape, decoded.pixels.dtype, decoded.width, decoded.height) == ((8, 8, 3), np.uint8, 16, 8)
+    if wanted:
+        assert np.abs(decoded.pixels.astype(int) - wanted).max() <= 4
+
+
+def test_exif_rotation_is_left_alone_as_in_the_encoders_own_transforms():
+    image = Image.fromarray(np.repeat(np.arange(0, 256, 16, dtype=np.uint8)[None], 16, axis=0))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = decode(encoded(image, "JPEG", exif=exif, quality=95), Preprocessing(16, 16)).pixels
+    assert np.array_equal(turned, decode(encoded(image, "JPEG", quality=95), Preprocessing(16, 16)).pixels)
+
+
+def test_the_first_frame_of_an_animation_counts():
+    frames = [solid((255, 0, 0)), solid((0, 0, 255))]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode(data, PLAIN).pixels.reshape(-1, 3).mean(axis=0).tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", encoded(solid(size=(64, 64)), "JPEG")[:-200]])
+def test_broken_bytes_give_a_reason(data):
+    with pytest.raises(ImageError, match="Error"):
+        decode(data, PLAIN)
+
+
+def test_a_decompression_bomb_is_refused():
+    with pytest.raises(ImageError, match="DecompressionBomb"):
+        decode(encoded(Image.new("1", (20_000, 10_000))), PLAIN)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 900), (900, 1), (37, 23)])
+@pytest.mark.parametrize("resize", ["shortest", "longest", "squash"])
+def test_any_shape_gives_the_wanted_size(size, resize):
+    assert decode(encoded(solid(size=size)), Preprocessing(8, 9, resize)).pixels.shape == (8, 8, 3)
