@@ -1,4 +1,5 @@
--- Views and macros for people who query; made anew at every commit. None depends on where the folder lies.
+-- Views and macros for people who query. None depends on where the folder lies.
+-- One more, sample_scores (a column for each clustering and scoring), is made anew by cluster and score.
 
 -- How each selection treats each class; num_kept is 0 for a class that is gone.
 create or replace view class_balance as

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from curate.catalog import Catalog as Catalog
     from curate.errors import CurateError as CurateError
-    from curate.kept import kept as kept
+    from curate.membership import kept as kept
     from curate.recipe import run as run
     from curate.stages.cluster import cluster as cluster
     from curate.stages.embed import embed as embed
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Catalog": "curate.catalog",
     "CurateError": "curate.errors",
-    "kept": "curate.kept",
+    "kept": "curate.membership",
     "run": "curate.recipe",
 } | {verb: f"curate.stages.{verb}" for verb in ("embed", "cluster", "score", "select", "query", "export", "gallery")}
 

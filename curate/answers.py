@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FORMATS = ("table", "csv", "json", "parquet")
 
 
-def write(answer: "duckdb.DuckDBPyConnection", format: str, out: Path | None, limit: int) -> None:  # noqa: A002
+def write(answer: "duckdb.DuckDBPyConnection", format: str, out: Path | None, limit: int) -> None:
     """Write a query's answer in one of FORMATS, to a file or to stdout, row by row."""
     if format not in FORMATS:
         raise CurateError(f"no format called '{format}'; there are: {', '.join(FORMATS)}")
@@ -38,7 +38,7 @@ def _rows(answer: "duckdb.DuckDBPyConnection") -> Iterator[tuple[Any, ...]]:
         yield from rows
 
 
-def _write_text(answer: Any, columns: list[str], format: str, file: TextIO, limit: int) -> None:  # noqa: A002
+def _write_text(answer: Any, columns: list[str], format: str, file: TextIO, limit: int) -> None:
     if format == "csv":
         writer = csv.writer(file)
         writer.writerow(columns)

@@ -72,11 +72,13 @@ class Catalog:
             raise CurateError(f"cannot make the catalog '{self.path}': {error.strerror}; choose a folder with -c") from error
         with self._connection(read_only=False) as connection:
             tables = connection.execute("select table_name from duckdb_tables() where table_name = 'meta'").fetchall()
-            if not tables:
+            if not tables and not connection.execute("select 1 from duckdb_tables()").fetchall():
                 connection.execute("begin")
                 connection.execute(resources.sql("schema"))
                 connection.execute(resources.sql("views"))
+                refresh_sample_scores(connection)
                 connection.execute("commit")
+            _check_version(connection, self.path)
         return self
 
     @contextlib.contextmanager
@@ -84,6 +86,7 @@ class Catalog:
         """A read-only connection; `guarded` also shuts out every file but the catalog's own vectors."""
         self._check_exists()
         with self._connection(read_only=True) as connection:
+            _check_version(connection, self.path)
             connection.execute("set variable catalog = ?", [str(self.path)])
             if guarded:
                 connection.execute(f"set allowed_directories = [{literal(str(self.path / 'embeddings'))}]")
@@ -96,6 +99,7 @@ class Catalog:
         """One transaction: committed when the block ends well, undone when it does not."""
         self._check_exists()
         with self._connection(read_only=False) as connection:
+            _check_version(connection, self.path)
             connection.execute("begin")
             try:
                 yield connection
@@ -112,8 +116,6 @@ class Catalog:
     def _connection(self, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
         connection = self._connect(read_only)
         try:
-            if self.database.exists():
-                _check_version(connection, self.path)
             yield connection
         finally:
             connection.close()
@@ -275,9 +277,9 @@ def _row(connection: duckdb.DuckDBPyConnection, query: str, *parameters: Any) ->
 
 
 def _check_version(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
-    known = connection.execute("select 1 from duckdb_tables() where table_name = 'meta'").fetchone()
-    if not known:
-        return
-    (version,) = _row(connection, "select schema_version from meta")
+    try:
+        (version,) = _row(connection, "select schema_version from meta")
+    except duckdb.CatalogException as error:
+        raise CurateError(f"'{path}' holds a database that is no catalog: choose another folder with -c") from error
     if version > SCHEMA_VERSION:
         raise CurateError(f"'{path}' was made by a newer curate (schema {version}): upgrade with pip install -U")

@@ -151,7 +151,7 @@ def select(
 @app.command(epilog="Examples: curate query class_balance · curate query 'select count(*) from samples' --format csv")
 def query(
     sql: Annotated[str, typer.Argument(help="SQL, or a name from `curate list queries`.", metavar="SQL|NAME")],
-    format: Annotated[str, typer.Option("--format", "-f", help="table, csv, json or parquet.")] = "table",  # noqa: A002
+    format: Annotated[str, typer.Option("--format", "-f", help="table, csv, json or parquet.")] = "table",
     param: Annotated[
         list[str] | None, typer.Option("--param", "-p", help="NAME=VALUE for a saved query.", show_default=False)
     ] = None,
@@ -214,7 +214,7 @@ def gallery(
 @app.command(epilog="Example: curate run clothing --set select.keep=0.5")
 def run(
     recipe: Annotated[str, typer.Argument(help="A TOML file, or a name from `curate list recipes`.", metavar="RECIPE")],
-    set: Annotated[list[str] | None, typer.Option("--set", help="stage.key=value", show_default=False)] = None,  # noqa: A002
+    set: Annotated[list[str] | None, typer.Option("--set", help="stage.key=value", show_default=False)] = None,
     from_stage: Annotated[str | None, typer.Option("--from", help="Begin with this stage.", show_default=False)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and show its steps.")] = False,
     catalog: Annotated[

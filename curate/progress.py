@@ -13,6 +13,8 @@ def show(*, messages: bool, bars: bool) -> None:
     """Let messages go to stderr, and bars too where stderr is a terminal."""
     global _bars
     _bars = bars and sys.stderr.isatty()
+    # Libraries log to the root as well (open_clip: every download that fails); our own line says what matters.
+    logging.getLogger().addHandler(logging.NullHandler())
     if messages and not log.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))

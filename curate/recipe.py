@@ -29,7 +29,7 @@ def run(
     recipe: str | Path,
     catalog: str | Path | None = None,
     *,
-    set: list[str] | None = None,  # noqa: A002 - the option's name
+    set: list[str] | None = None,
     from_stage: str | None = None,
     dry_run: bool = False,
 ) -> str:
@@ -126,11 +126,14 @@ def _checked(step: Step, path: Path) -> Step:
     function = stage_function(step.stage)
     signature = inspect.signature(function)
     arguments = {key: expand(value) for key, value in step.arguments.items()}
+    options = list(signature.parameters)[1:]
     try:
+        for key in arguments:  # before what is missing, because a slip of the pen causes both
+            if key not in options:
+                raise TypeError(f"got an unexpected keyword argument '{key}'")
         signature.bind("catalog", **arguments)
     except TypeError as error:
-        options = ", ".join(list(signature.parameters)[1:])
-        raise CurateError(f"'{path}': [{step.stage}] {error}; it takes: {options}") from error
+        raise CurateError(f"'{path}': [{step.stage}] {error}; it takes: {', '.join(options)}") from error
     hints = typing.get_type_hints(function)
     for key, value in arguments.items():
         if not _fits(value, hints[key]):

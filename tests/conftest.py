@@ -49,12 +49,16 @@ def shards(tmp_path: Path) -> list[str]:
     return write_corpus(tmp_path / "corpus")
 
 
-@pytest.fixture
-def catalog(tmp_path: Path, shards: list[str]) -> Catalog:
+def make_catalog(folder: Path) -> Catalog:
     """The three shards embedded by pixels."""
-    made = Catalog(tmp_path / "catalog")
-    embed(made, shards, encoder="pixels", workers=1)
+    made = Catalog(folder / "catalog")
+    embed(made, write_corpus(folder / "corpus"), encoder="pixels", workers=1)
     return made
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    return make_catalog(tmp_path)
 
 
 def rows(catalog: Catalog, sql: str, *parameters: object) -> list[tuple]:
@@ -69,8 +73,9 @@ def members(catalog: Catalog, selection: str) -> list[int]:
 def add_scoring(catalog: Catalog, name: str, scores: dict[int, float | None]) -> None:
     """A scoring made by hand."""
     with catalog.writing() as connection:
-        insert(connection, "scorings", {"scoring": name, "metric": name, "source": None, "arguments": "{}",
-                                        "num_samples": len(scores), "num_null": 0, "fingerprint": name, "run_id": 0})  # fmt: skip
+        head = {"scoring": name, "metric": name, "source": None, "arguments": "{}",
+                "num_samples": len(scores), "num_null": 0, "fingerprint": name, "run_id": 0}  # fmt: skip
+        insert(connection, "scorings", head)
         connection.executemany("insert into scores values (?, ?, ?)", [[name, key, score] for key, score in scores.items()])
         refresh_sample_scores(connection)
 

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "curate"
 LAYERS = [
     {"errors", "registry", "resources", "progress", "atomic", "shuffle", "provenance"},
     {"tar", "shards", "vectors", "images", "catalog", "corpus"},
-    {"encoders", "metrics", "strategies", "kept"},
+    {"encoders", "metrics", "strategies", "membership"},
     {"engine"},
     {"stages"},
     {"recipe", "demo", "answers"},
@@ -52,7 +52,8 @@ def test_help_imports_nothing_heavy():
 def test_querying_imports_no_torch_and_no_pyarrow(catalog):
     program = (
         "import sys\nfrom curate.cli import main\n"
-        f"try:\n    main(['query', 'shards', '-c', {str(catalog.path)!r}])\nexcept SystemExit as end:\n    assert not end.code\n"
+        f"try:\n    main(['query', 'shards', '-c', {str(catalog.path)!r}])\n"
+        "except SystemExit as end:\n    assert not end.code\n"
         "heavy = {'torch', 'open_clip', 'timm', 'webdataset', 'faiss', 'pyarrow'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -40,8 +40,7 @@ def test_a_cut_member_fails_its_own_sample_only(tmp_path):
     path.write_bytes(path.read_bytes()[: 5 * 512 + 700])  # in the middle of b.jpg
     found = []
     with path.open("rb") as file, pytest.raises(DamagedShard) as damage:
-        for sample in shards.samples(TarReader(file)):
-            found.append(sample.key)
+        found.extend(sample.key for sample in shards.samples(TarReader(file)))
     assert (found, damage.value.key) == (["a"], "b")
 
 

@@ -67,19 +67,13 @@ def _bytes() -> Any:
 
 def load_state(checkpoint: str) -> dict[str, Any]:
     """The tensors of a .safetensors file or of a .pt/.pth file, without running any code that lies in it."""
-    import pickle
-
     import torch
 
-    try:
-        if checkpoint.endswith(".safetensors"):
-            from safetensors.torch import load_file
+    if checkpoint.endswith(".safetensors"):
+        from safetensors.torch import load_file
 
-            return dict(load_file(checkpoint))
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise CurateError(f"cannot read the checkpoint '{checkpoint}': {reason}; give weights only") from error
+        return dict(fitting(checkpoint, lambda: load_file(checkpoint)))
+    state = fitting(checkpoint, lambda: torch.load(checkpoint, map_location="cpu", weights_only=True))
     for wrapper in ("state_dict", "model", "teacher"):
         state = state.get(wrapper, state) if isinstance(state, dict) else state
     if not isinstance(state, dict):
@@ -97,6 +91,17 @@ def load_into(module: "torch.nn.Module", checkpoint: str, *, ignore: tuple[str, 
     wrong = [name for name in missing if not name.startswith(ignore or ("\0",))] + list(unexpected)
     if wrong:
         raise CurateError(f"'{checkpoint}' does not fit the model: {len(wrong)} names differ, for example '{wrong[0]}'")
+
+
+def fitting(checkpoint: str, build: Callable[[], Any]) -> Any:
+    """Call `build`, which reads the checkpoint; CurateError where it cannot be read or does not fit."""
+    import pickle
+
+    try:
+        return build()
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise CurateError(f"'{checkpoint}' does not fit the model, or is no file of weights: {reason}") from error
 
 
 def from_hub(what: str, build: Callable[[], Any]) -> Any:

@@ -1,6 +1,8 @@
 """Any image tower of open_clip: `open_clip:MODEL/PRETRAINED`, for example `open_clip:ViT-B-32/laion2b_s34b_b79k`."""
 
-from curate.encoders import Encoder, encoder, from_hub, hash_weights
+from typing import Any
+
+from curate.encoders import Encoder, encoder, fitting, from_hub, hash_weights
 from curate.errors import CurateError
 from curate.images import Preprocessing
 
@@ -16,12 +18,12 @@ def open_clip(variant: str, checkpoint: str | None, size: int | None) -> Encoder
     tags = library.list_pretrained_tags_by_model(model)
     if not checkpoint and tag not in tags:
         raise CurateError(f"'{model}' has no weights '{tag}'; there are: {', '.join(tags)}; or give a --checkpoint")
-    weights = checkpoint or tag
     size_option = {"force_image_size": size} if size else {}
-    clip = from_hub(
-        f"open_clip:{variant}",
-        lambda: library.create_model(model, pretrained=weights, weights_only=True, **size_option),
-    )
+
+    def build() -> Any:
+        return library.create_model(model, pretrained=checkpoint or tag, weights_only=True, **size_option)
+
+    clip = fitting(checkpoint, build) if checkpoint else from_hub(f"open_clip:{variant}", build)
     tower = clip.visual.eval()
     how = tower.preprocess_cfg
     pixels = how["size"][0] if isinstance(how["size"], tuple | list) else how["size"]

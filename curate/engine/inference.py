@@ -7,9 +7,10 @@ export fails, and on CUDA, torch runs it.
 
 import contextlib
 import functools
-import io
+import os
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -44,7 +45,7 @@ def devices(wanted: str) -> tuple[str, tuple[int, ...]]:
     """The device to use and the GPUs there are, for `auto`, `cpu` or `cuda`. Raises CurateError."""
     if wanted not in ("auto", "cpu", "cuda"):
         raise CurateError(f"no device called '{wanted}'; there are: auto, cpu, cuda")
-    if wanted == "cpu":
+    if wanted == "cpu" or (wanted == "auto" and not _has_driver()):
         return "cpu", ()
     import torch
 
@@ -52,6 +53,19 @@ def devices(wanted: str) -> tuple[str, tuple[int, ...]]:
     if wanted == "cuda" and not count:
         raise CurateError("--device cuda, but torch sees no GPU: check the driver, or use --device cpu")
     return ("cuda", tuple(range(count))) if count else ("cpu", ())
+
+
+def _has_driver() -> bool:
+    """Whether a GPU driver can be loaded at all: a look that spares the import of torch where there is none."""
+    import ctypes
+
+    for library in ("libcuda.so.1", "libamdhip64.so", "nvcuda.dll"):
+        try:
+            ctypes.CDLL(library)
+            return True
+        except OSError:
+            continue
+    return False
 
 
 def prepare(encoder: Encoder, spec: str, checkpoint: str | None, device: str, threads: int, onnx: Path) -> Model:
@@ -136,7 +150,7 @@ def _export(network: "torch.nn.Module", how: Preprocessing, path: Path) -> Path 
     torch.backends.mha.set_fastpath_enabled(False)  # its fused operator has no ONNX counterpart
     try:
         # The tracing exporter: 0.5 s, where the newer one needs 17 s. It prints its graph when it fails.
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        with warnings.catch_warnings(), _silent_stdout(), torch.no_grad():
             warnings.simplefilter("ignore")
             expected = network(images).float().flatten(1).numpy()
             torch.onnx.export(
@@ -154,3 +168,17 @@ def _export(network: "torch.nn.Module", how: Preprocessing, path: Path) -> Path 
         log.info("torch runs this encoder: its ONNX export gave other vectors")
         return None
     return path
+
+
+@contextlib.contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Lose what is written to stdout meanwhile, by C++ code too: our stdout is for names that shells read."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -20,8 +20,8 @@ def query(catalog: Catalog | str | Path, sql: str, *, params: dict[str, str] | N
     `params` become DuckDB variables: `getvariable('scoring')` in the SQL. The connection can only read,
     and no file but the catalog's own vectors. Raises CurateError with the database's reason.
     """
-    with answering(catalog, sql, params) as answer:
-        return answer.to_arrow_table()
+    with _asking(catalog, params) as connection:
+        return connection.sql(_text(sql)).to_arrow_table()
 
 
 @contextlib.contextmanager
@@ -29,18 +29,29 @@ def answering(
     catalog: Catalog | str | Path, sql: str, params: dict[str, str] | None = None
 ) -> "Iterator[duckdb.DuckDBPyConnection]":
     """The same as a cursor, whose rows need not fit into memory."""
+    with _asking(catalog, params) as connection:
+        yield connection.execute(_text(sql))
+
+
+def _text(sql: str) -> str:
+    """SQL as it is; one word is the name of a saved query."""
+    if sql.strip().replace("_", "").isalnum():
+        return resources.find(resources.CATALOG / "queries", ".sql", sql.strip(), "saved query").read_text(encoding="utf-8")
+    return sql
+
+
+@contextlib.contextmanager
+def _asking(catalog: Catalog | str | Path, params: dict[str, str] | None) -> "Iterator[duckdb.DuckDBPyConnection]":
+    """A guarded connection with the variables set; the database's errors become CurateError."""
     import duckdb
 
-    text = sql
-    if sql.strip().replace("_", "").isalnum():
-        text = resources.find(resources.CATALOG / "queries", ".sql", sql.strip(), "saved query").read_text(encoding="utf-8")
     with Catalog(catalog).reading(guarded=True) as connection:
         try:
             for name, value in (params or {}).items():
                 if not name.isidentifier():
                     raise CurateError(f"--param {name}: a name has letters, digits and _ only")
                 connection.execute(f"set variable {name} = ?", [value])
-            yield connection.execute(text)
+            yield connection
         except duckdb.Error as error:
             lines = str(error).splitlines()
             hint = next((line for line in lines[1:] if line.startswith(("Candidate", "Did you mean"))), "")

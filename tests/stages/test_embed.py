@@ -44,10 +44,8 @@ def test_every_sample_gets_a_row_and_a_vector(catalog, shards):
 
 
 def test_byte_ranges_lead_back_to_the_sample(catalog):
-    url, offset, length, key = rows(
-        catalog, "select url, byte_offset, samples.num_bytes, key from samples join shards using (shard_id) where sample_id = ?",
-        (2 << 24) | 7,
-    )[0]  # fmt: skip
+    query = "select url, byte_offset, samples.num_bytes, key from samples join shards using (shard_id) where sample_id = ?"
+    ((url, offset, length, key),) = rows(catalog, query, (2 << 24) | 7)
     data = Path(url).read_bytes()[offset : offset + length]
     assert data[:8] == f"{key}.png"[:8].encode()
     assert png(2007) in data
@@ -94,8 +92,8 @@ def test_a_second_embedding_shares_the_corpus(catalog, shards):
 
 def test_broken_samples_are_recorded_and_the_rest_is_kept(tmp_path):
     url = write_shard(tmp_path / "a.tar", [
-        ("good", {"png": png(1), "cls": b"3"}), ("torn", {"png": png(2, (90, 90))[:-400], "cls": b"3"}), ("none", {"cls": b"3"}),
-        ("mark", {"png": png(4), "cls": b"\xff\xfe"}), ("bare", {"png": png(5)}),
+        ("good", {"png": png(1), "cls": b"3"}), ("torn", {"png": png(2, (90, 90))[:-400], "cls": b"3"}),
+        ("none", {"cls": b"3"}), ("mark", {"png": png(4), "cls": b"\xff\xfe"}), ("bare", {"png": png(5)}),
     ])  # fmt: skip
     catalog = Catalog(tmp_path / "catalog")
     embed(catalog, [str(url)], encoder="pixels")
@@ -115,8 +113,8 @@ def test_a_truncated_shard_keeps_what_is_whole_and_is_read_again_when_mended(tmp
     path.write_bytes(whole[: 20 * 512 + 700])
     catalog = Catalog(tmp_path / "catalog")
     embed(catalog, [str(path)], encoder="pixels")
-    found, embedded, failed = rows(
-        catalog, "select num_samples, num_embedded, num_failed from shards join embedded_shards using (shard_id)")[0]  # fmt: skip
+    counts = "select num_samples, num_embedded, num_failed from shards join embedded_shards using (shard_id)"
+    ((found, embedded, failed),) = rows(catalog, counts)
     assert 0 < embedded < 9
     assert (found, failed) == (embedded + 1, 1)
     assert "cut short" in rows(catalog, "select error from failures where sample_id is null")[0][0]
@@ -254,16 +252,14 @@ def test_queries_are_answered_while_embed_runs(tmp_path):
     process = start(tmp_path / "catalog", shards, 2)
     seen = []
     while process.poll() is None:
-        asked = subprocess.run(
-            [sys.executable, "-m", "curate", "query", "select count(*) as n from samples", "-f", "csv", "-c", str(tmp_path / "catalog")],
-            capture_output=True, text=True,
-        )  # fmt: skip
+        question = ["query", "select count(*) as n from samples", "-f", "csv", "-c", str(tmp_path / "catalog")]
+        asked = subprocess.run([sys.executable, "-m", "curate", *question], capture_output=True, text=True)
         if asked.returncode == 0:
             seen.append(int(asked.stdout.split()[1]))
         else:
             assert "no catalog at" in asked.stderr  # only before there is one
             assert not seen
-    out, err = process.communicate()
+    _, err = process.communicate()
     assert process.returncode == 0, err
     assert len(seen) >= 2
     assert seen == sorted(seen)

@@ -1,0 +1,111 @@
+"""The command line as a shell sees it: stdout, stderr, exit status."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_catalog, png, rows, write_corpus, write_shard
+
+from curate.catalog import Catalog
+
+
+def curate(*words: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "curate", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment})
+
+
+def fails(asked: subprocess.CompletedProcess, reason: str, status: int = 1) -> None:
+    assert asked.returncode == status, asked.stderr
+    assert reason in asked.stderr
+    assert "Traceback" not in asked.stderr
+    assert asked.stdout == ""
+
+
+def test_the_chain_prints_one_name_a_command_so_that_shells_can_chain(tmp_path):
+    write_corpus(tmp_path / "corpus")
+    place = {"cwd": tmp_path, "CURATE_CATALOG": "my-catalog"}
+    assert curate("embed", "corpus/{000..002}.tar", "--encoder", "pixels", **place).stdout == "pixels\n"
+    assert curate("cluster", "--k", 3, **place).stdout == "kmeans\n"
+    assert curate("score", "ssl_prototypes", "random", **place).stdout == "ssl_prototypes\nrandom\n"
+    selection = curate("select", "--keep", 0.8, **place).stdout.strip()
+    assert selection == "ssl_prototypes-hardest-0.8"
+    assert curate("export", selection, "out", **place).stdout == f"{tmp_path}/out\n"
+    picture = curate("gallery", "--scoring", "random", "--count", 3, **place).stdout.strip()
+    assert Path(picture).read_bytes()[:4] == b"\x89PNG"
+    sets = curate("list", **place)
+    assert (sets.returncode, "ssl_prototypes-hardest-0.8" in sets.stdout) == (0, True)
+
+
+def test_broken_samples_give_status_3_and_strict_makes_it_1(tmp_path):
+    write_shard(tmp_path / "a.tar", [("good", {"png": png(1)}), ("torn", {"jpg": b"\xff\xd8\xff\xe0broken"})])
+    words = ("embed", tmp_path / "a.tar", "--encoder", "pixels", "-c", tmp_path / "catalog")
+    for options, status in (((), 3), (("--strict",), 1)):
+        asked = curate(*words, *options)
+        assert (asked.returncode, asked.stdout) == (status, "pixels\n")
+        assert "curate query failures" in asked.stderr
+        assert "1 samples embedded, 1 failed" in asked.stderr
+    assert "Truncated File Read" in curate("query", "failures", "-c", tmp_path / "catalog").stdout
+
+
+def test_a_truncated_tar_gives_status_3_and_keeps_what_is_whole(tmp_path):
+    path = Path(write_corpus(tmp_path / "corpus", 1)[0])
+    path.write_bytes(path.read_bytes()[: 20 * 512 + 700])
+    asked = curate("embed", path, "--encoder", "pixels", "-c", tmp_path / "catalog")
+    assert asked.returncode == 3
+    assert "000.tar: the file is cut short in a member of" in asked.stderr
+    assert len(rows(Catalog(tmp_path / "catalog"), "select * from samples")) == 3
+
+
+def test_mistakes_give_one_line_and_status_1(tmp_path):
+    catalog = make_catalog(tmp_path)
+    where = ("-c", catalog.path)
+    fails(curate("embed", tmp_path / "missing.tar", *where), "no shard at")
+    fails(
+        curate("embed", tmp_path / "corpus", "--encoder", "nosuch", *where),
+        "no encoder called 'nosuch'; there are: efficientnet_lite0",
+    )
+    fails(curate("embed", tmp_path / "corpus", "--encoder", "pixels@4", "--name", "pixels", *where), "choose another --name")
+    fails(curate("select", "--keep", 0.5, *where), "make one with `curate score METRIC`")
+    fails(curate("export", "nothing", tmp_path / "out", *where), "make one with `curate select --keep F`")
+    fails(curate("query", "select", *where), "no saved query called 'select'")
+    fails(curate("cluster", "-c", tmp_path / "nowhere"), "make one with `curate embed SHARDS")
+    fails(curate("list", "things", *where), "no list of 'things'; there are: encoders")
+    (tmp_path / "file").write_text("")
+    fails(curate("embed", tmp_path / "corpus", "--encoder", "pixels", "-c", tmp_path / "file"), "choose a folder with -c")
+    assert rows(catalog, "select count(*) from samples") == [(30,)]
+
+
+def test_wrong_usage_gives_status_2(tmp_path):
+    for words in (("select",), ("cluster", "--k", "many"), ("polish",), ("embed",), ("query", "sets", "--param", "x")):
+        asked = curate(*words, cwd=tmp_path)
+        assert asked.returncode == 2, words
+        assert "Traceback" not in asked.stderr
+
+
+def test_quiet_says_nothing_and_debug_shows_the_traceback(tmp_path):
+    asked = curate("embed", *write_corpus(tmp_path / "corpus"), "--encoder", "pixels", "-c", tmp_path / "catalog", "--quiet")
+    assert (asked.returncode, asked.stdout, asked.stderr) == (0, "pixels\n", "")
+    asked = curate("select", "--keep", 0.5, "-c", tmp_path / "catalog", "--debug")
+    assert asked.returncode == 1
+    assert "CurateError" in asked.stderr
+
+
+def test_a_hub_that_cannot_be_reached_names_the_checkpoint_option(tmp_path):
+    """The proxy of the environment leads nowhere, so no request leaves the machine and none waits for an answer."""
+    shards = write_corpus(tmp_path / "corpus", 1)
+    offline = {"HTTPS_PROXY": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
+    for encoder in ("open_clip:ViT-B-32/laion2b_s34b_b79k", "timm:vit_tiny_patch16_224"):
+        asked = curate("embed", *shards, "--encoder", encoder, "-c", tmp_path / "catalog", **offline)
+        fails(asked, "give the file with --checkpoint")
+        assert len(asked.stderr.splitlines()) == 1, asked.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["embed", "cluster", "score", "select", "query", "export", "gallery", "run", "list", "demo"]
+)
+def test_every_command_has_help_with_an_example(command):
+    asked = curate(command, "--help")
+    assert asked.returncode == 0
+    assert f"curate {command}" in asked.stdout.split("Example")[1]
