@@ -26,15 +26,26 @@ CatalogOption = Annotated[
 ]
 CATALOG = Path("curated")
 Name = Annotated[str | None, typer.Option("--name", help="Name of the result.", show_default=False)]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0)]
 Workers = Annotated[int | None, typer.Option("--workers", "-j", help="Worker processes.", min=1, show_default=False)]
 Embedding = Annotated[str | None, typer.Option(help="Which embedding (default: the only one).", show_default=False)]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from curate import provenance
+
+        print(provenance.version())
+        raise typer.Exit
 
 
 @app.callback()
 def options(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages and no progress bars on stderr.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version)
+    ] = False,
 ) -> None:
     """Turn a corpus of images in WebDataset shards into the smallest part of it that trains as good a model.
 
@@ -111,13 +122,17 @@ def score(
         str | None, typer.Option(help="cosine or euclidean (default: the clustering's, else cosine).", show_default=False)
     ] = None,
     seed: Seed = 0,
+    workers: Workers = None,
     name: Name = None,
     catalog: CatalogOption = CATALOG,
 ) -> None:
     """Score every sample. A high score always means worth keeping."""
     from curate.stages.score import score as stage
 
-    names = stage(catalog, metrics, embedding=embedding, clustering=clustering, distance=distance, seed=seed, name=name)
+    names = stage(
+        catalog, metrics, embedding=embedding, clustering=clustering, distance=distance, seed=seed, workers=workers or 1,
+        name=name,
+    )  # fmt: skip
     print("\n".join(names))
 
 

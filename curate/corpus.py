@@ -24,8 +24,9 @@ def register(catalog: Catalog, embedding: str, urls: list[str]) -> list[Job]:
     with catalog.reading() as connection:
         known = {row[1]: row for row in connection.execute(
             "select shard_id, url, num_bytes, version, fingerprint, complete from shards").fetchall()}  # fmt: skip
-        finished = {shard_id for (shard_id,) in connection.execute(
-            "select shard_id from embedded_shards where embedding = ?", [embedding]).fetchall()}  # fmt: skip
+        finished = {shard_id for shard_id, count in connection.execute(
+            "select shard_id, num_embedded from embedded_shards where embedding = ?", [embedding]).fetchall()
+            if not count or catalog.vector_file(embedding, shard_id).is_file()}  # fmt: skip
     moved = {(Path(url).name, row[2]): row for url, row in known.items() if row[4]}
     new: list[tuple[str, Stat]] = []
     todo: list[tuple[int, str, int]] = []
@@ -141,7 +142,10 @@ def record_unreadable(catalog: Catalog, embedding: str, problems: dict[int, str]
     if not problems:
         return
     with catalog.writing() as connection:
+        finished = connection.execute("select shard_id from embedded_shards where embedding = ?", [embedding]).fetchall()
         for shard_id, problem in problems.items():
+            if (shard_id,) in finished:  # its group failed later, at another shard
+                continue
             connection.execute("delete from failures where embedding = ? and shard_id = ?", [embedding, shard_id])
             connection.execute(
                 "insert into failures values (?, ?, null, null, null, 'shard', ?)", [embedding, shard_id, problem]

@@ -24,22 +24,33 @@ def show(*, messages: bool, bars: bool) -> None:
 
 
 @contextlib.contextmanager
-def bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left; yields the function that moves it on by so many units."""
+def bar(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar with samples, rate and time left; yields the function that moves it on.
+
+    That function takes (amount, samples): `amount` counts towards `total`, whatever its unit.
+    """
     if not _bars:
-        yield lambda count: None
+        yield lambda amount, samples: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
-    class Rate(ProgressColumn):
+    class Samples(ProgressColumn):
         def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:,.0f} {unit}/s" if speed else f"… {unit}/s", style="cyan")
+            done = task.fields["samples"]
+            # The speed of late, which rich knows in the unit of the total, turned into samples.
+            speed = (task.finished_speed or task.speed or 0) * done / max(task.completed, 1)
+            return Text(f"{done:,} samples" + (f" · {speed:,.0f}/s" if speed else ""), style="cyan")
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), Samples(), TimeRemainingColumn())
     # transient: the bar vanishes when the work is done, and the summary line stands in its place.
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=total or None)
-        yield lambda count: progress.advance(task, count)
+        task, seen = progress.add_task(what, total=total, samples=0), 0
+
+        def advance(amount: int, samples: int) -> None:
+            nonlocal seen
+            seen += samples
+            progress.update(task, advance=amount, samples=seen)
+
+        yield advance

@@ -14,6 +14,7 @@ _REGULAR = b"0\x007"  # '0', NUL (before POSIX) and '7' (contiguous) are all pla
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 # Headers that describe the next member are small; a larger one is damage or an attack.
 _MAX_EXTENDED = 1 << 20
+_PIECE = 64 << 20  # a size is only a claim: memory is taken for what is really there
 
 
 class Member(NamedTuple):
@@ -105,7 +106,9 @@ class TarReader:
 
     def _payload(self, size: int, name: str | None) -> bytes:
         at, padded = self.num_bytes, -(-size // BLOCK) * BLOCK
-        data = self._read(padded)
+        data = self._read(min(padded, _PIECE))
+        while len(data) < padded and (more := self._read(min(padded - len(data), _PIECE))):
+            data += more
         if len(data) < padded:
             raise TarError(f"the file is cut short in a member of {size:,} bytes at byte {at:,}", member=name)
         return data[:size] if padded != size else data

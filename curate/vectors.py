@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from curate.atomic import replacing
+from curate.errors import CurateError
 
 
 class Part(NamedTuple):
@@ -28,10 +29,15 @@ def write(path: Path, sample_ids: np.ndarray, vectors: np.ndarray) -> None:
 
 
 def read(path: Path) -> Part:
-    """The ids and vectors of one file. Raises OSError."""
+    """The ids and vectors of one file. Raises CurateError where it is gone or damaged."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = "is gone" if isinstance(error, FileNotFoundError) else "is damaged: remove it"
+        raise CurateError(f"'{path}' {reason}; the same `curate embed` again makes the vectors that are missing") from error
     rows = table["vector"].combine_chunks()
     flat = rows.flatten().to_numpy(zero_copy_only=False)
     return Part(table["sample_id"].to_numpy(), flat.reshape(len(rows), rows.type.list_size).astype(np.float32))

@@ -96,7 +96,7 @@ def test_the_demo_ends_well_within_its_time_and_draws_its_picture(tmp_path):
         assert np.asarray(image.convert("L")).std() > 20
     assert_easy_digits_are_typical(Catalog(tmp_path / "curate-demo/catalog"))
     again = subprocess.run([sys.executable, "-m", "curate", "demo"], cwd=tmp_path, capture_output=True, text=True)
-    assert again.stderr.count("nothing to do") == 7
+    assert again.stderr.count("nothing to do") == 8
     assert again.stdout == asked.stdout
 
 

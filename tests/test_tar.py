@@ -94,3 +94,16 @@ def test_damage_is_named():
     whole = tar_bytes({"a.jpg": b"x"}, tarfile.GNU_FORMAT)
     with pytest.raises(TarError, match="after the end-of-archive mark"):
         list(TarReader(io.BytesIO(whole + whole)))
+
+
+def test_a_claimed_size_takes_no_memory():
+    data = bytearray(tar_bytes({"a.jpg": b"x" * 600}, tarfile.GNU_FORMAT))
+    data[124:136] = b"\x80" + (1 << 60).to_bytes(11, "big")
+    data[148:156] = b"%06o\0 " % (sum(data[:148]) + 8 * 32 + sum(data[156:512]))
+    with pytest.raises(TarError, match="cut short in a member of 1,152,921,504,606,846,976 bytes"):
+        list(TarReader(io.BytesIO(bytes(data))))
+
+
+def test_a_member_longer_than_a_piece_is_whole(monkeypatch):
+    monkeypatch.setattr("curate.tar._PIECE", 512)
+    assert {member.name: member.data for member in TarReader(io.BytesIO(tar_bytes(MEMBERS, tarfile.PAX_FORMAT)))} == MEMBERS

@@ -1,5 +1,6 @@
 """Any model of timm without its classifier: `timm:MODEL`, for example `timm:vit_small_patch14_dinov2.lvd142m`."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -15,14 +16,19 @@ def timm(variant: str, checkpoint: str | None, size: int | None) -> Encoder:
 
     if not library.is_model(variant):
         raise CurateError(f"timm has no model '{variant}'; names are listed by timm.list_models('*dino*')")
-    options: dict[str, Any] = {"num_classes": 0}
-    if size and "vit" in variant:
-        options["img_size"] = size
+
+    def build() -> Any:
+        options = {"pretrained": checkpoint is None, "num_classes": 0}
+        if size:
+            with contextlib.suppress(TypeError):  # convolutional networks take any size, and no such option
+                return library.create_model(variant, img_size=size, **options)
+        return library.create_model(variant, **options)
+
     if checkpoint:
-        model = library.create_model(variant, pretrained=False, **options)
+        model = build()
         load_into(model, checkpoint, ignore=("head.", "fc.", "classifier."))
     else:
-        model = from_hub(f"timm:{variant}", lambda: library.create_model(variant, pretrained=True, **options))
+        model = from_hub(f"timm:{variant}", build)
     return Encoder(model.eval(), preprocessing_of(model, size), hash_weights(model))
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Advance = Callable[[int, int], None]
 
 
 class Outcome(NamedTuple):
@@ -37,16 +38,17 @@ def map(  # noqa: A001 - the word for it
     items: Iterable[Item],
     resources: Resources = Resources(),
     *,
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Advance = lambda amount, samples: None,
 ) -> Iterator[Outcome]:
     """Run `task` on every item and yield the outcomes in the items' order.
 
-    `advance` is called now and then, in this process, with the count that tasks reported through
-    `tick`. An exception in a task becomes that item's error; the other items go on.
+    Items are taken as they are needed, a few ahead of the work. `advance` is called now and then, in
+    this process, with what tasks reported through `tick`. An exception in a task becomes that item's
+    error; the other items go on.
     """
     from curate.engine import local
 
-    yield from local.map(task, list(items), resources, advance)
+    yield from local.map(task, items, resources, advance)
 
 
 def cores() -> int:
@@ -54,9 +56,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_tick: Callable[[int], None] = lambda count: None  # noqa: E731 - replaced in a worker, hence a plain name
+_tick: Advance = lambda amount, samples: None  # noqa: E731 - replaced in a worker, hence a plain name
 
 
-def tick(count: int) -> None:
-    """Called by a task: so many units of its work are done. For the progress bar only."""
-    _tick(count)
+def tick(amount: int, samples: int | None = None) -> None:
+    """Called by a task, for the progress bar only: so much of its work is done, and so many samples.
+
+    `amount` is in the unit of the bar's total; where that is samples, one number says both.
+    """
+    _tick(amount, amount if samples is None else samples)

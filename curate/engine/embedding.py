@@ -82,7 +82,7 @@ class EmbedShards:
 
     def __call__(self, jobs: Iterable[Job]) -> dict[int, str]:
         rows = itertools.chain.from_iterable(map(self._read, jobs))
-        decoded = ahead(self._decode, rows, self.decoders)
+        decoded = ahead(self._decode, rows, self.decoders, 2 * self.batch_size)
         problems: dict[int, str] = {}
         for shard_id, group in itertools.groupby(self._encode(decoded), key=lambda row: row.shard_id):
             *samples, end = group
@@ -100,7 +100,7 @@ class EmbedShards:
                 try:
                     for sample in shards.samples(reader):
                         yield _row(job.shard_id, next(sample_ids), sample)
-                        engine.tick((reader.num_bytes >> 10) - told)
+                        engine.tick((reader.num_bytes >> 10) - told, 0)
                         told = reader.num_bytes >> 10
                 except DamagedShard as damage:
                     end.problem = str(damage)
@@ -108,7 +108,7 @@ class EmbedShards:
                         yield Row(job.shard_id, next(sample_ids), _text(damage.key)).fail("shard", end.problem)
                     reader.drain()
                 end.num_bytes, end.fingerprint = reader.num_bytes, reader.sha256
-                engine.tick((reader.num_bytes >> 10) - told)
+                engine.tick((reader.num_bytes >> 10) - told, 0)
         except OSError as error:
             end.problem = f"cannot be read: {error.strerror or error}"
             end.fingerprint = ""
@@ -205,6 +205,7 @@ def _encoded(held: list[Row | End], forward: inference.Forward) -> Iterator[Row 
     if batch:
         with np.errstate(over="ignore"):
             found = forward(np.stack([row.pixels for row in batch if row.pixels is not None])).astype(np.float16)
+        engine.tick(0, len(batch))
         for row, vector in zip(batch, found, strict=True):
             row.pixels, row.vector = None, vector
             if not np.isfinite(vector).all():
@@ -226,8 +227,8 @@ def _write_pending(path: Path, rows: list[Row], facts: dict[str, Any]) -> None:
         pq.write_table(table, temporary)
 
 
-def ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """`map` with so many threads working ahead, in order, a bounded number of items in flight; 0 threads: plain map."""
+def ahead(function: Callable[[T], R], items: Iterable[T], threads: int, most: int) -> Iterator[R]:
+    """`map` with so many threads working ahead, in order, at most so many items in flight; 0 threads: plain map."""
     if not threads:
         yield from map(function, items)
         return
@@ -235,7 +236,7 @@ def ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Itera
         window: deque[Any] = deque()
         for item in items:
             window.append(pool.submit(function, item))
-            if len(window) > 8 * threads:
+            if len(window) >= most:
                 yield window.popleft().result()
         while window:
             yield window.popleft().result()

@@ -5,7 +5,6 @@ euclidean: rows as they are, distance ‖x − c‖₂. The objective, which the
 recomputed here in float64 over all rows, is the sum of 1 − x·c, or of ‖x − c‖₂².
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +13,11 @@ import numpy as np
 
 from curate import engine, vectors
 from curate.atomic import replacing
+from curate.engine import Advance
 from curate.errors import CurateError
 
 DISTANCES = ("cosine", "euclidean")
-_TILE = 8192  # rows a matrix product, so that [tile, k] stays small
+_TILE = 1 << 24  # numbers in a tile [rows, k] of the matrix product: 64 MiB
 
 
 class Fit(NamedTuple):
@@ -27,12 +27,19 @@ class Fit(NamedTuple):
     sampled_rows: int
 
 
+def check_distance(distance: str) -> str:
+    """The distance itself; CurateError if there is none of that name."""
+    if distance not in DISTANCES:
+        raise CurateError(f"no distance called '{distance}'; there are: {', '.join(DISTANCES)}")
+    return distance
+
+
 def prepared(rows: np.ndarray, distance: str) -> np.ndarray:
     """Rows as the distance wants them: of length 1 for cosine, as they are for euclidean."""
     return vectors.unit(rows) if distance == "cosine" else rows
 
 
-def sample(files: list[Path], sizes: list[int], rows: int, seed: int, advance: Callable[[int], None]) -> np.ndarray:
+def sample(files: list[Path], sizes: list[int], rows: int, seed: int, advance: Advance) -> np.ndarray:
     """`rows` rows drawn without replacement from the files' rows, in the files' order: float32 [rows, dim].
 
     Only the files that hold a drawn row are read, one at a time. The draw depends on the seed and
@@ -41,13 +48,17 @@ def sample(files: list[Path], sizes: list[int], rows: int, seed: int, advance: C
     total = sum(sizes)
     drawn = np.arange(total) if rows >= total else np.sort(np.random.default_rng(seed).choice(total, rows, replace=False))
     starts = np.cumsum([0, *sizes])
-    taken = []
+    taken, filled = np.empty((0, 0), np.float32), 0
     for file, start, stop in zip(files, starts, starts[1:], strict=False):
         places = drawn[np.searchsorted(drawn, start) : np.searchsorted(drawn, stop)] - start
         if len(places):
-            taken.append(vectors.read(file).vectors[places])
-        advance(len(places))
-    return np.concatenate(taken)
+            found = vectors.read(file).vectors[places]
+            if not filled:
+                taken = np.empty((len(drawn), found.shape[1]), np.float32)
+            taken[filled : filled + len(found)] = found
+            filled += len(found)
+        advance(len(places), len(places))
+    return taken
 
 
 def fit(rows: np.ndarray, k: int, distance: str, iterations: int, seed: int) -> Fit:
@@ -71,12 +82,14 @@ def nearest(rows: np.ndarray, centroids: np.ndarray, distance: str) -> tuple[np.
     similarity = np.empty(len(rows), np.float32)
     # argmax of x·c − ‖c‖²/2 is the nearest centroid in both distances; for unit centroids the term is constant.
     half_norms = 0.5 * np.einsum("kd,kd->k", centroids, centroids, dtype=np.float64).astype(np.float32)
-    for start in range(0, len(rows), _TILE):
-        product = rows[start : start + _TILE] @ centroids.T
+    step = max(_TILE // len(centroids), 1)
+    for start in range(0, len(rows), step):
+        tile = slice(start, start + step)
+        product = rows[tile] @ centroids.T
         product -= half_norms
         best = product.argmax(axis=1)
-        clusters[start : start + _TILE] = best
-        similarity[start : start + _TILE] = np.take_along_axis(product, best[:, None], 1)[:, 0] + half_norms[best]
+        clusters[tile] = best
+        similarity[tile] = np.take_along_axis(product, best[:, None], 1)[:, 0] + half_norms[best]
     if distance == "cosine":
         return clusters, np.maximum(1.0 - similarity, 0.0)
     # From the differences, not from ‖x‖² − 2x·c + ‖c‖², which loses the digits of short distances.

@@ -1,6 +1,7 @@
 """The local engine: this process, or several processes on this machine."""
 
 import contextlib
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -9,36 +10,36 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from curate import engine
-from curate.engine import Outcome, Resources
+from curate.engine import Advance, Outcome, Resources
 from curate.errors import CurateError
-
-Advance = Callable[[int], None]
 
 
 def map(  # noqa: A001 - the word for it
-    task: Callable[[Any], Any], items: list[Any], resources: Resources, advance: Advance
+    task: Callable[[Any], Any], items: Iterable[Any], resources: Resources, advance: Advance
 ) -> Iterator[Outcome]:
     """See `curate.engine.map`; several processes only where there is work for more than one."""
-    workers = min(resources.workers, len(items))
+    todo = iter(items)
+    first = list(itertools.islice(todo, resources.workers))
+    workers, todo = len(first), itertools.chain(first, todo)
     if workers <= 1:
-        yield from _here(task, items, advance)
+        yield from _here(task, todo, advance)
     else:
-        yield from _pool(task, items, workers, resources, advance)
+        yield from _pool(task, todo, workers, resources, advance)
 
 
-def _here(task: Callable[[Any], Any], items: list[Any], advance: Advance) -> Iterator[Outcome]:
+def _here(task: Callable[[Any], Any], todo: Iterator[Any], advance: Advance) -> Iterator[Outcome]:
     engine._tick = advance
     try:
-        for item in items:
+        for item in todo:
             yield attempt(task, item)
     finally:
-        engine._tick = lambda count: None
+        engine._tick = lambda amount, samples: None
 
 
 def attempt(task: Callable[[Any], Any], item: Any) -> Outcome:
@@ -55,34 +56,40 @@ def attempt(task: Callable[[Any], Any], item: Any) -> Outcome:
 
 
 def _pool(
-    task: Callable[[Any], Any], items: list[Any], workers: int, resources: Resources, advance: Advance
+    task: Callable[[Any], Any], todo: Iterator[Any], workers: int, resources: Resources, advance: Advance
 ) -> Iterator[Outcome]:
     # spawn: a fork would copy the locks of torch's, faiss' and DuckDB's threads in whatever state they are.
     context = multiprocessing.get_context("spawn")
-    done = context.Value("q", 0)
+    done = context.Array("q", 2)
     gpus = context.SimpleQueue()
     for worker in range(workers):
         gpus.put(resources.gpus[worker % len(resources.gpus)] if resources.gpus else None)
     start = (done, gpus, resources.threads)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=start)
     waiting: deque[tuple[Any, Future[Outcome]]] = deque()
-    todo, reported = iter(items), 0
+    told = [0, 0]
+
+    def submit(count: int) -> None:
+        with _without_main():  # every submission may start a process
+            for item in itertools.islice(todo, count):
+                waiting.append((item, pool.submit(attempt, task, item)))
+
+    def tell() -> None:
+        now = done[:]
+        advance(now[0] - told[0], now[1] - told[1])
+        told[:] = now
+
     try:
-        with _without_main():
-            for item in items[: 2 * workers]:
-                waiting.append((next(todo), pool.submit(attempt, task, item)))
+        submit(4 * workers)
         while waiting:
             item, future = waiting.popleft()
             while not future.done():
                 time.sleep(0.02)
-                advance(done.value - reported)
-                reported = done.value
+                tell()
             outcome = _outcome(item, future)
-            for item in todo:  # one in, one out: a bounded window of tasks in flight
-                waiting.append((item, pool.submit(attempt, task, item)))
-                break
+            submit(1)  # one in, one out: a bounded window of tasks in flight
             yield outcome
-        advance(done.value - reported)
+        tell()
     except BaseException:
         for process in list((pool._processes or {}).values()):
             process.terminate()
@@ -127,9 +134,10 @@ def _start_worker(done: Any, gpus: Any, threads: int) -> None:
     # Ctrl-C reaches the whole group; the parent decides, and ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def tick(count: int) -> None:
+    def tick(amount: int, samples: int) -> None:
         with done.get_lock():
-            done.value += count
+            done[0] += amount
+            done[1] += samples
 
     engine._tick = tick
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -35,8 +35,7 @@ def cluster(
     """
     catalog = Catalog(catalog)
     check_name(name)
-    if distance not in kmeans.DISTANCES:
-        raise CurateError(f"no distance called '{distance}'; there are: {', '.join(kmeans.DISTANCES)}")
+    kmeans.check_distance(distance)
     embedding = str(catalog.require("embedding", embedding)["embedding"])
     files, sizes = _files(catalog, embedding)
     total = sum(sizes)
@@ -51,7 +50,7 @@ def cluster(
         log.info("nothing to do: '%s' is this clustering already (objective %.6g)", name, old["objective"])
         return name
     with catalog.run("cluster", {**settings, "name": name}) as run_id:
-        with bar("read", rows, "rows") as advance:
+        with bar("read", rows) as advance:
             training = kmeans.sample(files, sizes, rows, seed, advance)
         fitted = kmeans.fit(training, k, distance, iterations, seed)
         del training
@@ -89,7 +88,7 @@ def _assign_and_commit(
         np.save(centroid_file, centroids)
         task = kmeans.Assign(centroid_file, str(row["distance"]), Path(folder))
         objective = 0.0
-        with bar("assign", int(str(row["num_samples"])), "samples") as advance:
+        with bar("assign", int(str(row["num_samples"]))) as advance:
             for outcome in engine.map(task, files, resources, advance=advance):
                 if outcome.error:
                     raise CurateError(f"cannot assign {outcome.item.name}: {outcome.error}")

@@ -41,6 +41,7 @@ def embed(
     if label != "cls" and not label.startswith("json:"):
         raise CurateError(f"no label source '{label}'; write cls, or json:FIELD for a field of the .json member")
     embedding = check_name(name or default_name(encoder))
+    checkpoint = str(Path(checkpoint).expanduser().absolute()) if checkpoint else None
     urls = expand([shards] if isinstance(shards, str) else shards)
     if not urls:
         raise CurateError("no shards given: name paths, folders, globs, brace ranges or URLs")
@@ -67,6 +68,7 @@ def embed(
                            "preprocessing": provenance.canonical(asdict(made.preprocessing)), "run_id": run_id}  # fmt: skip
                     _claim_name(catalog, row)
                     size = batch_size or (256 if device == "cuda" else 8)
+                    # Beside a GPU, threads decode ahead of it; on a CPU the cores are busy with a worker each.
                     decoders = max(engine.cores() // max(len(gpus), 1), 1) if device == "cuda" else 0
                     task = EmbedShards(model, str(folder), label, size, decoders)
                     _map(catalog, embedding, task, todo, resources)
@@ -99,15 +101,20 @@ def _dim(model: inference.Model) -> int:
 
 def _check_same_encoder(catalog: Catalog, embedding: str, encoder: str, checkpoint: str | None, label: str) -> None:
     """A quick look before any model is loaded; the weights are compared later."""
-    row = catalog.head("embedding", embedding)
-    if row is None:
-        return
-    for what, old, new in (("encoder", row["encoder"], encoder), ("checkpoint", row["checkpoint"], checkpoint),
-                           ("label", row["label_source"], label)):  # fmt: skip
-        if old != new:
+    row = catalog.head("embedding", embedding) or {"encoder": encoder, "checkpoint": checkpoint}
+    for what, new in (("encoder", encoder), ("checkpoint", checkpoint)):
+        if row[what] != new:
             raise CurateError(
-                f"the embedding '{embedding}' was made with {what} {old}, not {new}: choose another --name, or another catalog"
+                f"the embedding '{embedding}' was made with {what} {row[what]}, not {new}: "
+                "choose another --name, or another catalog (-c)"
             )
+    with catalog.reading() as connection:
+        others = connection.execute(
+            "select embedding, label_source from embeddings where label_source <> ?", [label]
+        ).fetchall()
+    for other, source in others:  # labels belong to the samples, which all embeddings of a catalog share
+        raise CurateError(f"the labels of this catalog come from {source} (embedding '{other}'): give --label {source}, "
+                          "or another catalog (-c)")  # fmt: skip
 
 
 def _claim_name(catalog: Catalog, row: dict[str, Any]) -> None:
@@ -128,7 +135,7 @@ def _claim_name(catalog: Catalog, row: dict[str, Any]) -> None:
 def _map(catalog: Catalog, embedding: str, task: EmbedShards, todo: list[Job], resources: Resources) -> None:
     """Run the task on groups of shards, committing what is finished as it comes."""
     groups = _groups(todo, resources.workers)
-    with bar("embed", sum(job.num_bytes for job in todo) >> 10, "KiB") as advance:
+    with bar("embed", sum(job.num_bytes for job in todo) >> 10) as advance:
         for outcome in engine.map(task, groups, resources, advance=advance):
             corpus.commit_pending(catalog, embedding)
             problems = outcome.result or {}

@@ -182,7 +182,7 @@ def _claim(out: Path, fingerprint: str) -> None:
 def _write(out: Path, outputs: list[Output], resources: Resources) -> list[dict[str, Any]]:
     written = []
     total = sum(len(piece.offsets) for output in outputs for piece in output.pieces)
-    with bar("export", total, "samples") as advance:
+    with bar("export", total) as advance:
         for outcome in engine.map(WriteShard(out), outputs, resources, advance=advance):
             if outcome.error:
                 raise CurateError(outcome.error)

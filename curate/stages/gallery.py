@@ -4,9 +4,9 @@ import io
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from curate import images, shards
+from curate import images, provenance, shards
 from curate.atomic import replacing
 from curate.catalog import Catalog
 from curate.engine.embedding import image_kind
@@ -14,6 +14,7 @@ from curate.errors import CurateError
 from curate.progress import log
 from curate.tar import BLOCK, TarReader
 
+_NOTE = "curate:fingerprint"  # a text in the PNG: what is drawn on it
 _GAP, _INK, _FAINT = 6, (32, 32, 32), (110, 110, 110)
 
 
@@ -36,11 +37,26 @@ def gallery(
         raise CurateError("--count and --max-rows must be at least 1, --size at least 8")
     path = Path(out).expanduser().absolute() if out else catalog.path / "figures" / f"{row['scoring']}.png"
     groups = _extremes(catalog, row["scoring"], count, max_rows)
-    picture = _draw(groups, f"{row['scoring']}: easiest (left) and hardest (right)", count, size)
+    title = f"{row['scoring']}: easiest (left) and hardest (right)"
+    fingerprint = provenance.fingerprint("gallery", {"title": title, "size": size, "groups": groups})
+    if _is_drawn(path, fingerprint):
+        log.info("nothing to do: %s is this picture already", path)
+        return str(path)
+    picture = _draw(groups, title, count, size)
+    note = PngImagePlugin.PngInfo()
+    note.add_text(_NOTE, fingerprint)
     with replacing(path) as temporary:
-        picture.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG", pnginfo=note)
     log.info("drew %d rows of %d easiest and %d hardest images", len(groups), count, count)
     return str(path)
+
+
+def _is_drawn(path: Path, fingerprint: str) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.info.get(_NOTE) == fingerprint
+    except OSError:  # there is none, or it is no picture
+        return False
 
 
 def _extremes(catalog: Catalog, scoring: str, count: int, max_rows: int) -> dict[str, list[tuple[Any, ...] | None]]:

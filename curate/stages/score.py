@@ -3,22 +3,23 @@
 import functools
 import inspect
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from curate import engine, provenance, vectors
+from curate import engine, provenance
 from curate.catalog import Catalog, check_name, refresh_sample_scores, replace_set
-from curate.engine import kmeans
+from curate.engine import Resources, kmeans
+from curate.engine.scoring import OF_SHARD, ScoreShard, Shard, SumClasses
 from curate.errors import CurateError
 from curate.metrics import metrics as registry
 from curate.progress import bar, log
 from curate.shards import natural
 
-_BLOCK = 4096  # samples a call of the metric, so that [block, k] stays small for any size of shard
+_SHARDS_A_READ = 64
 
 
 def score(
@@ -29,6 +30,7 @@ def score(
     clustering: str | None = None,
     distance: str | None = None,
     seed: int = 0,
+    workers: int = 1,
     name: str | None = None,
 ) -> list[str]:
     """Score every sample by each metric, and return the scorings' names (the metrics', unless `name` is given).
@@ -40,23 +42,29 @@ def score(
     chosen = [metrics] if isinstance(metrics, str) else list(metrics)
     if name and len(chosen) != 1:
         raise CurateError("--name goes with one metric: score the others in calls of their own")
-    functions = {metric: registry[metric] for metric in chosen}
+    for metric in chosen:
+        _check_inputs(metric)
     catalog = Catalog(catalog)
     return [
-        _score_one(Corpus(catalog, embedding, clustering, distance, seed), metric, function, check_name(name or metric))
-        for metric, function in functions.items()
+        _score_one(Corpus(catalog, metric, embedding, clustering, distance, seed), check_name(name or metric), workers)
+        for metric in chosen
     ]
 
 
 @dataclass
 class Corpus:
-    """What holds for all shards; each property is loaded when a metric first asks for it."""
+    """What a metric may ask of the whole corpus; each property is loaded when it is first asked for."""
 
     catalog: Catalog
+    metric: str
     embedding_option: str | None
     clustering_option: str | None
     distance_option: str | None
     seed: int
+
+    @property
+    def inputs(self) -> list[str]:
+        return list(inspect.signature(registry[self.metric]).parameters)
 
     @functools.cached_property
     def clustering(self) -> dict[str, Any]:
@@ -70,7 +78,14 @@ class Corpus:
 
     @functools.cached_property
     def embedding(self) -> str:
+        if "centroids" in self.inputs:
+            return str(self.clustering["embedding"])
         return str(self.catalog.require("embedding", self.embedding_option)["embedding"])
+
+    @functools.cached_property
+    def distance(self) -> str:
+        distance = str(self.clustering["distance"]) if "centroids" in self.inputs else self.distance_option or "cosine"
+        return kmeans.check_distance(distance)
 
     @functools.cached_property
     def centroids(self) -> np.ndarray:
@@ -81,6 +96,7 @@ class Corpus:
 
     @functools.cached_property
     def classes(self) -> dict[str, int]:
+        """The classes in their natural order, each with its place."""
         with self.catalog.reading() as connection:
             rows = connection.execute("select distinct label from samples where label is not null").fetchall()
         if not rows:
@@ -90,79 +106,71 @@ class Corpus:
     @functools.cached_property
     def class_means(self) -> np.ndarray:
         """The mean row of each class, of length 1 for cosine: float32 [classes, d], summed in float64."""
-        sums, counts = None, np.zeros(len(self.classes))
-        for shard_id in shard_ids(self.catalog):
-            block = Block(self, *_rows(self.catalog, shard_id))
-            if not block.has_vectors:
-                continue
-            known = block.labels >= 0
-            sums = np.zeros((len(self.classes), block.vectors.shape[1])) if sums is None else sums
-            np.add.at(sums, block.labels[known], block.vectors[known].astype(np.float64))
-            counts += np.bincount(block.labels[known], minlength=len(self.classes))
+        sums: np.ndarray | None = None
+        counts = np.zeros(len(self.classes))
+        for outcome in engine.map(SumClasses(len(self.classes), self.distance), self.shards()):
+            if outcome.error:
+                raise CurateError(f"cannot read the vectors: {outcome.error}")
+            if outcome.result:
+                sums = outcome.result[0] if sums is None else sums + outcome.result[0]
+                counts += outcome.result[1]
         if sums is None:
-            raise CurateError(f"the embedding '{self.embedding}' is empty: look at `curate query failures`")
-        means = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
-        return kmeans.prepared(means, self.distance)
+            raise CurateError(f"no labelled sample in the embedding '{self.embedding}': look at `curate query shards`")
+        return kmeans.prepared((sums / np.maximum(counts, 1)[:, None]).astype(np.float32), self.distance)
 
-    @property
-    def distance(self) -> str:
-        return str(self.clustering["distance"]) if "clustering" in vars(self) else self.distance_option or "cosine"
+    def shards(self) -> Iterator[Shard]:
+        """Every shard that has been read, in order, with what the catalog knows of its samples."""
+        with self.catalog.reading() as connection:
+            ids = connection.execute("select shard_id from shards where num_samples > 0 order by shard_id").fetchnumpy()
+        known = np.asarray(ids["shard_id"], np.int64)
+        if not len(known):
+            raise CurateError("the catalog has no samples yet: bring them in with `curate embed SHARDS`")
+        for start in range(0, len(known), _SHARDS_A_READ):
+            yield from self._read(known[start], known[start : start + _SHARDS_A_READ][-1])
 
+    def _read(self, first: int, last: int) -> Iterator[Shard]:
+        with self.catalog.reading() as connection:
+            rows = connection.execute(
+                "select sample_id, shard_id, label from samples where shard_id between ? and ? order by sample_id",
+                [int(first), int(last)],
+            ).fetchnumpy()
+        ids, shard_ids = np.asarray(rows["sample_id"], np.int64), np.asarray(rows["shard_id"], np.int64)
+        labels = self._codes(rows["label"]) if {"labels", "class_means"} & set(self.inputs) else np.full(len(ids), -1)
+        for part in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(shard_ids)) + 1):
+            if len(part):
+                yield Shard(ids[part], labels[part], self._vector_files.get(int(shard_ids[part[0]])))
 
-@dataclass
-class Block:
-    """The samples of one shard (or some of them), and what the corpus knows of them."""
-
-    corpus: Corpus
-    shard_id: int
-    sample_ids: np.ndarray
-    label_texts: np.ndarray
-
-    @functools.cached_property
-    def part(self) -> vectors.Part:
-        return vectors.read(self.corpus.catalog.vector_file(self.corpus.embedding, self.shard_id))
-
-    @property
-    def has_vectors(self) -> bool:
-        return self.corpus.catalog.vector_file(self.corpus.embedding, self.shard_id).is_file()
-
-    def with_vectors(self) -> "Block":
-        """Only the samples that have a vector in the embedding, which may lack some that another has."""
-        found = np.isin(self.sample_ids, self.part.sample_ids) if self.has_vectors else np.zeros(len(self.sample_ids), bool)
-        return Block(self.corpus, self.shard_id, self.sample_ids[found], self.label_texts[found])
-
-    @functools.cached_property
-    def vectors(self) -> np.ndarray:
-        places = np.searchsorted(self.part.sample_ids, self.sample_ids)
-        return kmeans.prepared(self.part.vectors[places], self.corpus.distance)
+    def _codes(self, labels: np.ndarray) -> np.ndarray:
+        """Labels as places in `classes`: text [n] -> int64 [n], −1 where there is none."""
+        texts, places = np.unique(np.ma.filled(np.ma.asarray(labels).astype(object), ""), return_inverse=True)
+        return np.array([self.classes.get(text, -1) for text in texts], np.int64)[places]
 
     @functools.cached_property
-    def labels(self) -> np.ndarray:
-        codes = self.corpus.classes
-        return np.array([codes.get(label, -1) for label in self.label_texts], np.int64)
+    def _vector_files(self) -> dict[int, Path]:
+        if not {"vectors", "class_means"} & set(self.inputs):
+            return {}
+        return {int(file.stem): file for file in self.catalog.vector_files(self.embedding)}
 
 
-# The one table from a metric's parameter to what it gets. Of the corpus: loaded once; of the block: sliced.
+# What a metric may ask for, by the parameter's name: of the whole corpus (here), and of the shard at hand (engine/scoring.py).
 _OF_CORPUS: dict[str, Callable[[Corpus], Any]] = {
     "centroids": lambda corpus: corpus.centroids,
     "class_means": lambda corpus: corpus.class_means,
     "distance": lambda corpus: corpus.distance,
     "seed": lambda corpus: corpus.seed,
 }
-_OF_BLOCK: dict[str, Callable[[Block], np.ndarray]] = {
-    "vectors": lambda block: block.vectors,
-    "labels": lambda block: block.labels,
-    "sample_ids": lambda block: block.sample_ids,
-}
 
 
-def _score_one(corpus: Corpus, metric: str, function: Callable[..., np.ndarray], name: str) -> str:
-    catalog, inputs = corpus.catalog, list(inspect.signature(function).parameters)
-    unknown = [name for name in inputs if name not in _OF_CORPUS | _OF_BLOCK]
-    if unknown:
-        known = ", ".join(sorted(_OF_CORPUS | _OF_BLOCK))
-        raise CurateError(f"the metric '{metric}' asks for '{unknown[0]}', which is no input; there are: {known}")
-    source, parent = _source(corpus, inputs)
+def _check_inputs(metric: str) -> None:
+    for name in inspect.signature(registry[metric]).parameters:
+        if name not in _OF_CORPUS | OF_SHARD:
+            known = ", ".join(sorted(_OF_CORPUS | OF_SHARD))
+            raise CurateError(f"the metric '{metric}' asks for '{name}', which is no input; there are: {known}")
+
+
+def _score_one(corpus: Corpus, name: str, workers: int) -> str:
+    catalog, metric, inputs = corpus.catalog, corpus.metric, corpus.inputs
+    source, parent = _source(corpus)
     arguments: dict[str, Any] = {option: getattr(corpus, option) for option in ("distance", "seed") if option in inputs}
     fingerprint = provenance.fingerprint("score", {"metric": metric, **arguments}, parent)
     old = catalog.head("scoring", name)
@@ -174,7 +182,7 @@ def _score_one(corpus: Corpus, metric: str, function: Callable[..., np.ndarray],
         catalog.run("score", {"metric": metric, "name": name, "source": source, **arguments}) as run_id,
         tempfile.TemporaryDirectory(prefix=".tmp-", dir=catalog.path) as folder,
     ):
-        _score_shards(corpus, function, inputs, of_corpus, Path(folder))
+        _map(corpus, of_corpus, Path(folder), Resources(workers))
         row = {"scoring": name, "metric": metric, "source": source, "arguments": provenance.canonical(arguments),
                "fingerprint": fingerprint, "run_id": run_id}  # fmt: skip
         count, null = _commit(catalog, row, Path(folder))
@@ -183,63 +191,33 @@ def _score_one(corpus: Corpus, metric: str, function: Callable[..., np.ndarray],
     return name
 
 
-def _source(corpus: Corpus, inputs: list[str]) -> tuple[str | None, str]:
+def _source(corpus: Corpus) -> tuple[str | None, str]:
     """The set that a scoring is made from, and its fingerprint."""
-    if "centroids" in inputs:
+    if "centroids" in corpus.inputs:
         row = corpus.clustering
-        corpus.embedding_option = row["embedding"]
         return row["clustering"], row["fingerprint"] + corpus.catalog.embedding_fingerprint(row["embedding"])
-    if {"vectors", "class_means", "labels"} & set(inputs):
-        if corpus.distance not in kmeans.DISTANCES:
-            raise CurateError(f"no distance called '{corpus.distance}'; there are: {', '.join(kmeans.DISTANCES)}")
+    if {"vectors", "class_means", "labels"} & set(corpus.inputs):
         return corpus.embedding, corpus.catalog.embedding_fingerprint(corpus.embedding)
     with corpus.catalog.reading() as connection:
         shards = connection.execute("select shard_id, fingerprint from shards where num_samples > 0 order by 1").fetchall()
     return None, str(shards)
 
 
-def shard_ids(catalog: Catalog) -> list[int]:
-    """The shards that have been read, in order."""
-    with catalog.reading() as connection:
-        rows = connection.execute("select shard_id from shards where num_samples > 0 order by shard_id").fetchall()
-    if not rows:
-        raise CurateError("the catalog has no samples yet: bring them in with `curate embed SHARDS`")
-    return [shard_id for (shard_id,) in rows]
-
-
-def _rows(catalog: Catalog, shard_id: int) -> tuple[int, np.ndarray, np.ndarray]:
-    with catalog.reading() as connection:
-        rows = connection.execute(
-            "select sample_id, label from samples where shard_id = ? order by sample_id", [shard_id]
-        ).fetchnumpy()
-    return shard_id, np.asarray(rows["sample_id"], np.int64), np.ma.filled(np.ma.asarray(rows["label"]).astype(object), None)
-
-
-def _score_shards(
-    corpus: Corpus, function: Callable[..., np.ndarray], inputs: list[str], of_corpus: dict[str, Any], folder: Path
-) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def task(shard_id: int) -> None:
-        whole = Block(corpus, *_rows(corpus.catalog, shard_id))
-        block = whole.with_vectors() if "vectors" in inputs else whole
-        of_block = {key: _OF_BLOCK[key](block) for key in inputs if key in _OF_BLOCK} if len(block.sample_ids) else {}
-        scores = np.full(len(whole.sample_ids), np.nan)
-        found = np.empty(len(block.sample_ids))
-        for start in range(0, len(found), _BLOCK):
-            piece = {key: value[start : start + _BLOCK] for key, value in of_block.items()}
-            found[start : start + _BLOCK] = function(**piece, **of_corpus)
-        scores[np.isin(whole.sample_ids, block.sample_ids)] = found
-        table = pa.table({"sample_id": whole.sample_ids, "score": pa.array(scores, mask=~np.isfinite(scores))})
-        pq.write_table(table, folder / f"{shard_id:08d}.parquet")
-        engine.tick(len(scores))
-
-    ids = shard_ids(corpus.catalog)
-    with bar("score", 0, "samples") as advance:
-        for outcome in engine.map(task, ids, advance=advance):
+def _map(corpus: Corpus, of_corpus: dict[str, Any], folder: Path, resources: Resources) -> None:
+    shared = folder / "shared"
+    shared.mkdir()
+    for name, value in of_corpus.items():
+        if isinstance(value, np.ndarray):
+            np.save(shared / f"{name}.npy", value)
+    options = {name: value for name, value in of_corpus.items() if not isinstance(value, np.ndarray)}
+    distance = corpus.distance if "vectors" in corpus.inputs else "cosine"
+    task = ScoreShard(corpus.metric, options, distance, shared, folder)
+    with corpus.catalog.reading() as connection:
+        (total,) = connection.execute("select count(*) from samples").fetchone() or (0,)
+    with bar("score", total) as advance:
+        for outcome in engine.map(task, corpus.shards(), resources, advance=advance):
             if outcome.error:
-                raise CurateError(f"cannot score shard {outcome.item}: {outcome.error}")
+                raise CurateError(f"cannot score sample {outcome.item.sample_ids[0]} and those after it: {outcome.error}")
 
 
 def _commit(catalog: Catalog, row: dict[str, Any], folder: Path) -> tuple[int, int]:

@@ -41,16 +41,19 @@ def select(
     function = strategies[strategy]
     catalog = Catalog(catalog)
     by_score = "scores" in inspect.signature(function).parameters
-    parent = catalog.require("scoring", scoring)["fingerprint"] if by_score else ""
+    parent: dict[str, Any] = catalog.require("scoring", scoring) if by_score else {"fingerprint": "", "source": None}
     if scope != "global":
         balance, balance_by = 1.0, {"class": "label"}.get(scope, scope)
     name = check_name(name or "-".join(filter(None, (scoring if by_score else "", strategy, f"{keep:g}"))))
     groups = balance_by or _default_groups(catalog)
+    clustering = _clustering(catalog, parent["source"]) if groups == "cluster" else None
     settings = {"keep": keep, "scoring": scoring if by_score else None, "strategy": strategy, "balance": balance,
                 "balance_by": groups, "balance_base": balance_base, "where": where, "seed": seed}  # fmt: skip
-    rows = _candidates(catalog, scoring if by_score else None, groups, where)
+    rows = _candidates(catalog, scoring if by_score else None, groups, clustering, where)
     ids = np.asarray(rows["sample_id"], np.int64)
-    fingerprint = provenance.fingerprint("select", settings, parent, _content(ids, rows["group_id"]))
+    if round(keep * len(ids)) < 1:
+        raise CurateError(f"--keep {keep:g} of {len(ids):,} candidates keeps no sample: raise it, or widen --where")
+    fingerprint = provenance.fingerprint("select", settings, parent["fingerprint"], _content(ids, rows["group_id"]))
     old = catalog.head("selection", name)
     if old and old["fingerprint"] == fingerprint:
         log.info("nothing to do: '%s' is this selection already (%s samples)", name, f"{old['num_samples']:,}")
@@ -76,14 +79,24 @@ def _check(keep: float, balance: float, base: str, scope: str) -> None:
 
 
 def _default_groups(catalog: Catalog) -> str:
-    """label where there are labels, else the only or newest clustering, else none."""
+    """label where there are labels, else cluster where there is a clustering, else none."""
     with catalog.reading() as connection:
         if connection.execute("select 1 from samples where label is not null limit 1").fetchone():
             return "label"
     return "cluster" if catalog.names("clustering") else "none"
 
 
-def _candidates(catalog: Catalog, scoring: str | None, groups: str, where: str | None) -> dict[str, np.ndarray]:
+def _clustering(catalog: Catalog, source: str | None) -> str:
+    """The clustering that the scoring was made from, else the newest."""
+    names = catalog.names("clustering")
+    if not names:
+        raise CurateError("the catalog has no clustering yet: make one with `curate cluster`")
+    return source if source in names else names[-1]
+
+
+def _candidates(
+    catalog: Catalog, scoring: str | None, groups: str, clustering: str | None, where: str | None
+) -> dict[str, np.ndarray]:
     """sample_id, group_id and score (masked where NULL) of every candidate, in order of sample_id."""
     if groups == "label":
         group = "coalesce(dense_rank() over (order by label nulls last), 0)"
@@ -91,9 +104,6 @@ def _candidates(catalog: Catalog, scoring: str | None, groups: str, where: str |
         group = "coalesce(cluster_id, -1)" if groups == "cluster" else "0"
     else:
         raise CurateError(f"--balance-by {groups}: choose one of label, cluster, none")
-    clustering = catalog.names("clustering")[-1:] if groups == "cluster" else [""]
-    if not clustering:
-        raise CurateError("the catalog has no clustering yet: make one with `curate cluster`")
     # On a guarded read-only connection, because `where` is free text.
     with catalog.reading(guarded=True) as connection:
         import duckdb
@@ -104,7 +114,7 @@ def _candidates(catalog: Catalog, scoring: str | None, groups: str, where: str |
                 "left join (select sample_id, score from scores where scoring = $scoring) using (sample_id) "
                 "left join (select sample_id, cluster_id from assignments where clustering = $clustering) using (sample_id) "
                 f"where sample_id in (select sample_id from sample_scores where ({where or 'true'}\n)) order by sample_id",
-                {"scoring": scoring, "clustering": clustering[0]},
+                {"scoring": scoring, "clustering": clustering},
             ).fetchnumpy()
         except duckdb.Error as error:
             if where is None:

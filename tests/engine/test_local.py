@@ -1,6 +1,7 @@
 import os
 import time
 
+import numpy as np
 import pytest
 
 from curate import engine
@@ -11,7 +12,7 @@ from curate.errors import CurateError
 def square(number: int) -> int:
     if number == 3:
         raise ValueError("three\nis not liked")
-    engine.tick(1)
+    engine.tick(1, 10)
     return number * number
 
 
@@ -27,12 +28,13 @@ def die(number: int) -> int:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_outcomes_come_in_order_and_an_error_stays_with_its_item(workers):
     counted = []
-    outcomes = list(engine.map(square, range(6), Resources(workers), advance=counted.append))
+    advance = lambda amount, samples: counted.append((amount, samples))  # noqa: E731
+    outcomes = list(engine.map(square, range(6), Resources(workers), advance=advance))
     assert [outcome.result for outcome in outcomes] == [0, 1, 4, None, 16, 25]
     assert [bool(outcome.error) for outcome in outcomes] == [False, False, False, True, False, False]
     assert outcomes[3].item == 3
     assert "ValueError: three" in outcomes[3].error
-    assert sum(counted) == 5
+    assert np.sum(counted, axis=0).tolist() == [5, 50]
 
 
 def test_each_worker_gets_its_gpu():

@@ -1,4 +1,5 @@
 import hashlib
+import importlib
 import os
 import signal
 import subprocess
@@ -13,7 +14,10 @@ from conftest import png, rows, write_corpus, write_shard
 from curate import vectors
 from curate.catalog import Catalog
 from curate.errors import CurateError
+from curate.stages.cluster import cluster
 from curate.stages.embed import default_name, embed, num_failures
+
+stage = importlib.import_module("curate.stages.embed")
 
 
 def files(catalog: Catalog, embedding: str = "pixels") -> dict[str, str]:
@@ -184,6 +188,48 @@ def test_a_name_is_not_shared_by_two_encoders(catalog, shards):
 def test_wrong_options_name_the_remedy(tmp_path, shards, options, reason):
     with pytest.raises(CurateError, match=reason):
         embed(tmp_path / "catalog", shards, **options)
+
+
+def test_labels_are_the_corpus_and_all_embeddings_share_them(catalog, shards):
+    with pytest.raises(CurateError, match=r"labels of this catalog come from cls \(embedding 'pixels'\): give --label cls"):
+        embed(catalog, shards, encoder="pixels@4", label="json:kind")
+    with pytest.raises(CurateError, match="--label cls"):
+        embed(catalog, shards, encoder="pixels", label="json:kind")
+
+
+def test_lost_vectors_are_named_and_made_again(catalog, shards):
+    before = files(catalog)
+    lost, damaged = catalog.vector_file("pixels", 1), catalog.vector_file("pixels", 2)
+    lost.unlink()
+    with pytest.raises(CurateError, match="1.parquet' is gone; the same `curate embed` again"):
+        cluster(catalog, k=2)
+    embed(catalog, shards, encoder="pixels")
+    damaged.write_bytes(b"PAR1, but no more")
+    with pytest.raises(CurateError, match="2.parquet' is damaged: remove it"):
+        cluster(catalog, k=2)
+    damaged.unlink()
+    embed(catalog, shards, encoder="pixels")
+    assert files(catalog) == before
+    assert conserved(catalog)
+
+
+def test_a_group_that_fails_late_keeps_the_shards_that_were_finished(tmp_path, shards, monkeypatch):
+    write = vectors.write
+
+    def full_disk(path: Path, *columns: np.ndarray) -> None:
+        if path.name == "00000002.parquet":
+            raise OSError(28, "No space left on device")
+        write(path, *columns)
+
+    monkeypatch.setattr(vectors, "write", full_disk)
+    monkeypatch.setattr(stage, "_groups", lambda jobs, workers: [tuple(jobs)])
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, shards, encoder="pixels", workers=1)
+    assert [row[0] for row in rows(catalog, "select shard_id from failures")] == [2]
+    monkeypatch.setattr(vectors, "write", write)
+    embed(catalog, shards, encoder="pixels", workers=1)
+    assert num_failures(catalog, "pixels") == 0
+    assert rows(catalog, "select count(*) from samples") == [(30,)]
 
 
 def test_default_names_are_folder_names():

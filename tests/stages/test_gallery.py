@@ -54,3 +54,14 @@ def test_a_shard_that_is_gone_is_named(tmp_path):
     (tmp_path / "a.tar").unlink()
     with pytest.raises(CurateError, match="put the shard back"):
         gallery(catalog, scoring="dark")
+
+
+def test_the_same_picture_is_not_drawn_again(tmp_path, caplog):
+    catalog = world(tmp_path, labelled=True)
+    path = gallery(catalog, scoring="dark", count=2)
+    with caplog.at_level("INFO", "curate"):
+        assert gallery(catalog, scoring="dark", count=2) == path
+        assert "nothing to do" in caplog.text
+        caplog.clear()
+        gallery(catalog, scoring="dark", count=3)
+    assert "drew" in caplog.text

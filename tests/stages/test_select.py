@@ -6,6 +6,7 @@ from curate.catalog import Catalog
 from curate.errors import CurateError
 from curate.stages.cluster import cluster
 from curate.stages.embed import embed
+from curate.stages.score import score
 from curate.stages.select import select
 
 
@@ -89,7 +90,7 @@ def test_samples_without_a_score_come_last_and_are_mentioned(ten, caplog):
 
 
 def test_sizes_are_exact_for_every_keep(ten):
-    for keep in np.linspace(0.05, 1, 20):
+    for keep in np.linspace(0.06, 1, 20):
         assert len(members(ten, select(ten, keep=float(keep), scoring="toy", name="sized"))) == round(float(keep) * 10)
 
 
@@ -125,7 +126,26 @@ def test_the_same_arguments_do_nothing_and_other_scores_select_again(ten, caplog
     assert rows(ten, "select count(*) from members") == [(3,)]
 
 
+def test_clusters_to_balance_by_are_those_the_scoring_was_made_from(tmp_path):
+    url = write_shard(tmp_path / "a.tar", [(f"{place}", {"png": png(place)}) for place in range(12)])
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, [str(url)], encoder="pixels")
+    cluster(catalog, k=2, name="two")
+    score(catalog, "ssl_prototypes")
+    cluster(catalog, k=6, seed=3, name="six")
+    name = select(catalog, keep=0.5, balance=1.0)
+    found = rows(
+        catalog,
+        "select count(*), count(members.sample_id) from assignments left join members "
+        "on members.sample_id = assignments.sample_id and selection = ? where clustering = 'two' group by cluster_id",
+        name,
+    )
+    assert len(found) == 2
+    assert all(abs(kept - size / 2) < 1 for size, kept in found)
+
+
 @pytest.mark.parametrize(("options", "reason"), [
+    ({"keep": 0.04}, "--keep 0.04 of 10 candidates keeps no sample"), ({"keep": 0.5, "where": "false"}, "of 0 candidates"),
     ({"keep": 0.0}, "above 0"), ({"keep": 1.5}, "up to 1"), ({"keep": 0.5, "balance": 2}, "--balance"),
     ({"keep": 0.5, "scope": "galaxy"}, "--scope"), ({"keep": 0.5, "balance_by": "colour"}, "--balance-by"),
     ({"keep": 0.5, "balance_base": "square"}, "--balance-base"), ({"keep": 0.5, "strategy": "best"}, "no strategy called"),
