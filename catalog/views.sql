@@ -30,8 +30,8 @@ with sets as (
 select kind, name, made_from, arguments, version, git_commit, started_at, finished_at, status, fingerprint
 from sets join runs using (run_id);
 
--- The vectors of an embedding. Works with the catalog's folder as the working folder,
--- or after: set variable catalog = 'path/of/the/folder'.
+-- The vectors of an embedding. Works with the catalog's folder as the working folder, and elsewhere after
+-- set variable catalog = (select parse_dirpath(path) from duckdb_databases() where database_name = current_database());
 create or replace macro embedding(name) as table
 select sample_id, vector::float[] as vector
 from read_parquet(coalesce(getvariable('catalog') || '/', '') || 'embeddings/' || name || '/*.parquet');

@@ -10,7 +10,7 @@ from curate.images import Preprocessing
 
 @encoder
 def onnx(variant: str, checkpoint: str | None, size: int | None) -> Encoder:
-    """One input float [n, 3, size, size], first output [n, dim] (or [n, dim, 1, 1]).
+    """A network in an ONNX file: one input float [n, 3, size, size], first output [n, dim] (or [n, dim, 1, 1]).
 
     Images are resized to the shorter edge, cropped at the centre and normalised with ImageNet's mean
     and deviation; a file that wants it otherwise can do its own normalisation in the graph.

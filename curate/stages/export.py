@@ -31,7 +31,7 @@ def export(
     workers: int = 1,
     name: str | None = None,
 ) -> str:
-    """Write the selection's samples to the folder `out`, and return its path.
+    """Write the selection's samples to the folder `out`, and return its path as it was given.
 
     By default one output shard for one input shard, under the same name, each sample's bytes as they came.
     With `samples_per_shard` evenly filled shards, numbered from 000000; keys that would meet in one shard get
@@ -41,15 +41,15 @@ def export(
         raise CurateError("--samples-per-shard takes a number from 1, and no --index-only")
     catalog = Catalog(catalog)
     row = catalog.require("selection", selection)
-    out = Path(out).expanduser().absolute()
+    shown, out = str(out), Path(out).expanduser().absolute()
     layout = "index" if index_only else f"{samples_per_shard} samples a shard" if samples_per_shard else "mirror"
     members = Members(catalog, selection)
     fingerprint = provenance.fingerprint("export", {"layout": layout}, row["fingerprint"], members.fingerprint)
     export = check_name(name or re.sub(r"[^A-Za-z0-9@_.,+=-]", "_", out.name).lstrip(".") or "export")
     with catalog.only_writer(out, f"the export '{out}'"):
         if _is_finished(out, fingerprint):
-            log.info("nothing to do: %s holds this export already", out)
-            return str(out)
+            log.info("nothing to do: %s holds this export already", shown)
+            return shown
         _claim(out, fingerprint)
         with catalog.run("export", {"selection": selection, "out": str(out), "layout": layout, "name": export}) as run_id:
             outputs = [] if index_only else members.repacked(samples_per_shard) if samples_per_shard else members.mirrored()
@@ -64,8 +64,8 @@ def export(
             _write_manifest(out, _manifest(catalog, row, head, members, outputs, written))
         (out / _PLAN).unlink(missing_ok=True)
     log.info("exported %s samples in %s shards, %s bytes, to %s", f"{len(members.ids):,}", f"{len(written):,}",
-             f"{head['num_bytes']:,}", out)  # fmt: skip
-    return str(out)
+             f"{head['num_bytes']:,}", shown)  # fmt: skip
+    return shown
 
 
 class Members:

@@ -118,7 +118,7 @@ def _draw(groups: dict[str, list[tuple[Any, ...] | None]], title: str, count: in
 
 
 def _thumbnail(place: tuple[Any, ...], size: int) -> Image.Image:
-    """One sample's image, read by its place in the tar; small images are enlarged without smoothing."""
+    """One sample's image, read by its place in the tar, fitted into a square."""
     url, offset, length = place
     try:
         with shards.open_shard(url) as stream:
