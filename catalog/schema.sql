@@ -1,13 +1,15 @@
 -- Every table of a catalog. A stage makes a named set: one row in a head table, and its body.
 -- No foreign keys and no indexes: bodies are written in bulk and read by scans.
 
-create table meta (schema_version integer not null);
-insert into meta values (1);
+create table meta (schema_version integer not null, next_shard_id bigint not null);
+insert into meta values (1, 0);
 
--- One row for each call of a stage that did work.
+-- One row for each call of a stage that did work; rows stay when the set that a run made is replaced.
+-- made_from is the run that made the set this one read, so a chain of runs leads back to the embedding.
 create table runs (
-    run_id bigint not null, stage text not null, arguments json not null,
-    version text not null, git_commit text, host text, device text,
+    run_id bigint not null, stage text not null, name text not null, arguments json not null,
+    made_from bigint, fingerprint text,
+    version text not null, git_commit text, host text, process bigint, device text,
     started_at timestamp not null, finished_at timestamp, status text not null
 );
 
@@ -38,7 +40,7 @@ create table failures (
 
 create table clusterings (
     clustering text not null, embedding text not null, distance text not null, k integer not null,
-    iterations integer not null, seed bigint not null, objective double not null,
+    iterations integer not null, seed bigint not null, objective double not null, centroids text not null,
     sampled_rows bigint not null, num_samples bigint not null, fingerprint text not null, run_id bigint not null
 );
 create table assignments (
@@ -52,7 +54,7 @@ create table scorings (
 create table scores (scoring text not null, sample_id bigint not null, score double);
 
 create table selections (
-    selection text not null, scoring text, strategy text not null, keep double not null,
+    selection text not null, scoring text, strategy text not null, keep double not null, scope text not null,
     balance double not null, balance_by text, balance_base text not null, where_sql text, seed bigint not null,
     num_candidates bigint not null, num_samples bigint not null, fingerprint text not null, run_id bigint not null
 );

@@ -1,12 +1,16 @@
-"""Files that exist are whole: written beside their place, synced, then renamed."""
+"""Files that exist are whole: written beside their place, synced, then renamed. And folders with one writer at a time."""
 
 import contextlib
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 TEMPORARY = ".tmp-"
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -40,24 +44,57 @@ def sweep(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def workspace(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside `folder`, gone at the end; those that killed processes left go first."""
+    for old in folder.glob(f"{TEMPORARY}*"):
+        with contextlib.suppress(BlockingIOError), locked(old):  # a living process holds its own
+            shutil.rmtree(old)
+    path = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
+    try:
+        with locked(path):
+            yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for one writer; the kernel lets go of it when the process ends, however it ends.
 
     Raises BlockingIOError, with the holder's process number as its text, if another process holds it.
     """
-    import fcntl
-
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise BlockingIOError(file.read().strip() or "unknown") from None
+    path = folder / LOCK
+    file = _lock(path)
+    while not _is_at(file, path):  # the holder before us removed the file that we had opened
+        file.close()
+        file = _lock(path)
+    with file:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         try:
             yield
         finally:
-            file.truncate(0)
+            path.unlink(missing_ok=True)
+
+
+def _lock(path: Path) -> Any:
+    import fcntl
+
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise BlockingIOError(holder) from None
+    return file
+
+
+def _is_at(file: Any, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -1,5 +1,6 @@
 """The command line: parse, call one stage, print the name or path that it made."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import typer
 
 from curate.errors import CurateError
 
-FAILED, PARTLY = 1, 3
+FAILED, PARTLY, INTERRUPTED = 1, 3, 130
 
 app = typer.Typer(
     name="curate",
@@ -28,6 +29,7 @@ CATALOG = Path("curated")
 Name = Annotated[str | None, typer.Option("--name", help="Name of the result.", show_default=False)]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0)]
 Workers = Annotated[int | None, typer.Option("--workers", "-j", help="Worker processes.", min=1, show_default=False)]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 instead of 3 if any sample or shard failed.")]
 Embedding = Annotated[str | None, typer.Option(help="Which embedding (default: the only one).", show_default=False)]
 
 
@@ -69,7 +71,7 @@ def embed(
     batch_size: Annotated[int | None, typer.Option(help="Images a batch.", min=1, show_default=False)] = None,
     workers: Workers = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 instead of 3 if any sample or shard failed.")] = False,
+    strict: Strict = False,
     name: Name = None,
     catalog: CatalogOption = CATALOG,
 ) -> None:
@@ -81,9 +83,7 @@ def embed(
         label=label, batch_size=batch_size, workers=workers, device=device, name=name,
     )  # fmt: skip
     print(made)
-    if stage.num_failures(catalog, made):
-        _say("some samples or shards failed: see `curate query failures`")
-        raise typer.Exit(FAILED if strict else PARTLY)
+    _exit_partly(catalog, made, strict=strict)
 
 
 @app.command(epilog="Example: curate cluster --k 1000 --distance cosine")
@@ -105,8 +105,9 @@ def cluster(
 
     if k != "auto" and not k.isdecimal():
         raise typer.BadParameter("give a whole number, or auto", param_hint="--k")
+    number = "auto" if k == "auto" else int(k)
     print(stage(
-        catalog, embedding=embedding, k=None if k == "auto" else int(k), distance=distance, iterations=iterations,
+        catalog, embedding=embedding, k=number, distance=distance, iterations=iterations,
         sample=sample, seed=seed, workers=workers or 1, name=name,
     ))  # fmt: skip
 
@@ -166,23 +167,25 @@ def select(
 @app.command(epilog="Examples: curate query class_balance · curate query 'select count(*) from samples' --format csv")
 def query(
     sql: Annotated[str, typer.Argument(help="SQL, or a name from `curate list queries`.", metavar="SQL|NAME")],
-    format: Annotated[str, typer.Option("--format", "-f", help="table, csv, json or parquet.")] = "table",
+    format: Annotated[
+        str | None, typer.Option("--format", "-f", help="table, csv, json or parquet (default: the file's ending, or table).")
+    ] = None,
     param: Annotated[
         list[str] | None, typer.Option("--param", "-p", help="NAME=VALUE for a saved query.", show_default=False)
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File to write (parquet needs one).", show_default=False)
     ] = None,
-    limit: Annotated[int, typer.Option(help="Rows shown as a table; the other formats give all.")] = 200,
+    limit: Annotated[int, typer.Option(help="Rows shown as a table; files and the other formats have all.", min=1)] = 200,
     catalog: CatalogOption = CATALOG,
 ) -> None:
     """Ask the catalog, read-only; also while another command runs."""
     from curate import answers
-    from curate.stages.query import answering
+    from curate.stages.query import asking
 
     params = dict(_pair(text) for text in param or [])
-    with answering(catalog, sql, params) as answer:
-        answers.write(answer, format, out, limit)
+    with asking(catalog, sql, params) as (connection, text):
+        answers.write(connection, text, format, out, limit)
 
 
 @app.command(epilog="Example: curate export $(curate select --keep 0.8) pruned/")
@@ -212,6 +215,9 @@ def export(
 @app.command(epilog="Example: curate gallery --scoring supervised_prototypes --count 8")
 def gallery(
     scoring: Annotated[str, typer.Option(help="Scoring to go by.")] = "ssl_prototypes",
+    by: Annotated[
+        str | None, typer.Option(help="label or cluster (default: label, or cluster without labels).", show_default=False)
+    ] = None,
     count: Annotated[int, typer.Option(help="Images a side and row.", min=1)] = 6,
     size: Annotated[int, typer.Option(help="Edge of an image in pixels.", min=8)] = 64,
     max_rows: Annotated[int, typer.Option(help="Classes shown, the largest.", min=1)] = 20,
@@ -223,7 +229,7 @@ def gallery(
     """Draw the easiest and the hardest images of each class."""
     from curate.stages.gallery import gallery as stage
 
-    print(stage(catalog, scoring=scoring, count=count, size=size, max_rows=max_rows, out=out))
+    print(stage(catalog, scoring=scoring, by=by, count=count, size=size, max_rows=max_rows, out=out))
 
 
 @app.command(epilog="Example: curate run clothing --set select.keep=0.5")
@@ -232,6 +238,7 @@ def run(
     set: Annotated[list[str] | None, typer.Option("--set", help="stage.key=value", show_default=False)] = None,
     from_stage: Annotated[str | None, typer.Option("--from", help="Begin with this stage.", show_default=False)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and show its steps.")] = False,
+    strict: Strict = False,
     catalog: Annotated[
         Path | None,
         typer.Option("--catalog", "-c", envvar="CURATE_CATALOG", help="Folder of the catalog.", show_default="the recipe's"),
@@ -241,11 +248,15 @@ def run(
     from curate import recipe as recipes
 
     print(recipes.run(recipe, catalog, set=set, from_stage=from_stage, dry_run=dry_run))
+    if not dry_run:
+        _exit_partly(recipes.load(recipe, set or [], catalog)[0], strict=strict)
 
 
 @app.command("list", epilog="Example: curate list queries")
 def list_(
-    what: Annotated[str, typer.Argument(help="encoders, metrics, strategies, recipes, queries or sets.")] = "sets",
+    what: Annotated[
+        str, typer.Argument(help="encoders, metrics, strategies, recipes, queries; sets, runs, selections …")
+    ] = "sets",
     catalog: CatalogOption = CATALOG,
 ) -> None:
     """What there is to choose from."""
@@ -260,7 +271,7 @@ def demo(folder: Annotated[Path, typer.Argument(help="Folder to work in.")] = Pa
     from curate import answers
     from curate.demo import demo as stage
 
-    answers.print_demo(stage(folder))
+    answers.print_demo(folder, stage(folder))
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -270,10 +281,14 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _say(message: str) -> None:
+def _exit_partly(catalog: Path | str, embedding: str | None = None, *, strict: bool) -> None:
+    """End with the status that says so if samples or shards failed, in one embedding or in any."""
     from curate.progress import log
+    from curate.stages.embed import num_failures
 
-    log.info(message)
+    if num_failures(catalog, embedding):
+        log.info("some samples or shards failed: see `curate query failures -c %s`", catalog)
+        raise typer.Exit(FAILED if strict else PARTLY)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -284,13 +299,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     shared = [word for word in words[:ends] if word in ("--quiet", "-q", "--debug")]
     words = shared + [word for place, word in enumerate(words) if place >= ends or word not in shared]
     call: Callable[..., Any] = app
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end, as by Ctrl-C
     try:
         call(args=words, prog_name="curate")
     except CurateError as error:
         _fail(str(error), debug="--debug" in shared)
-    except KeyboardInterrupt:
-        print("curate: interrupted; what was finished is kept, and the same command goes on with the rest", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer's word for Ctrl-C
+            print("curate: interrupted; what was finished is kept, and the same command goes on with the rest", file=sys.stderr)
+        raise
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stderr.close()
         raise SystemExit(FAILED) from None

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from curate import shards
-from curate.catalog import Catalog
+from curate.catalog import PATIENCE, Catalog
 from curate.errors import CurateError
 from curate.progress import log
 from curate.resources import sql
@@ -12,39 +12,53 @@ from curate.shards import Stat
 
 
 class Job(NamedTuple):
-    """One shard to read."""
+    """One shard to read; `fingerprint` is that of its bytes where an earlier embedding has read them."""
 
     shard_id: int
     url: str
     num_bytes: int
+    fingerprint: str | None
+
+
+class Known(NamedTuple):
+    """A shard as the catalog has it."""
+
+    shard_id: int
+    url: str
+    num_bytes: int
+    version: str
+    fingerprint: str | None
+    complete: bool | None
 
 
 def register(catalog: Catalog, embedding: str, urls: list[str]) -> list[Job]:
-    """Give new shards their ids, and return the shards that this embedding lacks."""
-    with catalog.reading() as connection:
-        known = {row[1]: row for row in connection.execute(
-            "select shard_id, url, num_bytes, version, fingerprint, complete from shards").fetchall()}  # fmt: skip
-        finished = {shard_id for shard_id, count in connection.execute(
-            "select shard_id, num_embedded from embedded_shards where embedding = ?", [embedding]).fetchall()
-            if not count or catalog.vector_file(embedding, shard_id).is_file()}  # fmt: skip
-    moved = {(Path(url).name, row[2]): row for url, row in known.items() if row[4]}
-    new: list[tuple[str, Stat]] = []
-    todo: list[tuple[int, str, int]] = []
+    """Give new shards their ids, and return the shards that this embedding lacks.
+
+    A shard that moved keeps its id. One that was damaged and has other bytes now is a new shard, so
+    that no selection of its old samples can mean other ones. Raises CurateError if a sound one changed.
+    """
+    known = _known(catalog)
+    stats = {url: _stat(url) for url in urls}
     for url in urls:
-        found = _stat(url)
-        if url in known:
-            shard_id = _check_unchanged(catalog, known[url], found)
-            if shard_id is None:  # it was damaged, and has been mended
-                finished.discard(known[url][0])
-                shard_id = known[url][0]
-        elif (twin := moved.get((Path(url).name, found.num_bytes))) and shards.sha256(url) == twin[4]:
-            shard_id = _follow(catalog, twin, url, found)
-        else:
-            new.append((url, found))
-            continue
-        if shard_id not in finished:
-            todo.append((shard_id, url, found.num_bytes))
-    return [Job(*job) for job in todo + _insert_new(catalog, new)]
+        if url in known and _has_changed(catalog, known[url], stats[url]):
+            _forget(catalog, known.pop(url))
+    _follow_moves(catalog, known, {url: stats[url] for url in urls if url not in known})
+    _insert_new(catalog, stats)
+    known = _known(catalog)
+    with catalog.reading() as connection:
+        rows = connection.execute(
+            "select shard_id, num_embedded from embedded_shards where embedding = ?", [embedding]
+        ).fetchall()
+    # A vector file that is gone is made again.
+    finished = {shard_id for shard_id, count in rows if not count or catalog.vector_file(embedding, shard_id).is_file()}
+    todo = [known[url] for url in urls if known[url].shard_id not in finished]
+    return [Job(shard.shard_id, shard.url, stats[shard.url].num_bytes, shard.fingerprint) for shard in todo]
+
+
+def _known(catalog: Catalog) -> dict[str, Known]:
+    with catalog.reading() as connection:
+        rows = connection.execute("select shard_id, url, num_bytes, version, fingerprint, complete from shards").fetchall()
+    return {row[1]: Known(*row) for row in rows}
 
 
 def _stat(url: str) -> Stat:
@@ -54,87 +68,119 @@ def _stat(url: str) -> Stat:
         raise CurateError(f"no shard at '{url}' ({error.strerror or error}): check the path (nothing was changed)") from error
 
 
-def _check_unchanged(catalog: Catalog, known: tuple[Any, ...], found: Stat) -> int | None:
-    """The id of a known shard; None if it was damaged and has other bytes now. CurateError if a sound one changed."""
-    shard_id, url, num_bytes, version, fingerprint, complete = known
-    if fingerprint is None or (num_bytes, version) == found:
-        return int(shard_id)
-    if num_bytes != found.num_bytes or shards.sha256(url) != fingerprint:
-        if complete:
+def _has_changed(catalog: Catalog, known: Known, found: Stat) -> bool:
+    """Whether a damaged shard has other bytes than it had when it was read; CurateError if a sound one has."""
+    if known.fingerprint is None or (known.num_bytes, known.version) == found:
+        return False
+    if known.num_bytes != found.num_bytes or shards.sha256(known.url) != known.fingerprint:
+        if known.complete:
             raise CurateError(
-                f"'{url}' has changed since it was embedded: restore it, or embed the new corpus into another catalog (-c)"
+                f"'{known.url}' has changed since it was embedded: restore it, or embed the new corpus elsewhere (-c NEW)"
             )
-        _forget(catalog, shard_id, found)
-        return None
+        return True
     with catalog.writing() as connection:  # touched or copied, the bytes are the same
-        connection.execute("update shards set version = ? where shard_id = ?", [found.version, shard_id])
-    return int(shard_id)
+        connection.execute("update shards set version = ? where shard_id = ?", [found.version, known.shard_id])
+    return False
 
 
-def _forget(catalog: Catalog, shard_id: int, found: Stat) -> None:
-    """Take a damaged shard out of every embedding, so that its mended version is read from the start."""
+def _forget(catalog: Catalog, shard: Known) -> None:
+    """Take a shard out of the corpus and of every embedding."""
     with catalog.writing() as connection:
-        rows = connection.execute("select embedding from embedded_shards where shard_id = ?", [shard_id]).fetchall()
-        for table in ("samples", "failures", "embedded_shards"):
-            connection.execute(f"delete from {table} where shard_id = ?", [shard_id])
-        connection.execute(
-            "update shards set num_bytes = ?, version = ?, num_samples = null, fingerprint = null, complete = null "
-            "where shard_id = ?", [*found, shard_id],
-        )  # fmt: skip
+        rows = connection.execute("select embedding from embedded_shards where shard_id = ?", [shard.shard_id]).fetchall()
+        for table in ("samples", "failures", "embedded_shards", "shards"):
+            connection.execute(f"delete from {table} where shard_id = ?", [shard.shard_id])
     for (embedding,) in rows:
-        catalog.vector_file(embedding, shard_id).unlink(missing_ok=True)
+        catalog.vector_file(embedding, shard.shard_id).unlink(missing_ok=True)
 
 
-def _follow(catalog: Catalog, twin: tuple[Any, ...], url: str, found: Stat) -> int:
-    """The same file under a new path: the shard moved, or this is a copy; either way its samples are known."""
-    shard_id, old_url = int(twin[0]), twin[1]
+def _follow_moves(catalog: Catalog, known: dict[str, Known], new: dict[str, Stat]) -> None:
+    """A new URL whose bytes are those of a shard that is no longer where it was: the shard moved, or was renamed."""
+    sizes = {found.num_bytes for found in new.values()}
+    gone = [shard for shard in known.values() if shard.fingerprint and shard.num_bytes in sizes and not _is_there(shard.url)]
+    for url, found in new.items():
+        twins = [shard for shard in gone if shard.num_bytes == found.num_bytes]
+        if not twins:
+            continue
+        fingerprint = shards.sha256(url)
+        twins = [shard for shard in twins if shard.fingerprint == fingerprint]
+        twins.sort(key=lambda shard: Path(shard.url).name != Path(url).name)
+        if twins:
+            gone.remove(twins[0])
+            log.info("%s moved to %s", twins[0].url, url)
+            with catalog.writing() as connection:
+                where = [url, found.version, twins[0].shard_id]
+                connection.execute("update shards set url = ?, version = ? where shard_id = ?", where)
+
+
+def _is_there(url: str) -> bool:
     try:
-        shards.stat(old_url)
-        log.info("%s has the bytes of %s, which the catalog has: left out", url, old_url)
+        shards.stat(url)
     except OSError:
-        log.info("%s moved to %s", old_url, url)
-        with catalog.writing() as connection:
-            connection.execute("update shards set url = ?, version = ? where shard_id = ?", [url, found.version, shard_id])
-    return shard_id
+        return False
+    return True
 
 
-def _insert_new(catalog: Catalog, new: list[tuple[str, Stat]]) -> list[tuple[int, str, int]]:
-    if not new:
-        return []
+def _insert_new(catalog: Catalog, stats: dict[str, Stat]) -> None:
+    """In one transaction, so that another process that registers the same shards finds them, or waits."""
     with catalog.writing() as connection:
-        row = connection.execute("select coalesce(max(shard_id) + 1, 0) from shards").fetchone()
-        first = row[0] if row else 0
-        rows = [(first + place, url, found.num_bytes, found.version) for place, (url, found) in enumerate(new)]
-        connection.executemany("insert into shards (shard_id, url, num_bytes, version) values (?, ?, ?, ?)", rows)
-    return [row[:3] for row in rows]
+        known = {url for (url,) in connection.execute("select url from shards").fetchall()}
+        new = [(url, *found) for url, found in stats.items() if url not in known]
+        if new:
+            ((first,),) = connection.execute("select next_shard_id from meta").fetchall()  # ids are never used again
+            rows = [(first + place, *row) for place, row in enumerate(new)]
+            connection.executemany("insert into shards (shard_id, url, num_bytes, version) values (?, ?, ?, ?)", rows)
+            connection.execute("update meta set next_shard_id = ?", [first + len(new)])
 
 
-def commit_pending(catalog: Catalog, embedding: str) -> None:
-    """Bring what workers have finished into the catalog; also what a killed run left finished."""
+def commit_pending(catalog: Catalog, embedding: str, run_id: int | None = None, patience: float = PATIENCE) -> None:
+    """Bring what workers have finished into the catalog; also what a killed run left finished. Raises Busy."""
     import pyarrow.parquet as pq
 
-    files = sorted((catalog.embedding_folder(embedding) / "pending").glob("[0-9]*.parquet"))
+    folder = catalog.embedding_folder(embedding) / "pending"
+    files = sorted(folder.glob("[0-9]*.parquet"))
     if not files:
         return
-    with catalog.writing() as connection:
+    with catalog.writing(patience) as connection:
         for file in files:
             facts = {key.decode(): value.decode() for key, value in pq.read_metadata(file).metadata.items()}
-            shard_id, counts = int(file.stem), [int(facts[name]) for name in ("num_samples", "num_embedded", "num_failed")]
-            if counts[0] != counts[1] + counts[2]:
-                raise CurateError(f"shard {shard_id}: {counts[0]} samples, but {counts[1]} embedded and {counts[2]} failed")
+            shard_id = int(file.stem)
             where = [embedding, shard_id]
             if connection.execute("select 1 from embedded_shards where embedding = ? and shard_id = ?", where).fetchone():
                 continue  # committed before a kill; only the removal of the file was left
             connection.execute("delete from failures where embedding = ? and shard_id = ?", where)
-            connection.execute(sql("stages/commit_shard"), {"file": str(file)})
-            connection.execute(sql("stages/commit_failures"), {"file": str(file), "embedding": embedding})
-            connection.execute("insert into embedded_shards values (?, ?, ?, ?)", [*where, *counts[1:]])
-            connection.execute(
-                "update shards set num_samples = ?, fingerprint = ?, complete = ? where shard_id = ?",
-                [counts[0], facts["fingerprint"], facts["complete"] == "yes", shard_id],
-            )
+            problem = _disagreement(connection, shard_id, facts)
+            if problem:
+                connection.execute("insert into failures values (?, ?, null, null, null, 'shard', ?)", [*where, problem])
+                continue
+            _commit(connection, embedding, file, facts)
+            if run_id is not None:
+                connection.execute("update embeddings set run_id = ? where embedding = ?", [run_id, embedding])
     for file in files:
         file.unlink()
+
+
+def _disagreement(connection: Any, shard_id: int, facts: dict[str, str]) -> str | None:
+    """What is wrong with a finished shard, if anything is; nothing of it is committed then."""
+    counts = [int(facts[name]) for name in ("num_samples", "num_embedded", "num_failed")]
+    if counts[0] != counts[1] + counts[2]:
+        return f"{counts[0]} samples, but {counts[1]} embedded and {counts[2]} failed: please report this as a bug"
+    row = connection.execute("select fingerprint from shards where shard_id = ?", [shard_id]).fetchone()
+    if row is None:
+        return "the shard is no longer in the catalog"
+    return "its bytes are not those that another embedding read" if row[0] not in (None, facts["fingerprint"]) else None
+
+
+def _commit(connection: Any, embedding: str, file: Path, facts: dict[str, str]) -> None:
+    shard_id = int(file.stem)
+    connection.execute(sql("stages/commit_shard"), {"file": str(file)})
+    connection.execute(sql("stages/commit_failures"), {"file": str(file), "embedding": embedding})
+    counts = [int(facts["num_embedded"]), int(facts["num_failed"])]
+    connection.execute("insert into embedded_shards values (?, ?, ?, ?)", [embedding, shard_id, *counts])
+    connection.execute(
+        "update shards set num_bytes = ?, version = ?, num_samples = ?, fingerprint = ?, complete = ? where shard_id = ?",
+        [int(facts["num_bytes"]), facts["version"], int(facts["num_samples"]), facts["fingerprint"],
+         facts["complete"] == "yes", shard_id],
+    )  # fmt: skip
 
 
 def record_unreadable(catalog: Catalog, embedding: str, problems: dict[int, str]) -> None:

@@ -1,7 +1,6 @@
 """`curate demo`: real digits through the whole chain, with nothing from the network."""
 
 import io
-import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,12 @@ from curate.progress import log
 _PER_SHARD = 1000
 
 
-def demo(folder: str | Path = "curate-demo") -> dict[str, Any]:
-    """Write MNIST shards to `folder`, run recipes/demo.toml on them, and return what was made, for the summary."""
-    folder = Path(folder).expanduser().absolute()
+def demo(folder: str | Path = "curate-demo") -> str:
+    """Write MNIST shards to `folder`/shards, run recipes/demo.toml with `folder` as its catalog; return the picture's path."""
+    folder = Path(folder).expanduser()
     made = write_shards(folder / "shards")
     log.info("%s 5,000 digits in 5 shards: %s", "wrote" if made else "nothing to do:", folder / "shards")
-    os.environ["CURATE_DEMO"] = str(folder)
-    picture = recipe.run("demo", folder / "catalog")
-    return {"shards": folder / "shards", "catalog": folder / "catalog", "pruned": folder / "pruned", "picture": Path(picture)}
+    return recipe.run("demo", folder)
 
 
 def write_shards(folder: Path) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from curate.catalog import Catalog
 from curate.errors import CurateError
+from curate.shards import readable
 
 
 class Kept:
@@ -20,10 +21,10 @@ class Kept:
         url = sample["__url__"]
         if url != self._url:
             self._keys, self._url = self._load(url), url
-        return sample["__key__"] in self._keys
+        return readable(sample["__key__"]) in self._keys
 
     def _load(self, url: str) -> frozenset[str]:
-        known = url if "://" in url else os.path.abspath(url.removeprefix("file:"))
+        known = url if "://" in url else os.path.abspath(url.removeprefix("file://").removeprefix("file:"))
         with self.catalog.reading() as connection:
             if not connection.execute("select 1 from shards where url = ?", [known]).fetchone():
                 raise CurateError(f"the shard '{known}' is not in the catalog: embed it, or give the path it was embedded from")

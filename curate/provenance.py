@@ -1,7 +1,10 @@
 """Who made a set: version, commit, host; and fingerprints that say whether it must be made again."""
 
 import hashlib
+import inspect
 import json
+from collections.abc import Callable
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,3 +43,13 @@ def fingerprint(stage: str, arguments: dict[str, Any], *parents: str) -> str:
     """
     text = "\n".join((stage, canonical(arguments), *parents))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def now() -> datetime:
+    """The time in UTC, without a zone, as `runs` stores it."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def source(function: Callable[..., Any]) -> str:
+    """SHA-256 of a function's text, so that what it made is known to be old once it is edited."""
+    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()

@@ -15,6 +15,7 @@ from curate import resources
 from curate.errors import CurateError
 from curate.progress import log
 
+_LATER = ("CATALOG", "SELECTION")
 STAGES = ("embed", "cluster", "score", "select", "export", "gallery")
 
 
@@ -38,41 +39,50 @@ def run(
     `set` holds texts such as `select.keep=0.5`. Steps whose sets are there already do nothing, so a run
     that stopped half-way goes on. Raises CurateError for what the recipe or an option has wrong, before any work.
     """
-    default_catalog, steps = load(recipe, set or [])
+    catalog, steps = load(recipe, set or [], catalog)
     if from_stage:
         stages = [step.stage for step in steps]
         if from_stage not in stages:
             raise CurateError(f"the recipe has no [{from_stage}]; it has: {', '.join(dict.fromkeys(stages))}")
         steps = steps[stages.index(from_stage) :]
-    catalog = catalog or default_catalog
-    result: Any = str(catalog)
-    for step in steps:
-        options = " ".join(f"{key}={value!r}" for key, value in step.arguments.items())
-        log.info("[%s] %s", step.stage, options)
-        if not dry_run:
-            result = stage_function(step.stage)(catalog, **step.arguments)
+    result: Any = catalog
+    known: dict[str, str] = {}
+    for stage, arguments in steps:
+        arguments = expand(arguments, known)
+        log.info("[%s] %s", stage, " ".join(f"{key}={value!r}" for key, value in arguments.items()))
+        if dry_run:
+            continue
+        if "SELECTION" not in known and "${SELECTION}" in str(arguments):
+            raise CurateError(f"[{stage}] is about the selection that [select] makes: begin with --from select")
+        result = stage_function(stage)(catalog, **arguments)
+        if stage == "select":
+            known["SELECTION"] = result
     return " ".join(result) if isinstance(result, list) else str(result)
 
 
-def load(recipe: str | Path, overrides: list[str]) -> tuple[str, list[Step]]:
-    """The recipe's catalog and its steps, each checked against its stage's signature."""
+def load(recipe: str | Path, overrides: list[str], catalog: str | Path | None = None) -> tuple[str, list[Step]]:
+    """The catalog (the recipe's, unless one is given) and the recipe's steps, each checked against its stage."""
     path = find(recipe)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CurateError(f"'{path}' is no TOML: {error}") from error
-    catalog = tables.pop("catalog", "curated")
-    if not isinstance(catalog, str):
+    folder = tables.pop("catalog", "curated")
+    if not isinstance(folder, str):
         raise CurateError(f"'{path}': catalog is the name of a folder")
+    folder = str(catalog or folder)
     steps = []
     for stage, table in tables.items():
         calls = table if isinstance(table, list) else [table]
         if stage not in STAGES or not all(isinstance(call, dict) for call in calls):
             raise CurateError(f"'{path}': [{stage}] is no stage; there are: {', '.join(STAGES)}")
         steps += [Step(stage, {**call}) for call in calls]
+    if not steps:
+        raise CurateError(f"'{path}' has no step: write [embed], [cluster] and so on, with their options")
     for override in overrides:
         _override(steps, override)
-    return expand(catalog), [_checked(step, path) for step in steps]
+    folder = expand(folder)
+    return folder, [_checked(Step(step.stage, expand(step.arguments, {"CATALOG": folder})), path) for step in steps]
 
 
 def find(recipe: str | Path) -> Path:
@@ -80,9 +90,10 @@ def find(recipe: str | Path) -> Path:
     path = Path(recipe).expanduser()
     if path.is_file():
         return path
-    name = str(recipe).removesuffix(".toml").removeprefix("recipes/")
+    if "/" in str(recipe):
+        raise CurateError(f"no recipe at '{recipe}': check the path, or give a name from `curate list recipes`")
     try:
-        return resources.find(resources.RECIPES, ".toml", name, "recipe")
+        return resources.find(resources.RECIPES, ".toml", str(recipe).removesuffix(".toml"), "recipe")
     except CurateError as error:
         raise CurateError(f"{error}; and there is no file '{recipe}'") from error
 
@@ -92,17 +103,28 @@ def stage_function(stage: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(f"curate.stages.{stage}"), stage)  # type: ignore[no-any-return]
 
 
-def expand(value: Any) -> Any:
-    """Put in environment variables written ${NAME}. Raises CurateError for one that is not set."""
+def expand(value: Any, known: dict[str, str] | None = None) -> Any:
+    """Put in what is written ${NAME}: `known` names, and without these environment variables.
+
+    ${CATALOG} and ${SELECTION}, the last selection made, are left for later where they are not known yet.
+    Raises CurateError for a variable that is not set.
+    """
     if isinstance(value, list):
-        return [expand(part) for part in value]
+        return [expand(part, known) for part in value]
+    if isinstance(value, dict):
+        return {key: expand(part, known) for key, part in value.items()}
     if not isinstance(value, str):
         return value
 
     def look_up(match: re.Match[str]) -> str:
-        if match.group(1) not in os.environ:
-            raise CurateError(f"the recipe uses ${{{match.group(1)}}}, which is not set: export {match.group(1)}=…")
-        return os.environ[match.group(1)]
+        name = match.group(1)
+        if known and name in known:
+            return known[name]
+        if name in _LATER:
+            return match.group()
+        if name not in os.environ:
+            raise CurateError(f"the recipe uses ${{{name}}}, which is not set: export {name}=…")
+        return os.environ[name]
 
     return re.sub(r"\$\{(\w+)\}", look_up, value)
 
@@ -125,7 +147,7 @@ def _override(steps: list[Step], override: str) -> None:
 def _checked(step: Step, path: Path) -> Step:
     function = stage_function(step.stage)
     signature = inspect.signature(function)
-    arguments = {key: expand(value) for key, value in step.arguments.items()}
+    arguments = step.arguments
     options = list(signature.parameters)[1:]
     try:
         for key in arguments:  # before what is missing, because a slip of the pen causes both
@@ -138,7 +160,13 @@ def _checked(step: Step, path: Path) -> Step:
     for key, value in arguments.items():
         if not _fits(value, hints[key]):
             raise CurateError(f"'{path}': [{step.stage}] {key} = {value!r} is not {_plainly(hints[key])}")
-    return Step(step.stage, arguments)
+    check = getattr(importlib.import_module(f"curate.stages.{step.stage}"), "check", None)
+    try:
+        if check:
+            check(**arguments)
+    except CurateError as error:
+        raise CurateError(f"'{path}': [{step.stage}] {error}") from error
+    return step
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -16,14 +16,21 @@ class Registry(dict[str, Callable[..., Any]]):
         self.kind, self.package = kind, package
 
     def register(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Use as a decorator: the function's own name is the name users type."""
-        self[function.__name__] = function
+        """Use as a decorator: the function's own name is the name users type. Raises CurateError for one that is taken."""
+        name, old = function.__name__, self.get(function.__name__)
+        if old is not None and old.__module__ != function.__module__:
+            raise CurateError(f"two {self.kind}s are called '{name}': in {old.__module__} and in {function.__module__}")
+        self[name] = function
         return function
 
     def load(self) -> "Registry":
         """Import every module of the package, so that all names are known."""
         for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
-            importlib.import_module(f"{self.package}.{module.name}")
+            name = f"{self.package}.{module.name}"
+            try:
+                importlib.import_module(name)
+            except (ImportError, SyntaxError, NameError, TypeError, AttributeError) as error:
+                raise CurateError(f"the module {name} cannot be imported: {type(error).__name__}: {error}") from error
         return self
 
     def __missing__(self, name: str) -> Callable[..., Any]:

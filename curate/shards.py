@@ -1,5 +1,6 @@
 """WebDataset shards: which files a pattern names, and the samples inside one tar."""
 
+import contextlib
 import glob
 import os
 import re
@@ -44,7 +45,7 @@ def expand(patterns: Iterable[str]) -> list[str]:
         if pattern.startswith("pipe:"):
             raise CurateError(f"'{pattern}': curate never runs shell commands; give a path or a URL such as s3://…")
         try:
-            plain_patterns = list(braceexpand(pattern))
+            plain_patterns = list(braceexpand(pattern.removeprefix("file://")))
         except ValueError as error:
             raise CurateError(f"'{pattern}' is no brace pattern: {error}") from error
         for plain in plain_patterns:
@@ -52,6 +53,9 @@ def expand(patterns: Iterable[str]) -> list[str]:
             if not urls:
                 raise CurateError(f"no shard at '{plain}': check the path (nothing was changed)")
             found.update(dict.fromkeys(urls))
+    for url in found:
+        if readable(url) != url:
+            raise CurateError(f"the name of the shard '{readable(url)}' is no Unicode: rename it")
     return sorted(found, key=natural)
 
 
@@ -61,7 +65,7 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 
 def _expand_local(pattern: str) -> list[str]:
-    path = Path(pattern).expanduser()
+    path = Path(os.path.normpath(os.path.expanduser(pattern)))
     if path.is_dir():
         return [os.path.abspath(tar) for tar in path.glob("*.tar")]
     if path.exists():
@@ -70,19 +74,37 @@ def _expand_local(pattern: str) -> list[str]:
 
 
 def _expand_remote(pattern: str) -> list[str]:
+    if ".." in pattern.split("/"):
+        raise CurateError(f"'{pattern}': write the URL without '..'")
     if not re.search(r"[*?\[]", pattern):
         return [pattern]
     filesystem, path = _filesystem(pattern)
-    return [filesystem.unstrip_protocol(match) for match in filesystem.glob(path)]
+    try:
+        with _reaching():
+            return [filesystem.unstrip_protocol(match) for match in filesystem.glob(path)]
+    except OSError as error:
+        raise CurateError(f"cannot list '{pattern}': {error.strerror or error}") from error
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        return cast("tuple[Any, str]", fsspec.core.url_to_fs(url))
-    except (ImportError, ValueError) as error:
-        raise CurateError(f"cannot open '{url}': {error}") from error
+        with _reaching():
+            return cast("tuple[Any, str]", fsspec.core.url_to_fs(url))
+    except OSError as error:
+        raise CurateError(f"cannot open '{url}': {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _reaching() -> Iterator[None]:
+    """Clients of remote file systems raise what they like; callers know OSError only."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # the boundary to other people's clients
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def open_shard(url: str) -> BinaryIO:
@@ -90,7 +112,15 @@ def open_shard(url: str) -> BinaryIO:
     if not _REMOTE.match(url):
         return open(url, "rb")
     filesystem, path = _filesystem(url)
-    return cast(BinaryIO, filesystem.open(path, "rb"))
+    with _reaching():
+        return cast(BinaryIO, filesystem.open(path, "rb"))
+
+
+def read_range(url: str, offset: int, length: int) -> bytes:
+    """`length` bytes of a shard from `offset` on, fewer where it ends before. Raises OSError."""
+    with open_shard(url) as stream, _reaching():
+        stream.seek(offset)
+        return stream.read(length)
 
 
 def stat(url: str) -> Stat:
@@ -99,7 +129,8 @@ def stat(url: str) -> Stat:
         status = os.stat(url)
         return Stat(status.st_size, str(status.st_mtime_ns))
     filesystem, path = _filesystem(url)
-    info = filesystem.info(path)
+    with _reaching():
+        info = filesystem.info(path)
     version = next((info[name] for name in ("ETag", "etag", "mtime", "LastModified", "updated") if info.get(name)), "")
     return Stat(int(info["size"] or 0), str(version))
 
@@ -108,7 +139,7 @@ def sha256(url: str) -> str:
     """The checksum of a whole shard, in hexadecimal. Raises OSError."""
     import hashlib
 
-    with open_shard(url) as stream:
+    with open_shard(url) as stream, _reaching():
         return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
@@ -153,6 +184,11 @@ class DamagedShard(Exception):
     def __init__(self, problem: str, key: str) -> None:
         super().__init__(problem)
         self.key = key
+
+
+def readable(key: str) -> str:
+    """A key as Unicode, which is all that Parquet and SQL hold: bytes that are none are written as escapes."""
+    return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -61,6 +61,8 @@ class TarReader:
             if kind in b"xgLK" and size > _MAX_EXTENDED:
                 raise TarError(f"an extended header of {size:,} bytes at byte {self.num_bytes - BLOCK:,}")
             size = int(described.get("size", size)) if kind not in b"xgLK" else size
+            if kind == b"S":
+                self._skip_sparse_map(header)
             name = None if kind in b"xgLK" else described.get("path") or _name(header)
             data = self._payload(size, name)
             if kind == b"x":
@@ -68,7 +70,7 @@ class TarReader:
             elif kind == b"L":
                 described["path"] = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
             elif name is not None:
-                if kind in _REGULAR:
+                if kind in _REGULAR and "sparse" not in described:
                     yield Member(name, start, self.num_bytes - start, data)
                 described = {}
             if kind not in b"xLK":  # a described member begins at the headers that describe it
@@ -113,6 +115,12 @@ class TarReader:
             raise TarError(f"the file is cut short in a member of {size:,} bytes at byte {at:,}", member=name)
         return data[:size] if padded != size else data
 
+    def _skip_sparse_map(self, header: bytes) -> None:
+        """Old GNU sparse files have further blocks of their map after the header. Such files are no members."""
+        more = header[482:483]
+        while more.strip(b"\0"):
+            more = self._read(BLOCK)[504:505]
+
     def _padding(self) -> None:
         at = self.num_bytes
         while block := self._read(1 << 16):
@@ -126,10 +134,9 @@ def _number(field: bytes) -> int:
     if field[0] & 0x80:
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     digits = field.strip(b" \0")
-    try:
-        return int(digits, 8) if digits else 0
-    except ValueError:
-        raise TarError(f"a size that is no octal number: {field!r}") from None
+    if digits.strip(b"01234567"):
+        raise TarError(f"a size that is no octal number: {field!r}")
+    return int(digits, 8) if digits else 0
 
 
 def _checksum_holds(header: bytes) -> bool:
@@ -148,14 +155,18 @@ def _name(header: bytes) -> str:
 
 
 def _pax_records(data: bytes) -> dict[str, str]:
-    """The records `length key=value` of a PAX header; only the path and size matter here."""
+    """The records `length key=value` of a PAX header; only the path, the size and the mark of a sparse file matter here."""
     records: dict[str, str] = {}
     while data:
         length, _, _ = data.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(data):
+        if not length.isdigit() or len(length) > 9 or not 0 < int(length) <= len(data):
             raise TarError("a PAX header whose record lengths do not fit")
         key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
-        if key == b"path" or (key == b"size" and value.isdigit()):
+        if key == b"size" and not (value.isdigit() and len(value) < 20):
+            raise TarError("a PAX header with a size that is no number")
+        if key in (b"path", b"size"):
             records[key.decode()] = value.decode("utf-8", "surrogateescape")
+        elif key.startswith(b"GNU.sparse."):
+            records["sparse"] = "yes"
         data = data[int(length) :]
     return records

@@ -41,9 +41,3 @@ def read(path: Path) -> Part:
     rows = table["vector"].combine_chunks()
     flat = rows.flatten().to_numpy(zero_copy_only=False)
     return Part(table["sample_id"].to_numpy(), flat.reshape(len(rows), rows.type.list_size).astype(np.float32))
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1; a zero row stays zero."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny))

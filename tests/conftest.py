@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate.catalog import Catalog, insert, refresh_sample_scores
+from curate import sets
+from curate.catalog import Catalog
 from curate.stages.embed import embed
 
 
@@ -75,9 +76,9 @@ def add_scoring(catalog: Catalog, name: str, scores: dict[int, float | None]) ->
     with catalog.writing() as connection:
         head = {"scoring": name, "metric": name, "source": None, "arguments": "{}",
                 "num_samples": len(scores), "num_null": 0, "fingerprint": name, "run_id": 0}  # fmt: skip
-        insert(connection, "scorings", head)
+        sets.insert(connection, "scorings", head)
         connection.executemany("insert into scores values (?, ?, ?)", [[name, key, score] for key, score in scores.items()])
-        refresh_sample_scores(connection)
+        sets.refresh_sample_scores(connection)
 
 
 @pytest.fixture(scope="session")

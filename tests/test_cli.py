@@ -1,14 +1,19 @@
 """The command line as a shell sees it: stdout, stderr, exit status."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import make_catalog, png, rows, write_corpus, write_shard
 
 from curate.catalog import Catalog
+from curate.metrics import metrics
 
 
 def curate(*words: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
@@ -72,6 +77,8 @@ def test_mistakes_give_one_line_and_status_1(tmp_path):
     fails(curate("query", "select", *where), "no saved query called 'select'")
     fails(curate("cluster", "-c", tmp_path / "nowhere"), "make one with `curate embed SHARDS")
     fails(curate("list", "things", *where), "no list of 'things'; there are: encoders")
+    fails(curate("gallery", "-o", tmp_path / "x.jpg", *where), "no scoring yet")
+    fails(curate("embed", tmp_path / "corpus", "--encoder", "pixels@0", *where), "in pixels, from 1 to 4096")
     (tmp_path / "file").write_text("")
     fails(curate("embed", tmp_path / "corpus", "--encoder", "pixels", "-c", tmp_path / "file"), "choose a folder with -c")
     assert rows(catalog, "select count(*) from samples") == [(30,)]
@@ -100,6 +107,49 @@ def test_a_hub_that_cannot_be_reached_names_the_checkpoint_option(tmp_path):
         asked = curate("embed", *shards, "--encoder", encoder, "-c", tmp_path / "catalog", **offline)
         fails(asked, "give the file with --checkpoint")
         assert len(asked.stderr.splitlines()) == 1, asked.stderr
+
+
+def test_ctrl_c_ends_politely_and_the_same_command_goes_on(tmp_path):
+    shards = write_corpus(tmp_path / "corpus", 16, 60, (96, 96))
+    words = ["embed", *shards, "--encoder", "pixels@48", "-c", str(tmp_path / "catalog"), "-j", "1"]
+    for signal_, name in ((signal.SIGINT, "interrupted"), (signal.SIGTERM, "interrupted")):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "curate", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        folder = tmp_path / "catalog" / "embeddings" / "pixels@48"
+        ready, deadline = len(list(folder.glob("[0-9]*"))), time.monotonic() + 60
+        while len(list(folder.glob("[0-9]*"))) <= ready:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal_)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (130, "")
+        assert err == "curate: interrupted; what was finished is kept, and the same command goes on with the rest\n"
+        assert rows(Catalog(tmp_path / "catalog"), "select last(status order by run_id) from runs") == [(name,)]
+    assert "960 samples embedded, 0 failed" in curate(*words).stderr
+    left = [path.name for path in (tmp_path / "catalog").rglob("*") if path.name.startswith((".tmp", ".lock", "pending"))]
+    assert not left
+
+
+def test_a_recipe_whose_samples_failed_ends_with_3(tmp_path):
+    write_shard(tmp_path / "a.tar", [("good", {"png": png(1)}), ("torn", {"png": b"broken"})])
+    (tmp_path / "r.toml").write_text('catalog = "c"\n[embed]\nshards = "a.tar"\nencoder = "pixels"\n')
+    for options, status in (((), 3), (("--strict",), 1), (("--dry-run",), 0)):
+        assert curate("run", "r.toml", *options, cwd=tmp_path).returncode == status
+
+
+def test_the_readmes_metric_is_a_metric(catalog):
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    (block,) = (text for text in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "@metric" in text)
+    names = set(metrics)
+    try:
+        exec(compile(block, "length.py", "exec"), {})
+        (name,) = set(metrics) - names
+        found = metrics[name](np.array([[3.0, 4.0]]))
+        assert (name, found.tolist()) == ("length", [5.0])
+    finally:
+        metrics.pop("length", None)
 
 
 @pytest.mark.parametrize(

@@ -58,10 +58,36 @@ def test_the_first_frame_of_an_animation_counts():
     assert decode(data, PLAIN).pixels.reshape(-1, 3).mean(axis=0).tolist() == [255, 0, 0]
 
 
-@pytest.mark.parametrize("data", [b"", b"no image", encoded(solid(size=(64, 64)), "JPEG")[:-200]])
-def test_broken_bytes_give_a_reason(data):
-    with pytest.raises(ImageError, match="Error"):
+@pytest.mark.parametrize(("data", "reason"), [
+    (b"", "no image of a format"), (b"no image", "no image of a format"),
+    (encoded(solid(size=(64, 64)), "JPEG")[:-200], "OSError: image file is truncated|Truncated"),
+])  # fmt: skip
+def test_broken_bytes_give_a_reason(data, reason):
+    with pytest.raises(ImageError, match=reason):
         decode(data, PLAIN)
+
+
+def test_no_other_program_is_run_to_read_an_image(monkeypatch, tmp_path):
+    """Pillow hands EPS to Ghostscript, whatever the file is called."""
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(ImageError, match="no image of a format"):
+        decode(eps, PLAIN)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_sliver_takes_no_memory(monkeypatch):
+    areas, resize = [], Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda image, size, *how: areas.append(size[0] * size[1]) or resize(image, size, *how)
+    )
+    for size in ((1, 20_000), (20_000, 1)):
+        assert decode(encoded(solid(size=size)), Preprocessing(224, 256)).pixels.shape == (224, 224, 3)
+    assert len(areas) == 2
+    assert max(areas) <= 32 * 256 * 256
 
 
 def test_a_decompression_bomb_is_refused():

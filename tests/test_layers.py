@@ -7,8 +7,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "curate"
 LAYERS = [
-    {"errors", "registry", "resources", "progress", "atomic", "shuffle", "provenance"},
-    {"tar", "shards", "vectors", "images", "catalog", "corpus"},
+    {"errors", "registry", "resources", "progress", "atomic", "shuffle", "provenance", "distances"},
+    {"tar", "shards", "vectors", "images", "sets", "catalog", "corpus"},
     {"encoders", "metrics", "strategies", "membership"},
     {"engine"},
     {"stages"},

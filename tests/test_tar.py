@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import subprocess
 import tarfile
 
 import pytest
@@ -107,3 +108,38 @@ def test_a_claimed_size_takes_no_memory():
 def test_a_member_longer_than_a_piece_is_whole(monkeypatch):
     monkeypatch.setattr("curate.tar._PIECE", 512)
     assert {member.name: member.data for member in TarReader(io.BytesIO(tar_bytes(MEMBERS, tarfile.PAX_FORMAT)))} == MEMBERS
+
+
+@pytest.mark.parametrize("size", [b"-0000020000\0", b"0000000008\0\0", b"0x10\0\0\0\0\0\0\0\0"])
+def test_a_size_that_is_no_number_is_damage(size):
+    data = bytearray(tar_bytes({"a.jpg": b"x" * 600}, tarfile.GNU_FORMAT))
+    data[124:136] = size
+    data[148:156] = b"%06o\0 " % (sum(data[:148]) + 8 * 32 + sum(data[156:512]))
+    with pytest.raises(TarError, match="no octal number"):
+        list(TarReader(io.BytesIO(bytes(data))))
+
+
+def test_an_absurd_pax_size_is_damage():
+    file = io.BytesIO()
+    record = b"size=" + b"9" * 5000 + b"\n"
+    record = b"%d " % (len(record) + 5) + record
+    for name, kind, data in (("pax", b"x", record), ("a.jpg", b"0", b"x")):
+        member = tarfile.TarInfo(name)
+        member.type, member.size = kind, len(data)
+        file.write(member.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512))
+    with pytest.raises(TarError, match="a size that is no number"):
+        list(TarReader(io.BytesIO(file.getvalue() + bytes(1024))))
+
+
+@pytest.mark.parametrize("format", ["oldgnu", "gnu", "pax"])
+def test_sparse_files_are_no_members_and_hide_no_others(format, tmp_path):
+    with open(tmp_path / "sparse.bin", "wb") as file:
+        for place in range(30):  # more holes than the first header has room for
+            file.seek(place << 17)
+            file.write(b"x")
+    for name in ("a.jpg", "z.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+    names = ["a.jpg", "sparse.bin", "z.jpg"]
+    subprocess.run(["tar", "--sparse", f"--format={format}", "-cf", "all.tar", *names], cwd=tmp_path, check=True)
+    with open(tmp_path / "all.tar", "rb") as file:
+        assert {member.name: member.data for member in TarReader(file)} == {"a.jpg": b"a.jpg", "z.jpg": b"z.jpg"}

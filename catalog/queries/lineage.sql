@@ -1,10 +1,13 @@
--- From each set back to the embedding: the chain of sets, and the arguments that made each.
+-- How a set came about, back to the embedding, as it was when it was made.  --param name=NAME (default: the newest)
 with recursive chain as (
-    select name as result, 0 as step, * from lineage
+    select 0 as step, runs.* from runs
+    where run_id = coalesce(
+        case when getvariable('name') is not null then coalesce(
+            (select max(run_id) from named_sets where name = getvariable('name')::text),
+            error('no set is called ' || getvariable('name')::text)) end,
+        (select max(run_id) from named_sets))
     union all
-    select chain.result, chain.step + 1, parent.*
-    from chain join lineage as parent on parent.name = chain.made_from and parent.kind <> chain.kind
-    where chain.step < 8
+    select chain.step + 1, parent.* from chain join runs as parent on parent.run_id = chain.made_from
 )
-select result, step, kind, name, arguments, version, fingerprint
-from chain order by result, step;
+select step, stage, name, arguments, version, started_at, left(fingerprint, 12) as fingerprint
+from chain order by step;

@@ -1,10 +1,14 @@
--- The nearest neighbours of a sample by cosine, in an embedding.  --param sample_id=ID --param n=10 
--- Where there are several embeddings also --param embedding=NAME
-with vectors as (
-    select * from embedding(coalesce(getvariable('embedding'), '*'))
+-- The nearest neighbours of a sample by cosine.  --param sample_id=ID --param n=10 --param embedding=NAME (default: the newest)
+with chosen as (
+    select * from vectors('*')
+    where embedding = coalesce(getvariable('embedding')::text, (select embedding from embeddings order by run_id desc limit 1))
 ),
-wanted as (select vector from vectors where sample_id = getvariable('sample_id')::bigint)
-select samples.sample_id, key, label, round(list_cosine_similarity(vectors.vector, wanted.vector)::double, 5) as cosine
-from vectors cross join wanted join samples on samples.sample_id = vectors.sample_id
+wanted as (
+    select vector from chosen
+    where sample_id = coalesce(getvariable('sample_id')::bigint, error('which sample? give --param sample_id=ID'))
+)
+select embedding, samples.sample_id, key, label,
+       round(list_cosine_similarity(chosen.vector, wanted.vector)::double, 5) as cosine
+from chosen cross join wanted join samples on samples.sample_id = chosen.sample_id
 order by cosine desc, samples.sample_id
 limit coalesce(getvariable('n')::bigint, 10);

@@ -1,2 +1,3 @@
--- Every named set in the catalog, what it was made from, and when.
-select kind, name, made_from, started_at, status from lineage order by started_at, kind, name;
+-- Every named set in the catalog, what it was made from, and when; out_of_date: what it was made from has changed since.
+select kind, name, made_from, strftime(started_at, '%Y-%m-%d %H:%M') as made_at, status, out_of_date
+from lineage order by run_id;

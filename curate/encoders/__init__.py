@@ -41,13 +41,26 @@ class Encoder:
 
 def make(spec: str, checkpoint: str | None = None) -> Encoder:
     """The encoder of a text NAME, NAME:VARIANT or NAME:VARIANT@SIZE. Raises CurateError, naming the remedy."""
+    name, variant, size = _parts(spec)
+    return encoders[name](variant, checkpoint, size)  # type: ignore[no-any-return]
+
+
+def check(spec: str, checkpoint: str | None = None) -> None:
+    """CurateError for a name or a file that there is none of; loads nothing."""
+    name, _, size = _parts(spec)
+    encoders[name]
+    if size is not None and not 1 <= size <= 4096:
+        raise CurateError(f"'{spec}': the size after @ is in pixels, from 1 to 4096")
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise CurateError(f"no checkpoint at '{checkpoint}': check the path given with --checkpoint")
+
+
+def _parts(spec: str) -> tuple[str, str, int | None]:
     head, at, size = spec.rpartition("@")
     if not at or not size.isdecimal():
         head, size = spec, ""
     name, _, variant = head.partition(":")
-    if checkpoint is not None and not Path(checkpoint).is_file():
-        raise CurateError(f"no checkpoint at '{checkpoint}': check the path given with --checkpoint")
-    return encoders[name](variant, checkpoint, int(size) if size else None)  # type: ignore[no-any-return]
+    return name, variant, int(size) if size else None
 
 
 def hash_weights(module: "torch.nn.Module") -> str:

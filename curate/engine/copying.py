@@ -66,11 +66,10 @@ class WriteShard:
 
 
 def _is_whole(path: Path, output: Output) -> bool:
-    """Whether an earlier, killed call finished this shard. With changed keys its size is not known beforehand."""
-    if not path.is_file():
+    """Whether an earlier, killed call finished this shard. Where keys change, its size is not known: it is written anew."""
+    if not path.is_file() or any(piece.prefixes for piece in output.pieces):
         return False
-    expected = sum(int(piece.lengths.sum()) for piece in output.pieces) + len(_END)
-    return any(piece.prefixes for piece in output.pieces) or path.stat().st_size == expected
+    return path.stat().st_size == sum(int(piece.lengths.sum()) for piece in output.pieces) + len(_END)
 
 
 def _copied(piece: Piece) -> Iterator[bytes]:
@@ -120,12 +119,17 @@ def _range(stream: BinaryIO, start: int, stop: int, url: str) -> Iterator[bytes]
 
 
 def renamed(sample: bytes, prefix: str) -> bytes:
-    """A sample's bytes in a tar with `prefix` before the name of each member; only the headers differ."""
+    """A sample's bytes in a tar with `prefix` before the key in the name of each member; only the headers differ."""
     out = io.BytesIO()
     for member in TarReader(io.BytesIO(sample + _END)):
-        folder, slash, name = member.name.rpartition("/")
-        header = tarfile.TarInfo(f"{folder}{slash}{prefix}{name}")
+        header = tarfile.TarInfo(renamed_key(member.name, prefix))
         header.size = len(member.data)
         out.write(header.tobuf(tarfile.PAX_FORMAT, errors="surrogateescape"))
         out.write(member.data + bytes(-len(member.data) % BLOCK))
     return out.getvalue()
+
+
+def renamed_key(key: str, prefix: str) -> str:
+    """`folder/key` with the prefix: `folder/PREFIXkey`."""
+    folder, slash, name = key.rpartition("/")
+    return f"{folder}{slash}{prefix}{name}"

@@ -16,7 +16,7 @@ from curate.atomic import replacing
 from curate.corpus import Job
 from curate.engine import inference
 from curate.images import ImageError, Preprocessing
-from curate.shards import DamagedShard, Sample, first_sample_id
+from curate.shards import DamagedShard, first_sample_id, readable
 from curate.tar import TarReader
 
 T = TypeVar("T")
@@ -54,6 +54,7 @@ class End:
 
     shard_id: int
     num_bytes: int = 0
+    version: str = ""
     fingerprint: str = ""
     problem: str | None = None
 
@@ -93,26 +94,37 @@ class EmbedShards:
 
     def _read(self, job: Job) -> Iterator[Row | End]:
         """The samples of a shard in tar order, then its End."""
-        end, sample_ids = End(job.shard_id), itertools.count(first_sample_id(job.shard_id))
+        end = End(job.shard_id)
         try:
+            before = shards.stat(job.url)
             with shards.open_shard(job.url) as stream:
-                reader, told = TarReader(stream), 0
-                try:
-                    for sample in shards.samples(reader):
-                        yield _row(job.shard_id, next(sample_ids), sample)
-                        engine.tick((reader.num_bytes >> 10) - told, 0)
-                        told = reader.num_bytes >> 10
-                except DamagedShard as damage:
-                    end.problem = str(damage)
-                    if damage.key:
-                        yield Row(job.shard_id, next(sample_ids), _text(damage.key)).fail("shard", end.problem)
-                    reader.drain()
-                end.num_bytes, end.fingerprint = reader.num_bytes, reader.sha256
-                engine.tick((reader.num_bytes >> 10) - told, 0)
-        except OSError as error:
-            end.problem = f"cannot be read: {error.strerror or error}"
-            end.fingerprint = ""
+                yield from self._samples(job, TarReader(stream), end)
+            end.version = before.version
+            if shards.stat(job.url) != before or end.num_bytes != before.num_bytes:
+                end.problem, end.fingerprint = "it changed while it was read", ""
+        # The boundary to tars and to the clients of remote file systems: what they raise is this shard's problem alone.
+        except Exception as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+            end.problem, end.fingerprint = f"cannot be read: {reason}", ""
+        if job.fingerprint and end.fingerprint not in ("", job.fingerprint):
+            end.problem, end.fingerprint = "its bytes are not those that another embedding read", ""
         yield end
+
+    def _samples(self, job: Job, reader: TarReader, end: End) -> Iterator[Row]:
+        sample_ids, told = itertools.count(first_sample_id(job.shard_id)), 0
+        try:
+            for sample in shards.samples(reader):
+                yield Row(job.shard_id, next(sample_ids), readable(sample.key), sample.offset, sample.length,
+                          members=sample.members)  # fmt: skip
+                engine.tick((reader.num_bytes >> 10) - told, 0)
+                told = reader.num_bytes >> 10
+        except DamagedShard as damage:
+            end.problem = str(damage)
+            if damage.key:
+                yield Row(job.shard_id, next(sample_ids), readable(damage.key)).fail("shard", end.problem)
+            reader.drain()
+        end.num_bytes, end.fingerprint = reader.num_bytes, reader.sha256
+        engine.tick((reader.num_bytes >> 10) - told, 0)
 
     def _decode(self, row: Row | End) -> Row | End:
         if isinstance(row, Row) and not row.error:
@@ -139,7 +151,7 @@ class EmbedShards:
     def _write(self, shard_id: int, rows: list[Any], end: Any) -> str | None:
         """Write the shard's two files; return the problem of one that could not be read at all."""
         if end.problem and (not rows or not end.fingerprint):
-            return str(end.problem)
+            return str(end.problem)  # and leave no file
         good = [row for row in rows if not row.error]
         folder, name = Path(self.folder), f"{shard_id:08d}.parquet"
         dim = good[0].vector.shape[0] if good else 1
@@ -147,20 +159,12 @@ class EmbedShards:
         if good:
             vectors.write(folder / name, np.array([row.sample_id for row in good]), matrix)
         counts = {"num_samples": len(rows), "num_embedded": len(good), "num_failed": len(rows) - len(good)}
-        facts = {**counts, "fingerprint": end.fingerprint, "complete": "no" if end.problem else "yes"}
+        facts = {**counts, "num_bytes": end.num_bytes, "version": end.version, "fingerprint": end.fingerprint,
+                 "complete": "no" if end.problem else "yes"}  # fmt: skip
         if end.problem:
             rows = [*rows, Row(shard_id, None, None).fail("shard", end.problem)]
         _write_pending(folder / "pending" / name, rows, facts)
         return None
-
-
-def _row(shard_id: int, sample_id: int, sample: Sample) -> Row:
-    return Row(shard_id, sample_id, _text(sample.key), sample.offset, sample.length, members=sample.members)
-
-
-def _text(key: str) -> str:
-    """Parquet and SQL hold Unicode only: bytes of a name that are none are written as escapes."""
-    return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _fill(row: Row, label: str, preprocessing: Preprocessing) -> None:
@@ -191,13 +195,13 @@ def label_of(members: dict[str, bytes], source: str) -> str | None:
     """The label as text, or None where the sample has none. Raises Unusable for one that cannot be read."""
     try:
         if source == "cls":
-            data = members.get("cls")
-            return None if data is None else data.decode("utf-8").strip() or None
+            return members["cls"].decode("utf-8").strip() or None if "cls" in members else None
         fields: Any = json.loads(members["json"]) if "json" in members else {}
         value = fields.get(source.removeprefix("json:")) if isinstance(fields, dict) else None
-    except ValueError as error:  # of which wrong UTF-8 and wrong JSON are kinds
+        text = value if isinstance(value, str) else None if value is None else json.dumps(value)
+        return text.encode("utf-8").decode("utf-8") or None if text is not None else None
+    except (ValueError, RecursionError) as error:  # wrong UTF-8 and wrong JSON are kinds of ValueError
         raise Unusable("label", f"cannot read the label: {error}") from error
-    return None if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def _encoded(held: list[Row | End], forward: inference.Forward) -> Iterator[Row | End]:

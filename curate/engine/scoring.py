@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from curate import engine, vectors
+from curate import distances, engine, vectors
 from curate.atomic import replacing
-from curate.engine import kmeans
+from curate.errors import CurateError
 from curate.metrics import metrics
 
 _BLOCK = 1024  # samples a call of the metric, so that [block, k] stays small for any shard and for k = 50,000
@@ -33,7 +33,7 @@ class Block:
         self._vectors = np.empty((0, 1), np.float32)
         if with_vectors and shard.vector_file:
             ids, rows = vectors.read(shard.vector_file)
-            self._vectors = kmeans.prepared(rows, distance)
+            self._vectors = distances.prepared(rows, distance)
         # Another embedding may have brought samples into the corpus that this one lacks, and the reverse.
         self.chosen = np.isin(shard.sample_ids, ids) if with_vectors else np.ones(len(shard.sample_ids), bool)
         self.sample_ids, self.labels = shard.sample_ids[self.chosen], shard.labels[self.chosen]
@@ -74,7 +74,12 @@ class ScoreShard:
         found = np.empty(len(block.sample_ids))
         for start in range(0, len(found), _BLOCK):
             rows = slice(start, start + _BLOCK)
-            found[rows] = function(**{name: array[rows] for name, array in here.items()}, **everywhere)
+            scores = np.asarray(function(**{name: array[rows] for name, array in here.items()}, **everywhere))
+            if scores.shape != found[rows].shape:
+                raise CurateError(
+                    f"the metric '{self.metric}' gave an array of shape {scores.shape} for {len(found[rows])} samples"
+                )
+            found[rows] = scores
         scores = np.full(len(shard.sample_ids), np.nan)
         scores[block.chosen] = found
         table = pa.table({"sample_id": shard.sample_ids, "score": pa.array(scores, mask=~np.isfinite(scores))})

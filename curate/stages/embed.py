@@ -1,12 +1,13 @@
 """`curate embed`: stream shards through an encoder; one Parquet file of vectors a shard, one row a sample."""
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from curate import corpus, encoders, engine, provenance
-from curate.atomic import sweep
-from curate.catalog import Catalog, check_name, head, insert
+from curate import corpus, encoders, engine, provenance, sets
+from curate.atomic import TEMPORARY, sweep
+from curate.catalog import Busy, Catalog
 from curate.corpus import Job
 from curate.engine import Resources, inference
 from curate.engine.embedding import EmbedShards
@@ -38,10 +39,9 @@ def embed(
     `json:FIELD`. Raises CurateError if a shard's bytes have changed, or if the name is taken by
     another encoder.
     """
-    if label != "cls" and not label.startswith("json:"):
-        raise CurateError(f"no label source '{label}'; write cls, or json:FIELD for a field of the .json member")
-    embedding = check_name(name or default_name(encoder))
-    checkpoint = str(Path(checkpoint).expanduser().absolute()) if checkpoint else None
+    check(encoder=encoder, checkpoint=checkpoint, label=label)
+    encoder, checkpoint = _absolute(encoder, checkpoint)
+    embedding = sets.check_name(name or default_name(encoder))
     urls = expand([shards] if isinstance(shards, str) else shards)
     if not urls:
         raise CurateError("no shards given: name paths, folders, globs, brace ranges or URLs")
@@ -53,35 +53,62 @@ def embed(
         corpus.commit_pending(catalog, embedding)
         todo = corpus.register(catalog, embedding, urls)
         if todo:
-            device, gpus = inference.devices(device)
-            resources = _resources(device, gpus, workers)
-            arguments = {"shards": shards, "encoder": encoder, "checkpoint": checkpoint, "label": label,
-                         "name": embedding, "batch_size": batch_size, "workers": resources.workers}  # fmt: skip
-            with catalog.run("embed", arguments, device) as run_id:
-                made = encoders.make(encoder, checkpoint)
-                threads = engine.cores() if resources.workers == 1 else resources.threads
-                onnx = folder / ".tmp-encoder.onnx"
-                try:
-                    model = inference.prepare(made, encoder, checkpoint, device, threads, onnx)
-                    row = {"embedding": embedding, "encoder": encoder, "checkpoint": checkpoint,
-                           "weights_sha256": made.weights_sha256, "dim": _dim(model), "label_source": label,
-                           "preprocessing": provenance.canonical(asdict(made.preprocessing)), "run_id": run_id}  # fmt: skip
-                    _claim_name(catalog, row)
-                    size = batch_size or (256 if device == "cuda" else 8)
-                    # Beside a GPU, threads decode ahead of it; on a CPU the cores are busy with a worker each.
-                    decoders = max(engine.cores() // max(len(gpus), 1), 1) if device == "cuda" else 0
-                    task = EmbedShards(model, str(folder), label, size, decoders)
-                    _map(catalog, embedding, task, todo, resources)
-                finally:
-                    onnx.unlink(missing_ok=True)
+            arguments = {"shards": shards, "encoder": encoder, "checkpoint": checkpoint, "label": label}
+            _embed(catalog, embedding, arguments, todo, batch_size, workers, device)
+        with contextlib.suppress(OSError):  # it is not there, or not empty
+            (folder / "pending").rmdir()
     _summarize(catalog, embedding, len(urls), len(todo))
     return embedding
 
 
+def check(*, encoder: str = DEFAULT_ENCODER, checkpoint: str | None = None, label: str = "cls", **others: Any) -> None:
+    """CurateError for an encoder, a file or a label source that cannot be."""
+    encoders.check(encoder, checkpoint)
+    if label != "cls" and not label.startswith("json:"):
+        raise CurateError(f"no label source '{label}'; write cls, or json:FIELD for a field of the .json member")
+
+
+def _embed(
+    catalog: Catalog, embedding: str, arguments: dict[str, Any], todo: list[Job],
+    batch_size: int | None, workers: int | None, device: str,
+) -> None:  # fmt: skip
+    """Load the encoder, claim the name for it, and embed the shards; one run in the catalog's books."""
+    encoder, checkpoint, label = (arguments[name] for name in ("encoder", "checkpoint", "label"))
+    device, gpus = inference.devices(device)
+    resources = _resources(device, gpus, workers)
+    old = catalog.head("embedding", embedding)
+    with catalog.run("embed", embedding, arguments, made_from=old["run_id"] if old else None, device=device) as run_id:
+        made = encoders.make(encoder, checkpoint)
+        threads = engine.cores() if resources.workers == 1 else resources.threads
+        onnx = catalog.embedding_folder(embedding) / f"{TEMPORARY}encoder.onnx"
+        try:
+            model = inference.prepare(made, encoder, checkpoint, device, threads, onnx)
+            _claim_name(catalog, {
+                "embedding": embedding, "encoder": encoder, "checkpoint": checkpoint, "weights_sha256": made.weights_sha256,
+                "dim": _dim(model), "label_source": label, "run_id": run_id,
+                "preprocessing": provenance.canonical(asdict(made.preprocessing)),
+            })  # fmt: skip
+            size = batch_size or (256 if device == "cuda" else 8)
+            # Beside a GPU, threads decode ahead of it; on a CPU the cores are busy with a worker each.
+            decoders = max(engine.cores() // max(len(gpus), 1), 1) if device == "cuda" else 0
+            task = EmbedShards(model, str(catalog.embedding_folder(embedding)), label, size, decoders)
+            _map(catalog, embedding, run_id, task, todo, resources)
+        finally:
+            onnx.unlink(missing_ok=True)
+
+
+def _absolute(encoder: str, checkpoint: str | None) -> tuple[str, str | None]:
+    """Files by their full paths, so that the same file is the same encoder from any folder."""
+    if encoder.startswith("onnx:"):
+        encoder = f"onnx:{Path(encoder.removeprefix('onnx:')).expanduser().absolute()}"
+    return encoder, str(Path(checkpoint).expanduser().absolute()) if checkpoint else None
+
+
 def default_name(encoder: str) -> str:
     """The embedding's name when none is given: the encoder's, with signs that no folder should have replaced."""
-    return encoder.rsplit("/", 1)[-1].rsplit("\\", 1)[-1] if encoder.startswith("onnx:") else encoder.replace(
-        ":", "-").replace("/", "-")  # fmt: skip
+    if encoder.startswith("onnx:"):
+        return Path(encoder.removeprefix("onnx:")).name
+    return encoder.replace(":", "-").replace("/", "-")
 
 
 def _resources(device: str, gpus: tuple[int, ...], workers: int | None) -> Resources:
@@ -120,9 +147,9 @@ def _check_same_encoder(catalog: Catalog, embedding: str, encoder: str, checkpoi
 def _claim_name(catalog: Catalog, row: dict[str, Any]) -> None:
     """Write the embedding's head row, or compare with the one that is there."""
     with catalog.writing() as connection:
-        old = head(connection, "embedding", row["embedding"])
+        old = sets.head(connection, "embedding", row["embedding"])
         if old is None:
-            insert(connection, "embeddings", row)
+            sets.insert(connection, "embeddings", row)
             return
     for field in ("weights_sha256", "dim", "preprocessing"):
         if old[field] != row[field]:
@@ -132,16 +159,20 @@ def _claim_name(catalog: Catalog, row: dict[str, Any]) -> None:
             )
 
 
-def _map(catalog: Catalog, embedding: str, task: EmbedShards, todo: list[Job], resources: Resources) -> None:
+def _map(catalog: Catalog, embedding: str, run_id: int, task: EmbedShards, todo: list[Job], resources: Resources) -> None:
     """Run the task on groups of shards, committing what is finished as it comes."""
     groups = _groups(todo, resources.workers)
+    unreadable: dict[int, str] = {}
     with bar("embed", sum(job.num_bytes for job in todo) >> 10) as advance:
         for outcome in engine.map(task, groups, resources, advance=advance):
-            corpus.commit_pending(catalog, embedding)
+            with contextlib.suppress(Busy):  # somebody reads for long: the next commit, or the last, takes it along
+                corpus.commit_pending(catalog, embedding, run_id, patience=0)
             problems = outcome.result or {}
             if outcome.error:
                 problems = {job.shard_id: outcome.error for job in outcome.item}
-            corpus.record_unreadable(catalog, embedding, problems)
+            unreadable |= problems
+    corpus.commit_pending(catalog, embedding, run_id)
+    corpus.record_unreadable(catalog, embedding, unreadable)
 
 
 def _groups(todo: list[Job], workers: int) -> list[tuple[Job, ...]]:
@@ -161,23 +192,30 @@ def _groups(todo: list[Job], workers: int) -> list[tuple[Job, ...]]:
 
 def _summarize(catalog: Catalog, embedding: str, given: int, done: int) -> None:
     with catalog.reading() as connection:
-        row = connection.execute(
+        ((count, embedded, failed),) = connection.execute(
             "select count(*), coalesce(sum(num_embedded), 0), coalesce(sum(num_failed), 0) from embedded_shards "
             "where embedding = ?", [embedding],
-        ).fetchone()  # fmt: skip
-        unreadable = connection.execute(
-            "select url, error from failures join shards using (shard_id) where embedding = ? and sample_id is null",
-            [embedding],
-        ).fetchall()
-    count, embedded, failed = row or (0, 0, 0)
-    for url, error in unreadable[:10]:
+        ).fetchall()  # fmt: skip
+        damaged = connection.execute(
+            "select url, error, (embedding, shard_id) in (select (embedding, shard_id) from embedded_shards) as partly "
+            "from failures join shards using (shard_id) where embedding = ? and sample_id is null", [embedding],
+        ).fetchall()  # fmt: skip
+        ((labelled,),) = connection.execute("select count(label) from samples").fetchall()
+        ((source,),) = connection.execute("select label_source from embeddings where embedding = ?", [embedding]).fetchall()
+    for url, error, _ in damaged[:10]:
         log.warning("%s: %s", url, error)
-    nothing = f"nothing to do: all {given} shards are in '{embedding}'" if not done else f"embedding '{embedding}'"
-    log.info("%s: %s shards, %s samples embedded, %s failed", nothing, f"{count:,}", f"{embedded:,}", f"{failed:,}")
+    if embedded and not labelled and source != "cls":
+        log.warning("no sample has a label in %s: see --label", source)
+    lost = sum(not partly for _, _, partly in damaged)
+    what = f"nothing to do: all {given} shards are in '{embedding}'" if not done else f"embedding '{embedding}'"
+    log.info("%s: %s shards, %s samples embedded, %s failed%s", what, f"{count:,}", f"{embedded:,}", f"{failed:,}",
+             f"; {lost:,} shards could not be read" if lost else "")  # fmt: skip
 
 
-def num_failures(catalog: Catalog | str | Path, embedding: str) -> int:
-    """How many samples and shards of an embedding failed; the command's exit status depends on it."""
+def num_failures(catalog: Catalog | str | Path, embedding: str | None = None) -> int:
+    """How many samples and shards of an embedding, or of all, failed; the command's exit status depends on it."""
     with Catalog(catalog).reading() as connection:
-        row = connection.execute("select count(*) from failures where embedding = ?", [embedding]).fetchone()
-    return int(row[0]) if row else 0
+        ((count,),) = connection.execute(
+            "select count(*) from failures where embedding = coalesce(?, embedding)", [embedding]
+        ).fetchall()
+    return int(count)

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from curate import engine, provenance
-from curate.atomic import replacing, sweep
-from curate.catalog import Catalog, check_name, replace_set
+from curate import engine, provenance, sets
+from curate.atomic import LOCK, replacing, sweep
+from curate.catalog import Catalog
 from curate.engine import Resources
-from curate.engine.copying import Output, Piece, Source, WriteShard
+from curate.engine.copying import Output, Piece, Source, WriteShard, renamed_key
 from curate.errors import CurateError
 from curate.progress import bar, log
 
@@ -41,25 +41,27 @@ def export(
         raise CurateError("--samples-per-shard takes a number from 1, and no --index-only")
     catalog = Catalog(catalog)
     row = catalog.require("selection", selection)
-    shown, out = str(out), Path(out).expanduser().absolute()
+    shown, out = str(out), Path(os.path.abspath(os.path.expanduser(out)))
     layout = "index" if index_only else f"{samples_per_shard} samples a shard" if samples_per_shard else "mirror"
-    members = Members(catalog, selection)
+    members = Members(catalog, row)
     fingerprint = provenance.fingerprint("export", {"layout": layout}, row["fingerprint"], members.fingerprint)
-    export = check_name(name or re.sub(r"[^A-Za-z0-9@_.,+=-]", "_", out.name).lstrip(".") or "export")
+    name = sets.check_name(name) if name else _free_name(catalog, out)
     with catalog.only_writer(out, f"the export '{out}'"):
         if _is_finished(out, fingerprint):
             log.info("nothing to do: %s holds this export already", shown)
             return shown
         _claim(out, fingerprint)
-        with catalog.run("export", {"selection": selection, "out": str(out), "layout": layout, "name": export}) as run_id:
+        catalog.warn_if_out_of_date("selection", selection)
+        settings = {"selection": selection, "path": str(out), "layout": layout}
+        with catalog.run("export", name, settings, made_from=row["run_id"], fingerprint=fingerprint) as run_id:
             outputs = [] if index_only else members.repacked(samples_per_shard) if samples_per_shard else members.mirrored()
             written = _write(out, outputs, Resources(workers))
             _write_index(out, members, outputs)
-            head = {"export": export, "selection": selection, "path": str(out), "layout": layout, "num_shards": len(written),
-                    "num_samples": len(members.ids), "num_bytes": sum(shard["num_bytes"] for shard in written),
+            head = {"export": name, **settings, "num_shards": len(written), "num_samples": len(members.ids),
+                    "num_bytes": sum(shard["num_bytes"] for shard in written),
                     "fingerprint": fingerprint, "run_id": run_id}  # fmt: skip
             with catalog.writing() as connection:
-                replace_set(connection, "export", None, head)
+                sets.replace(connection, "export", None, head)
             # Last, because the manifest says that the export is whole.
             _write_manifest(out, _manifest(catalog, row, head, members, outputs, written))
         (out / _PLAN).unlink(missing_ok=True)
@@ -68,16 +70,25 @@ def export(
     return shown
 
 
+def _free_name(catalog: Catalog, out: Path) -> str:
+    """The folder's name; with a number behind it where an export into another folder has that name."""
+    with catalog.reading() as connection:
+        taken = dict(connection.execute("select export, path from exports").fetchall())
+    plain = re.sub(r"[^A-Za-z0-9@_.,+=-]", "_", out.name).lstrip(".") or "export"
+    names = itertools.chain([plain], (f"{plain}-{number}" for number in itertools.count(2)))
+    return sets.check_name(next(name for name in names if taken.get(name, str(out)) == str(out)))
+
+
 class Members:
     """The members of a selection in tar order, as columns."""
 
-    def __init__(self, catalog: Catalog, selection: str) -> None:
+    def __init__(self, catalog: Catalog, selection: dict[str, Any]) -> None:
         with catalog.reading() as connection:
             rows = connection.execute(
                 "select sample_id, shard_id, key, byte_offset, samples.num_bytes from members join samples using (sample_id) "
-                "where selection = ? order by sample_id", [selection],
+                "where selection = ? order by sample_id", [selection["selection"]],
             ).fetchnumpy()  # fmt: skip
-            self.sources = {
+            shards = {
                 shard_id: Source(*source)
                 for shard_id, *source in connection.execute(
                     "select shard_id, url, num_bytes, version, fingerprint from shards where num_samples is not null"
@@ -87,17 +98,23 @@ class Members:
             np.asarray(rows[name], np.int64) for name in ("sample_id", "shard_id", "byte_offset", "num_bytes")
         )
         self.keys = np.asarray(rows["key"], object)
+        self.sources = {int(shard_id): shards[int(shard_id)] for shard_id in np.unique(self.shards)}
+        lost = selection["num_samples"] - len(self.ids)
+        if lost:
+            name = selection["selection"]
+            raise CurateError(f"{lost:,} members of '{name}' were in shards that have been mended since: select them anew")
 
     @property
     def fingerprint(self) -> str:
-        return ",".join(self.sources[shard_id].fingerprint for shard_id in sorted(self.sources))
+        return ",".join(source.fingerprint for source in self.sources.values())
 
     def mirrored(self) -> list[Output]:
         """One output for each input shard that has members, at the same place below the inputs' common folder."""
-        urls = {int(shard_id): self.sources[int(shard_id)].url for shard_id in np.unique(self.shards)}
-        names = _below_common_folder(list(urls.values()))
-        slices = self._by_shard(0, len(self.ids))
-        return [Output(names[urls[shard_id]], [self._piece(shard_id, part, {})]) for shard_id, part in slices]
+        names = _below_common_folder([source.url for source in self.sources.values()])
+        return [
+            Output(names[self.sources[shard_id].url], [self._piece(shard_id, part, self._prefixes(part))])
+            for shard_id, part in self._by_shard(0, len(self.ids))
+        ]
 
     def repacked(self, per_shard: int) -> list[Output]:
         """Evenly filled outputs, as few as hold at most `per_shard` samples each."""
@@ -109,26 +126,35 @@ class Members:
         ]
 
     def _pieces(self, start: int, stop: int) -> list[Piece]:
-        prefixes = self._prefixes(start, stop)
+        prefixes = self._prefixes(slice(start, stop), everywhere=True)
         pieces = []
         for shard_id, part in self._by_shard(start, stop):
-            here = {place - part.start: prefixes[place] for place in range(part.start, part.stop) if place in prefixes}
+            here = {place: prefixes[place + part.start - start] for place in range(part.stop - part.start)
+                    if place + part.start - start in prefixes}  # fmt: skip
             pieces.append(self._piece(shard_id, part, here))
         return pieces
 
-    def _prefixes(self, start: int, stop: int) -> dict[int, str]:
-        """What to put before the keys that two samples of one output share, by place."""
+    def _prefixes(self, part: slice, *, everywhere: bool = False) -> dict[int, str]:
+        """What to put before the keys of samples that a reader of the output would take for one, by place in the part.
+
+        A mirrored shard keeps the twins that its source has, unless what lay between them is gone; in a
+        repacked one no key comes twice.
+        """
+        keys = self.keys[part]
+        if not everywhere and not (keys[1:] == keys[:-1]).any():
+            return {}
         places: dict[str, list[int]] = {}
-        for place in range(start, stop):
-            places.setdefault(self.keys[place], []).append(place)
-        prefixes = {}
+        for place, key in enumerate(keys):
+            places.setdefault(key, []).append(place)
+        taken = set(places)
+        prefixes: dict[int, str] = {}
         for twins in places.values():
-            if len(twins) > 1:
-                shards = [int(self.shards[place]) for place in twins]
-                for place, shard_id in zip(twins, shards, strict=True):
-                    # The same key twice in one input shard: the id of the sample tells the two apart.
-                    alone = shards.count(shard_id) == 1
-                    prefixes[place] = f"{shard_id}-" if alone else f"{shard_id}-{int(self.ids[place])}-"
+            meet = twins if everywhere else [later for former, later in itertools.pairwise(twins) if later == former + 1]
+            for place in meet if len(twins) > 1 else []:
+                shard_id, sample_id = int(self.shards[part][place]), int(self.ids[part][place])
+                choices = itertools.chain([f"{shard_id}-"], (f"{shard_id}-{sample_id}-" * n for n in itertools.count(1)))
+                prefixes[place] = next(text for text in choices if renamed_key(keys[place], text) not in taken)
+                taken.add(renamed_key(keys[place], prefixes[place]))
         return prefixes
 
     def _by_shard(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
@@ -143,11 +169,13 @@ class Members:
 
 
 def _below_common_folder(urls: list[str]) -> dict[str, str]:
-    """A relative path for each URL: what follows the folder that all have in common."""
-    plain = {url: url.partition("://")[2] if "://" in url else url for url in urls}
-    folders = {os.path.dirname(path) for path in plain.values()}
-    common = os.path.commonpath(folders) if len(folders) > 1 else next(iter(folders), "")
-    return {url: os.path.relpath(path, common) if common else path for url, path in plain.items()}
+    """A relative path for each URL: what follows the folder that all have in common, a scheme being a folder too."""
+    parts = {url: [part for part in url.replace("://", "/").split("/") if part] for url in urls}
+    folders = [path[:-1] for path in parts.values()]
+    shared = 0
+    while all(len(folder) > shared and folder[shared] == folders[0][shared] for folder in folders):
+        shared += 1
+    return {url: "/".join(path[shared:]) for url, path in parts.items()}
 
 
 def _read_manifest(out: Path) -> dict[str, Any]:
@@ -173,7 +201,7 @@ def _claim(out: Path, fingerprint: str) -> None:
     if begun or _read_manifest(out).get("fingerprint") == fingerprint:
         sweep(out)
         return
-    if any(path.name not in (".lock", _PLAN) for path in out.iterdir()):
+    if any(path.name not in (LOCK, _PLAN) for path in out.iterdir()):
         raise CurateError(f"'{out}' holds other files or another export: choose an empty or new folder")
     with replacing(plan) as temporary:
         temporary.write_text(fingerprint, encoding="utf-8")
@@ -200,10 +228,12 @@ def _write_index(out: Path, members: Members, outputs: list[Output]) -> None:
                "sample_id": members.ids}  # fmt: skip
     if outputs:
         counts = [sum(len(piece.offsets) for piece in output.pieces) for output in outputs]
-        pieces = [piece for output in outputs for piece in output.pieces]
-        prefixes = [piece.prefixes.get(place) for piece in pieces for place in range(len(piece.offsets))]
+        prefixes = [
+            piece.prefixes.get(place) for output in outputs for piece in output.pieces for place in range(len(piece.offsets))
+        ]
+        exported = [renamed_key(key, prefix) if prefix else key for key, prefix in zip(members.keys, prefixes, strict=True)]
         columns["shard"] = pa.array(np.repeat([output.path for output in outputs], counts), pa.string())
-        columns["key_prefix"] = pa.array(prefixes, pa.string())
+        columns["exported_key"] = pa.array(exported, pa.string())
     with replacing(out / "index.parquet") as temporary:
         pq.write_table(pa.table(columns), temporary)
 
@@ -214,13 +244,14 @@ def _manifest(
 ) -> dict[str, Any]:  # fmt: skip
     with catalog.reading() as connection:
         rows = connection.execute(
-            "with recursive chain as (select * from lineage where kind = 'selection' and name = ? "
-            "union all select parent.* from chain join lineage as parent on parent.name = chain.made_from "
-            "and parent.kind <> chain.kind) select kind, name, arguments, version, git_commit, fingerprint from chain",
-            [selection["selection"]],
+            "with recursive chain as (select * from runs where run_id = ? union all select runs.* from chain "
+            "join runs on runs.run_id = chain.made_from) "
+            "select stage, name, arguments, version, git_commit, fingerprint, strftime(started_at, '%Y-%m-%dT%H:%M:%SZ') "
+            "from chain order by run_id desc",
+            [selection["run_id"]],
         ).fetchall()
     changed = sum(len(piece.prefixes) for output in outputs for piece in output.pieces)
-    keys = f"{changed} keys have the input shard's id in front: key_prefix in index.parquet" if changed else "as they came"
+    keys = f"{changed} keys have the input shard's id in front: exported_key in index.parquet" if changed else "as they came"
     return {
         "curate": provenance.version(),
         "fingerprint": head["fingerprint"],
@@ -233,7 +264,8 @@ def _manifest(
         "shards": written,
         "sources": [source._asdict() for shard_id, source in sorted(members.sources.items())],
         "lineage": [
-            dict(zip(("kind", "name", "arguments", "version", "git_commit", "fingerprint"), row, strict=True)) for row in rows
+            dict(zip(("stage", "name", "arguments", "version", "git_commit", "fingerprint", "started_at"), row, strict=True))
+            for row in rows
         ],
     }
 

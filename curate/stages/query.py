@@ -1,11 +1,12 @@
 """`curate query`: read-only SQL on the catalog, or one of the saved queries."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from curate import resources
+from curate import resources, sets
 from curate.catalog import Catalog
 from curate.errors import CurateError
 
@@ -13,24 +14,18 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+_PARAMETER = re.compile(r"getvariable\('(\w+)'\)")
+_CHOSEN = re.compile(r"\bchosen_(\w+)\(\)")  # the macros of views.sql, which look at a variable too
+
 
 def query(catalog: Catalog | str | Path, sql: str, *, params: dict[str, str] | None = None) -> "pa.Table":
     """The answer to SQL, or to the saved query of that name, as an Arrow table (`.to_pandas()`, `.to_pylist()`).
 
-    `params` become DuckDB variables: `getvariable('scoring')` in the SQL. The connection can only read,
-    and no file but the catalog's own vectors. Raises CurateError with the database's reason.
+    `params` become DuckDB variables: `getvariable('scoring')` in the SQL. One SELECT can be asked, and it reads
+    no file but the catalog's own vectors. Raises CurateError with the database's reason.
     """
-    with _asking(catalog, params) as connection:
-        return connection.sql(_text(sql)).to_arrow_table()
-
-
-@contextlib.contextmanager
-def answering(
-    catalog: Catalog | str | Path, sql: str, params: dict[str, str] | None = None
-) -> "Iterator[duckdb.DuckDBPyConnection]":
-    """The same as a cursor, whose rows need not fit into memory."""
-    with _asking(catalog, params) as connection:
-        yield connection.execute(_text(sql))
+    with asking(catalog, sql, params) as (connection, text):
+        return connection.sql(text).to_arrow_table()
 
 
 def _text(sql: str) -> str:
@@ -41,18 +36,37 @@ def _text(sql: str) -> str:
 
 
 @contextlib.contextmanager
-def _asking(catalog: Catalog | str | Path, params: dict[str, str] | None) -> "Iterator[duckdb.DuckDBPyConnection]":
-    """A guarded connection with the variables set; the database's errors become CurateError."""
+def asking(
+    catalog: Catalog | str | Path, sql: str, params: dict[str, str] | None = None
+) -> "Iterator[tuple[duckdb.DuckDBPyConnection, str]]":
+    """A connection that can only read, with the parameters set, and the SQL: for answers that need not fit into memory."""
     import duckdb
 
+    text, params = _text(sql), params or {}
     with Catalog(catalog).reading(guarded=True) as connection:
         try:
-            for name, value in (params or {}).items():
-                if not name.isidentifier():
-                    raise CurateError(f"--param {name}: a name has letters, digits and _ only")
+            sets.check_reads_only(connection, text)
+            _check_params(connection, text, params)
+            for name, value in params.items():
                 connection.execute(f"set variable {name} = ?", [value])
-            yield connection
+            yield connection, text
         except duckdb.Error as error:
             lines = str(error).splitlines()
             hint = next((line for line in lines[1:] if line.startswith(("Candidate", "Did you mean"))), "")
             raise CurateError(" ".join(filter(None, (lines[0], hint)))) from error
+        except RuntimeError as error:  # DuckDB's word for Ctrl-C
+            if "interrupted" in str(error):
+                raise KeyboardInterrupt from error
+            raise
+
+
+def _check_params(connection: "duckdb.DuckDBPyConnection", text: str, params: dict[str, str]) -> None:
+    """CurateError for a parameter that the text does not use, or that names a set that there is none of."""
+    known = set(_PARAMETER.findall(text)) | set(_CHOSEN.findall(text))
+    for name, value in params.items():
+        if name not in known:
+            there_are = f"; there are: {', '.join(sorted(known))}" if known else ": it has none"
+            raise CurateError(f"--param {name}: the query has no such parameter{there_are}")
+        if name in sets.HEADS and value not in sets.names(connection, name):
+            found = ", ".join(sets.names(connection, name)) or f"none yet: make one with `{sets.HEADS[name][1]}`"
+            raise CurateError(f"--param {name}={value}: no {name} is called so; there are: {found}")

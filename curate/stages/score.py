@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from curate import engine, provenance
-from curate.catalog import Catalog, check_name, refresh_sample_scores, replace_set
-from curate.engine import Resources, kmeans
+from curate import distances, engine, provenance, sets
+from curate.catalog import Catalog
+from curate.engine import Resources
 from curate.engine.scoring import OF_SHARD, ScoreShard, Shard, SumClasses
 from curate.errors import CurateError
 from curate.metrics import metrics as registry
@@ -42,11 +41,13 @@ def score(
     chosen = [metrics] if isinstance(metrics, str) else list(metrics)
     if name and len(chosen) != 1:
         raise CurateError("--name goes with one metric: score the others in calls of their own")
-    for metric in chosen:
-        _check_inputs(metric)
+    check(chosen)
     catalog = Catalog(catalog)
+    for kind, option in (("embedding", embedding), ("clustering", clustering)):
+        if option is not None:
+            catalog.require(kind, option)
     return [
-        _score_one(Corpus(catalog, metric, embedding, clustering, distance, seed), check_name(name or metric), workers)
+        _score_one(Corpus(catalog, metric, embedding, clustering, distance, seed), sets.check_name(name or metric), workers)
         for metric in chosen
     ]
 
@@ -66,6 +67,14 @@ class Corpus:
     def inputs(self) -> list[str]:
         return list(inspect.signature(registry[self.metric]).parameters)
 
+    @property
+    def of_clustering(self) -> bool:
+        return "centroids" in self.inputs
+
+    @property
+    def of_vectors(self) -> bool:
+        return bool({"vectors", "class_means", "centroids"} & set(self.inputs))
+
     @functools.cached_property
     def clustering(self) -> dict[str, Any]:
         row = self.catalog.require("clustering", self.clustering_option)
@@ -78,18 +87,20 @@ class Corpus:
 
     @functools.cached_property
     def embedding(self) -> str:
-        if "centroids" in self.inputs:
-            return str(self.clustering["embedding"])
-        return str(self.catalog.require("embedding", self.embedding_option)["embedding"])
+        name = self.clustering["embedding"] if self.of_clustering else self.embedding_option
+        if self.embedding_option not in (None, name):
+            raise CurateError(
+                f"the clustering '{self.clustering['clustering']}' is of the embedding '{name}': drop --embedding"
+            )
+        return str(self.catalog.require("embedding", name)["embedding"])
 
     @functools.cached_property
     def distance(self) -> str:
-        distance = str(self.clustering["distance"]) if "centroids" in self.inputs else self.distance_option or "cosine"
-        return kmeans.check_distance(distance)
+        return distances.check(str(self.clustering["distance"]) if self.of_clustering else self.distance_option or "cosine")
 
     @functools.cached_property
     def centroids(self) -> np.ndarray:
-        path = self.catalog.centroid_file(self.clustering["clustering"])
+        path = self.catalog.centroid_file(self.clustering)
         if not path.is_file():
             raise CurateError(f"the centroids '{path}' are gone: make them again with `curate cluster`")
         return np.asarray(np.load(path, allow_pickle=False))
@@ -116,7 +127,7 @@ class Corpus:
                 counts += outcome.result[1]
         if sums is None:
             raise CurateError(f"no labelled sample in the embedding '{self.embedding}': look at `curate query shards`")
-        return kmeans.prepared((sums / np.maximum(counts, 1)[:, None]).astype(np.float32), self.distance)
+        return distances.prepared((sums / np.maximum(counts, 1)[:, None]).astype(np.float32), self.distance)
 
     def shards(self) -> Iterator[Shard]:
         """Every shard that has been read, in order, with what the catalog knows of its samples."""
@@ -147,7 +158,7 @@ class Corpus:
 
     @functools.cached_property
     def _vector_files(self) -> dict[int, Path]:
-        if not {"vectors", "class_means"} & set(self.inputs):
+        if not self.of_vectors:
             return {}
         return {int(file.stem): file for file in self.catalog.vector_files(self.embedding)}
 
@@ -161,46 +172,54 @@ _OF_CORPUS: dict[str, Callable[[Corpus], Any]] = {
 }
 
 
-def _check_inputs(metric: str) -> None:
-    for name in inspect.signature(registry[metric]).parameters:
-        if name not in _OF_CORPUS | OF_SHARD:
-            known = ", ".join(sorted(_OF_CORPUS | OF_SHARD))
-            raise CurateError(f"the metric '{metric}' asks for '{name}', which is no input; there are: {known}")
+def check(metrics: list[str] | str, **others: Any) -> None:
+    """CurateError for a metric that there is none of, or that asks for what is no input."""
+    for metric in [metrics] if isinstance(metrics, str) else metrics:
+        for name in inspect.signature(registry[metric]).parameters:
+            if name not in _OF_CORPUS | OF_SHARD:
+                known = ", ".join(sorted(_OF_CORPUS | OF_SHARD))
+                raise CurateError(f"the metric '{metric}' asks for '{name}', which is no input; there are: {known}")
 
 
 def _score_one(corpus: Corpus, name: str, workers: int) -> str:
-    catalog, metric, inputs = corpus.catalog, corpus.metric, corpus.inputs
-    source, parent = _source(corpus)
-    arguments: dict[str, Any] = {option: getattr(corpus, option) for option in ("distance", "seed") if option in inputs}
-    fingerprint = provenance.fingerprint("score", {"metric": metric, **arguments}, parent)
+    catalog, metric = corpus.catalog, corpus.metric
+    source, made_from, content = _source(corpus)
+    arguments: dict[str, Any] = {"metric": metric}
+    if corpus.of_vectors:
+        arguments["distance"] = corpus.distance
+    if "seed" in corpus.inputs:
+        arguments["seed"] = corpus.seed
+    fingerprint = provenance.fingerprint("score", arguments, content, provenance.source(registry[metric]))
     old = catalog.head("scoring", name)
     if old and old["fingerprint"] == fingerprint:
         log.info("nothing to do: '%s' is this scoring already (%s samples)", name, f"{old['num_samples']:,}")
         return name
-    of_corpus = {key: _OF_CORPUS[key](corpus) for key in inputs if key in _OF_CORPUS}
+    of_corpus = {key: _OF_CORPUS[key](corpus) for key in corpus.inputs if key in _OF_CORPUS}
     with (
-        catalog.run("score", {"metric": metric, "name": name, "source": source, **arguments}) as run_id,
-        tempfile.TemporaryDirectory(prefix=".tmp-", dir=catalog.path) as folder,
+        catalog.run("score", name, {**arguments, "source": source}, made_from=made_from, fingerprint=fingerprint) as run_id,
+        catalog.workspace() as folder,
     ):
-        _map(corpus, of_corpus, Path(folder), Resources(workers))
+        _map(corpus, of_corpus, folder, Resources(workers))
         row = {"scoring": name, "metric": metric, "source": source, "arguments": provenance.canonical(arguments),
                "fingerprint": fingerprint, "run_id": run_id}  # fmt: skip
-        count, null = _commit(catalog, row, Path(folder))
+        count, null = _commit(catalog, row, folder)
     without = f", {null:,} could not be scored (NULL)" if null else ""
-    log.info("scoring '%s': %s samples%s", name, f"{count:,}", without)
+    log.info("scoring '%s'%s: %s samples%s", name, " replaced" if old else "", f"{count:,}", without)
     return name
 
 
-def _source(corpus: Corpus) -> tuple[str | None, str]:
-    """The set that a scoring is made from, and its fingerprint."""
-    if "centroids" in corpus.inputs:
+def _source(corpus: Corpus) -> tuple[str | None, int | None, str]:
+    """The set that a scoring is made from, the run that made it, and a text that stands for all that it is made from."""
+    if corpus.of_clustering:
         row = corpus.clustering
-        return row["clustering"], row["fingerprint"] + corpus.catalog.embedding_fingerprint(row["embedding"])
-    if {"vectors", "class_means", "labels"} & set(corpus.inputs):
-        return corpus.embedding, corpus.catalog.embedding_fingerprint(corpus.embedding)
+        corpus.catalog.warn_if_out_of_date("clustering", row["clustering"])
+        return row["clustering"], row["run_id"], row["fingerprint"] + corpus.catalog.embedding_fingerprint(corpus.embedding)
+    if corpus.of_vectors or "labels" in corpus.inputs:
+        row = corpus.catalog.require("embedding", corpus.embedding)
+        return corpus.embedding, row["run_id"], corpus.catalog.embedding_fingerprint(corpus.embedding)
     with corpus.catalog.reading() as connection:
         shards = connection.execute("select shard_id, fingerprint from shards where num_samples > 0 order by 1").fetchall()
-    return None, str(shards)
+    return None, None, str(shards)
 
 
 def _map(corpus: Corpus, of_corpus: dict[str, Any], folder: Path, resources: Resources) -> None:
@@ -210,7 +229,7 @@ def _map(corpus: Corpus, of_corpus: dict[str, Any], folder: Path, resources: Res
         if isinstance(value, np.ndarray):
             np.save(shared / f"{name}.npy", value)
     options = {name: value for name, value in of_corpus.items() if not isinstance(value, np.ndarray)}
-    distance = corpus.distance if "vectors" in corpus.inputs else "cosine"
+    distance = corpus.distance if corpus.of_vectors else "cosine"
     task = ScoreShard(corpus.metric, options, distance, shared, folder)
     with corpus.catalog.reading() as connection:
         (total,) = connection.execute("select count(*) from samples").fetchone() or (0,)
@@ -223,14 +242,16 @@ def _map(corpus: Corpus, of_corpus: dict[str, Any], folder: Path, resources: Res
 def _commit(catalog: Catalog, row: dict[str, Any], folder: Path) -> tuple[int, int]:
     files = f"{folder}/*.parquet"
     with catalog.writing() as connection:
+        sets.check_column(connection, "scoring", row["scoring"])
         counts = connection.execute(
-            "select count(*), count(*) - count(score) from read_parquet($files)", {"files": files}
+            "select count(*), count(*) - count(score) from read_parquet($files, hive_partitioning = false)", {"files": files}
         ).fetchone()
         count, null = counts or (0, 0)
-        replace_set(connection, "scoring", "scores", {**row, "num_samples": count, "num_null": null})
+        sets.replace(connection, "scoring", "scores", {**row, "num_samples": count, "num_null": null})
         connection.execute(
-            "insert into scores select $name, sample_id, score from read_parquet($files) order by sample_id",
+            "insert into scores select $name, sample_id, score from read_parquet($files, hive_partitioning = false) "
+            "order by sample_id",
             {"name": row["scoring"], "files": files},
         )
-        refresh_sample_scores(connection)
+        sets.refresh_sample_scores(connection)
     return int(count), int(null)

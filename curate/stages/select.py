@@ -1,19 +1,21 @@
 """`curate select`: keep a fraction of the corpus by the scores, with class balance."""
 
+import hashlib
 import inspect
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from curate import provenance, resources, shuffle
-from curate.catalog import Catalog, check_name, replace_set
+from curate import provenance, resources, sets, shuffle
+from curate.catalog import Catalog
 from curate.errors import CurateError
 from curate.progress import log
 from curate.strategies import balance as balancing
 from curate.strategies import strategies
 
 SCOPES = ("global", "class", "cluster")
+GROUPS = ("label", "cluster", "none")
 
 
 def select(
@@ -35,47 +37,79 @@ def select(
     Every class keeps at least `balance` of the share it would have if all classes were pruned equally; the
     rest of the budget goes to the highest priorities anywhere. On an unlabelled corpus the groups are clusters.
     `scope` class or cluster prunes every group equally. `where` narrows the candidates: SQL over the view
-    `sample_scores`; `keep` is then the fraction of these. Samples without a score come last. `seed` breaks ties.
+    `sample_scores`; `keep` is then the fraction of these. Samples without a score come last, whatever the
+    strategy and the balance. `seed` breaks ties. The default name tells the options that are not the defaults.
     """
-    _check(keep, balance, balance_base, scope)
+    check(keep=keep, strategy=strategy, balance=balance, balance_by=balance_by, balance_base=balance_base, scope=scope)
     function = strategies[strategy]
     catalog = Catalog(catalog)
     by_score = "scores" in inspect.signature(function).parameters
-    parent: dict[str, Any] = catalog.require("scoring", scoring) if by_score else {"fingerprint": "", "source": None}
+    parent: dict[str, Any] = catalog.require("scoring", scoring) if by_score else {}
+    settings: dict[str, Any] = {
+        "scoring": scoring if by_score else None, "strategy": strategy, "keep": keep, "scope": scope,
+        "balance": balance, "balance_by": balance_by, "balance_base": balance_base, "where_sql": where, "seed": seed,
+    }  # fmt: skip
+    name = sets.check_name(name or _default_name(settings))
     if scope != "global":
-        balance, balance_by = 1.0, {"class": "label"}.get(scope, scope)
-    name = check_name(name or "-".join(filter(None, (scoring if by_score else "", strategy, f"{keep:g}"))))
-    groups = balance_by or _default_groups(catalog)
-    clustering = _clustering(catalog, parent["source"]) if groups == "cluster" else None
-    settings = {"keep": keep, "scoring": scoring if by_score else None, "strategy": strategy, "balance": balance,
-                "balance_by": groups, "balance_base": balance_base, "where": where, "seed": seed}  # fmt: skip
-    rows = _candidates(catalog, scoring if by_score else None, groups, clustering, where)
+        settings |= {"balance": 1.0, "balance_by": {"class": "label"}.get(scope, scope)}
+    settings["balance_by"] = settings["balance_by"] or _default_groups(catalog)
+    clustering = _clustering(catalog, parent.get("source")) if settings["balance_by"] == "cluster" else None
+    rows = _candidates(catalog, settings, clustering)
     ids = np.asarray(rows["sample_id"], np.int64)
     if round(keep * len(ids)) < 1:
         raise CurateError(f"--keep {keep:g} of {len(ids):,} candidates keeps no sample: raise it, or widen --where")
-    fingerprint = provenance.fingerprint("select", settings, parent["fingerprint"], _content(ids, rows["group_id"]))
+    if by_score:
+        catalog.warn_if_out_of_date("scoring", scoring)
+    content = hashlib.sha256(ids.tobytes() + np.asarray(rows["group_id"], np.int64).tobytes()).hexdigest()
+    sources = (parent.get("fingerprint", ""), content, provenance.source(function))
+    fingerprint = provenance.fingerprint("select", settings, *sources)
     old = catalog.head("selection", name)
     if old and old["fingerprint"] == fingerprint:
         log.info("nothing to do: '%s' is this selection already (%s samples)", name, f"{old['num_samples']:,}")
         return name
     priorities = _priorities(function, rows, ids, seed)
-    with catalog.run("select", {**settings, "name": name}) as run_id:
-        head = {"selection": name, "scoring": settings["scoring"], "strategy": strategy, "keep": keep, "balance": balance,
-                "balance_by": groups, "balance_base": balance_base, "where_sql": where, "seed": seed,
-                "num_candidates": len(ids), "fingerprint": fingerprint, "run_id": run_id}  # fmt: skip
+    with catalog.run("select", name, settings, made_from=parent.get("run_id"), fingerprint=fingerprint) as run_id:
+        head = {"selection": name, **settings, "num_candidates": len(ids), "fingerprint": fingerprint, "run_id": run_id}
         count = _commit(catalog, head, rows, ids, priorities)
-    log.info("selection '%s': %s of %s samples", name, f"{count:,}", f"{len(ids):,}")
+    log.info("selection '%s'%s: %s of %s samples", name, " replaced" if old else "", f"{count:,}", f"{len(ids):,}")
     return name
 
 
-def _check(keep: float, balance: float, base: str, scope: str) -> None:
+def check(
+    *, keep: float, strategy: str = "hardest", balance: float = 0.5, balance_by: str | None = None,
+    balance_base: str = "proportional", scope: str = "global", **others: Any,
+) -> None:  # fmt: skip
+    """CurateError for options that cannot be, or that contradict each other."""
+    strategies[strategy]
     if not 0 < keep <= 1:
         raise CurateError(f"--keep {keep:g}: give a fraction above 0 and up to 1, such as 0.8")
     if not 0 <= balance <= 1:
         raise CurateError(f"--balance {balance:g}: give a number from 0 (off) to 1 (every class pruned equally)")
-    for option, value, known in (("--balance-base", base, balancing.BASES), ("--scope", scope, SCOPES)):
+    for option, value, known in (
+        ("--balance-by", balance_by, (None, *GROUPS)), ("--balance-base", balance_base, balancing.BASES),
+        ("--scope", scope, SCOPES),
+    ):  # fmt: skip
         if value not in known:
-            raise CurateError(f"{option} {value}: choose one of {', '.join(known)}")
+            raise CurateError(f"{option} {value}: choose one of {', '.join(filter(None, known))}")
+    if scope != "global" and (balance not in (0.5, 1) or balance_by not in (None, {"class": "label"}.get(scope, scope))):
+        raise CurateError(f"--scope {scope} prunes every {scope} equally: leave out --balance and --balance-by")
+
+
+def _default_name(settings: dict[str, Any]) -> str:
+    """Scoring, strategy and keep; and every other option that is not the default, so that no two selections share a name."""
+    where = settings["where_sql"]
+    parts = [
+        settings["scoring"],
+        settings["strategy"],
+        f"{settings['keep']:.10g}",
+        settings["scope"] if settings["scope"] != "global" else None,
+        f"balance{settings['balance']:.10g}" if settings["balance"] != 0.5 else None,
+        f"by_{settings['balance_by']}" if settings["balance_by"] else None,
+        settings["balance_base"] if settings["balance_base"] != "proportional" else None,
+        f"where{hashlib.sha256(where.encode()).hexdigest()[:6]}" if where else None,
+        f"seed{settings['seed']}" if settings["seed"] else None,
+    ]
+    return "-".join(filter(None, parts))
 
 
 def _default_groups(catalog: Catalog) -> str:
@@ -94,39 +128,32 @@ def _clustering(catalog: Catalog, source: str | None) -> str:
     return source if source in names else names[-1]
 
 
-def _candidates(
-    catalog: Catalog, scoring: str | None, groups: str, clustering: str | None, where: str | None
-) -> dict[str, np.ndarray]:
+def _candidates(catalog: Catalog, settings: dict[str, Any], clustering: str | None) -> dict[str, np.ndarray]:
     """sample_id, group_id and score (masked where NULL) of every candidate, in order of sample_id."""
-    if groups == "label":
-        group = "coalesce(dense_rank() over (order by label nulls last), 0)"
-    elif groups in ("cluster", "none"):
-        group = "coalesce(cluster_id, -1)" if groups == "cluster" else "0"
-    else:
-        raise CurateError(f"--balance-by {groups}: choose one of label, cluster, none")
+    group = {
+        "label": "coalesce(dense_rank() over (order by label nulls last), 0)",
+        "cluster": "coalesce(cluster_id, -1)",
+        "none": "0",
+    }[settings["balance_by"]]
+    where = settings["where_sql"]
+    text = (
+        f"select samples.sample_id, {group} as group_id, score from samples "
+        "left join (select sample_id, score from scores where scoring = $scoring) using (sample_id) "
+        "left join (select sample_id, cluster_id from assignments where clustering = $clustering) using (sample_id) "
+        f"where sample_id in (select sample_id from sample_scores where ({where or 'true'}\n)) order by sample_id"
+    )
     # On a guarded read-only connection, because `where` is free text.
     with catalog.reading(guarded=True) as connection:
         import duckdb
 
         try:
-            return connection.execute(
-                f"select samples.sample_id, {group} as group_id, score from samples "
-                "left join (select sample_id, score from scores where scoring = $scoring) using (sample_id) "
-                "left join (select sample_id, cluster_id from assignments where clustering = $clustering) using (sample_id) "
-                f"where sample_id in (select sample_id from sample_scores where ({where or 'true'}\n)) order by sample_id",
-                {"scoring": scoring, "clustering": clustering},
-            ).fetchnumpy()
-        except duckdb.Error as error:
+            sets.check_reads_only(connection, text)
+            return connection.execute(text, {"scoring": settings["scoring"], "clustering": clustering}).fetchnumpy()
+        except (duckdb.Error, CurateError) as error:
             if where is None:
                 raise
             reason = str(error).splitlines()[0]
             raise CurateError(f"--where {where!r}: {reason}; columns: `curate query 'describe sample_scores'`") from error
-
-
-def _content(ids: np.ndarray, groups: np.ndarray) -> str:
-    import hashlib
-
-    return hashlib.sha256(ids.tobytes() + np.asarray(groups, np.int64).tobytes()).hexdigest()
 
 
 def _priorities(function: Any, rows: dict[str, np.ndarray], ids: np.ndarray, seed: int) -> np.ndarray:
@@ -140,8 +167,13 @@ def _priorities(function: Any, rows: dict[str, np.ndarray], ids: np.ndarray, see
     unknown = [key for key in inputs if key not in known]
     if unknown:
         raise CurateError(f"the strategy asks for '{unknown[0]}', which is no input; there are: {', '.join(known)}")
+    if not scored.any():
+        raise CurateError("no candidate has a score: choose another --scoring, or a --where that has some")
+    found = np.asarray(function(**{key: known[key] for key in inputs}))
+    if found.shape != ids[scored].shape or np.isnan(found).any():
+        raise CurateError(f"the strategy gave no number for every one of {len(ids[scored])} samples (shape {found.shape})")
     priorities = np.full(len(ids), np.nan)
-    priorities[scored] = function(**{key: known[key] for key in inputs})
+    priorities[scored] = found
     return priorities
 
 
@@ -150,11 +182,13 @@ def _commit(
 ) -> int:
     import pyarrow as pa
 
-    codes, sizes = np.unique(np.asarray(rows["group_id"], np.int64), return_counts=True)
-    floors = balancing.floors(sizes, head["keep"], head["balance"], head["balance_base"])
+    codes, places, sizes = np.unique(np.asarray(rows["group_id"], np.int64), return_inverse=True, return_counts=True)
+    # A floor secures samples with a score only.
+    scored = np.bincount(places, weights=~np.isnan(priorities), minlength=len(codes)).astype(np.int64)
+    floors = np.minimum(balancing.floors(sizes, head["keep"], head["balance"], head["balance_base"]), scored)
     total: int = round(head["keep"] * len(ids))
     with catalog.writing() as connection:
-        replace_set(connection, "selection", "members", {**head, "num_samples": total})
+        sets.replace(connection, "selection", "members", {**head, "num_samples": total})
         connection.register("floors", pa.table({"group_id": codes, "floor": floors}))
         connection.register("priorities", pa.table({
             "sample_id": ids,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from curate import vectors
+from curate import distances, vectors
 from curate.engine import kmeans
 from curate.errors import CurateError
 
@@ -13,7 +13,7 @@ def blobs(per_blob: int = 200, dim: int = 16, count: int = 5) -> tuple[np.ndarra
     return (centres[truth] + 0.3 * generator.standard_normal((len(truth), dim))).astype(np.float32), truth
 
 
-@pytest.mark.parametrize("distance", kmeans.DISTANCES)
+@pytest.mark.parametrize("distance", distances.DISTANCES)
 def test_separate_blobs_are_found(distance):
     from sklearn.metrics import adjusted_rand_score
 
@@ -22,7 +22,7 @@ def test_separate_blobs_are_found(distance):
     scores = []
     for seed in range(5):
         centroids = kmeans.fit(rows, 5, distance, 20, seed).centroids
-        clusters, _ = kmeans.nearest(kmeans.prepared(rows, distance), centroids, distance)
+        clusters, _ = distances.nearest(distances.prepared(rows, distance), centroids, distance)
         scores.append(adjusted_rand_score(truth, clusters))
     assert max(scores) > 0.99
 
@@ -41,9 +41,9 @@ def test_too_few_rows_say_so():
 
 def test_the_fixture_point_is_at_the_stated_distances():
     rows, centroids = np.array([[0.6, 0.8]], np.float32), np.eye(2, dtype=np.float32)
-    assert kmeans.nearest(rows, centroids[:1], "cosine")[1] == pytest.approx(0.4)
-    assert kmeans.nearest(rows, centroids[:1], "euclidean")[1] == pytest.approx(np.sqrt(0.8))
-    assert kmeans.nearest(rows, centroids, "euclidean")[0].tolist() == [1]
+    assert distances.nearest(rows, centroids[:1], "cosine")[1] == pytest.approx(0.4)
+    assert distances.nearest(rows, centroids[:1], "euclidean")[1] == pytest.approx(np.sqrt(0.8))
+    assert distances.nearest(rows, centroids, "euclidean")[0].tolist() == [1]
 
 
 def test_nearest_agrees_with_all_pairs_in_float64():
@@ -51,10 +51,10 @@ def test_nearest_agrees_with_all_pairs_in_float64():
     rows = generator.standard_normal((9000, 8)).astype(np.float32) + 100
     centroids = (generator.standard_normal((7, 8)) + 100).astype(np.float32)
     exact = np.linalg.norm(rows[:, None].astype(np.float64) - centroids, axis=2)
-    clusters, distances = kmeans.nearest(rows, centroids, "euclidean")
-    np.testing.assert_allclose(distances, exact[np.arange(len(rows)), clusters], rtol=1e-5)
+    clusters, found = distances.nearest(rows, centroids, "euclidean")
+    np.testing.assert_allclose(found, exact[np.arange(len(rows)), clusters], rtol=1e-5)
     # Far from the origin float32 products are coarse; the chosen centroid is never worse than by that.
-    np.testing.assert_allclose(distances, exact.min(axis=1), atol=0.02)
+    np.testing.assert_allclose(found, exact.min(axis=1), atol=0.02)
 
 
 def test_a_sample_of_rows_does_not_depend_on_the_files(tmp_path):

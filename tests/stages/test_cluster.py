@@ -15,7 +15,7 @@ def all_vectors(catalog: Catalog) -> np.ndarray:
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 def test_the_objective_is_that_of_the_assignments_in_float64(catalog, distance):
     cluster(catalog, k=4, distance=distance, name="four")
-    centroids = np.load(catalog.centroid_file("four")).astype(np.float64)
+    centroids = np.load(catalog.centroid_file(catalog.require("clustering", "four"))).astype(np.float64)
     data = all_vectors(catalog)
     data = data / np.linalg.norm(data, axis=1, keepdims=True) if distance == "cosine" else data
     exact = 1 - data @ centroids.T if distance == "cosine" else np.linalg.norm(data[:, None] - centroids, axis=2)

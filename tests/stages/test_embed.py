@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from conftest import png, rows, write_corpus, write_shard
 
-from curate import vectors
+from curate import corpus, vectors
 from curate.catalog import Catalog
 from curate.errors import CurateError
 from curate.stages.cluster import cluster
 from curate.stages.embed import default_name, embed, num_failures
+from curate.stages.export import export
+from curate.stages.score import score
+from curate.stages.select import select
 
 stage = importlib.import_module("curate.stages.embed")
 
@@ -188,6 +191,118 @@ def test_a_name_is_not_shared_by_two_encoders(catalog, shards):
 def test_wrong_options_name_the_remedy(tmp_path, shards, options, reason):
     with pytest.raises(CurateError, match=reason):
         embed(tmp_path / "catalog", shards, **options)
+
+
+def test_a_file_that_was_no_tar_is_a_shard_like_any_other_once_mended(tmp_path):
+    path = Path(write_corpus(tmp_path / "corpus", 1)[0])
+    whole = path.read_bytes()
+    path.write_bytes(b"not a tar" * 100)
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, [str(path)], encoder="pixels")
+    path.write_bytes(whole)
+    for _ in range(2):
+        embed(catalog, [str(path)], encoder="pixels")
+    assert rows(catalog, "select num_bytes, num_samples from shards") == [(len(whole), 10)]
+    export(catalog, select(catalog, keep=0.5, strategy="random"), tmp_path / "out")
+
+
+def test_a_mended_shard_has_new_samples_so_that_no_old_selection_means_them(tmp_path):
+    path = Path(write_corpus(tmp_path / "corpus", 1)[0])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: 20 * 512 + 700])
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, [str(path)], encoder="pixels")
+    name = select(catalog, keep=1.0, strategy="random")
+    path.write_bytes(whole)
+    embed(catalog, [str(path)], encoder="pixels")
+    assert rows(catalog, "select min(sample_id) >> 24 from samples") == [(1,)]
+    with pytest.raises(CurateError, match="members of 'random-1' were in shards that have been mended since: select them anew"):
+        export(catalog, name, tmp_path / "out")
+
+
+def test_shards_of_one_name_and_size_are_told_apart_when_they_move(tmp_path):
+    for number, folder in enumerate(("train", "val", "test")):
+        write_shard(
+            tmp_path / "corpus" / folder / "000.tar", [(f"{place}", {"png": png(100 * number + place)}) for place in range(5)]
+        )
+    catalog = Catalog(tmp_path / "catalog")
+    folders = ("train", "val", "test")
+    embed(catalog, [str(tmp_path / "corpus" / folder) for folder in folders], encoder="pixels")
+    before = dict(rows(catalog, "select split(url, '/')[-2], fingerprint from shards"))
+    (tmp_path / "corpus").rename(tmp_path / "moved")
+    embed(catalog, [str(tmp_path / "moved" / folder) for folder in folders], encoder="pixels")
+    assert dict(rows(catalog, "select split(url, '/')[-2], fingerprint from shards where url like '%moved%'")) == before
+    (tmp_path / "moved/val/000.tar").rename(tmp_path / "moved/val/renamed.tar")
+    embed(catalog, [str(tmp_path / "moved/val")], encoder="pixels")
+    assert rows(catalog, "select count(*), count(distinct fingerprint) from shards") == [(3, 3)]
+    assert rows(catalog, "select count(*) from samples") == [(15,)]
+
+
+def test_two_encoders_at_once_register_each_shard_once(catalog, shards, monkeypatch):
+    """The other process registers the new shard between our look at the catalog and our own registration."""
+    more = str(write_shard(Path(shards[0]).with_name("more.tar"), [("new", {"png": png(9), "cls": b"1"})]))
+    look = corpus._known
+
+    def look_then_lose_the_race(catalog: Catalog) -> dict:
+        known = look(catalog)
+        monkeypatch.setattr(corpus, "_known", look)
+        corpus._insert_new(catalog, {more: corpus._stat(more)})
+        return known
+
+    monkeypatch.setattr(corpus, "_known", look_then_lose_the_race)
+    embed(catalog, [*shards, more], encoder="pixels@4", workers=1)
+    assert rows(catalog, "select count(*), count(distinct url) from shards") == [(4, 4)]
+
+
+def test_a_shard_replaced_in_secret_is_not_mixed_into_the_corpus(catalog, shards):
+    embed(catalog, shards, encoder="pixels")  # the fixture wrote them anew: their times are noted
+    path = Path(shards[0])
+    status = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"picture 3", b"pixture 3"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    embed(catalog, shards, encoder="pixels@4", workers=1)
+    assert rows(catalog, "select shard_id, error from failures where embedding = 'pixels@4'") == [
+        (0, "its bytes are not those that another embedding read")
+    ]
+    assert not rows(catalog, "select * from samples where caption like 'pix%'")
+    assert not catalog.vector_file("pixels@4", 0).exists()
+
+
+@pytest.mark.parametrize(("kind", "data"), [
+    ("json", b"[" * 200_000), ("json", rb'{"k": "\ud800"}'), ("json", b"\xff"),
+    ("png", b"\x00\x00\x00\x1cftypavif" + bytes(50)),
+])  # fmt: skip
+def test_a_poisonous_sample_fails_alone(tmp_path, kind, data):
+    good = {"png": png(1), "json": b'{"k": "a"}'}
+    url = write_shard(tmp_path / "a.tar", [("before", good), ("bad", {**good, kind: data}), ("after", good)])
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, [str(url)], encoder="pixels", label="json:k")
+    assert [key for (key,) in rows(catalog, "select key from samples order by sample_id")] == ["before", "after"]
+    assert [key for (key,) in rows(catalog, "select key from failures")] == ["bad"]
+
+
+def test_a_folder_called_like_a_partition_changes_no_column(tmp_path):
+    url = write_shard(tmp_path / "a.tar", [("a", {"png": png(1), "cls": b"dog"}), ("b", {"png": png(2), "cls": b"cat"})])
+    catalog = Catalog(tmp_path / "label=x" / "sample_id=3" / "distance=0.5" / "score=7")
+    embed(catalog, [str(url)], encoder="pixels", name="key=7")
+    cluster(catalog, k=1)
+    score(catalog, "random")
+    assert rows(catalog, "select sample_id, key, label from samples order by 1") == [(0, "a", "dog"), (1, "b", "cat")]
+    assert rows(catalog, "select count(*) from assignments where distance = 0.5") == [(0,)]
+    assert rows(catalog, "select max(score) < 1 from scores") == [(True,)]
+
+
+def test_a_path_that_the_database_would_take_for_a_pattern_is_refused(tmp_path, shards):
+    for name in ("cat[1]", "cat*", "cat?"):
+        with pytest.raises(CurateError, match="choose a path without"):
+            embed(tmp_path / name, shards, encoder="pixels")
+
+
+def test_the_runs_of_killed_processes_are_called_killed(catalog):
+    with catalog.writing() as connection:
+        connection.execute("update runs set status = 'running', process = ?", [2**22 + 1])
+    score(catalog, "random")
+    assert rows(catalog, "select stage, status from runs order by run_id") == [("embed", "killed"), ("score", "done")]
 
 
 def test_labels_are_the_corpus_and_all_embeddings_share_them(catalog, shards):

@@ -13,9 +13,11 @@ from conftest import add_scoring, members, png, rows, write_corpus, write_shard
 import curate
 from curate.catalog import Catalog
 from curate.errors import CurateError
-from curate.shards import samples
+from curate.shards import expand, samples
+from curate.stages.cluster import cluster
 from curate.stages.embed import embed
-from curate.stages.export import export
+from curate.stages.export import _below_common_folder, export
+from curate.stages.score import score
 from curate.stages.select import select
 from curate.tar import TarReader
 
@@ -85,7 +87,7 @@ def test_the_manifest_and_the_index_tell_what_is_there(selected, tmp_path):
         "as they came",
     )
     assert manifest["selection"]["selection"] == "half"
-    assert [step["kind"] for step in manifest["lineage"]] == ["selection"]
+    assert [(step["stage"], step["name"]) for step in manifest["lineage"]] == [("select", "half")]
     for shard in manifest["shards"]:
         data = (out / shard["path"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (shard["num_bytes"], shard["sha256"])
@@ -96,6 +98,7 @@ def test_the_manifest_and_the_index_tell_what_is_there(selected, tmp_path):
     index = pq.read_table(out / "index.parquet").to_pylist()
     assert [row["sample_id"] for row in index] == members(selected, "half")
     assert {(row["shard"], row["key"]) for row in index} == set(wanted(selected))
+    assert all(row["exported_key"] == row["key"] for row in index)
 
 
 def test_repacking_fills_shards_evenly_and_tells_apart_keys_that_meet(selected, tmp_path):
@@ -113,12 +116,12 @@ def test_repacking_fills_shards_evenly_and_tells_apart_keys_that_meet(selected, 
     content = Counter(tuple(sorted(hashes.items())) for hashes in wanted(selected).values())
     assert Counter(tuple(sorted(hashes.items())) for hashes in exported(out).values()) == content
     index = pq.read_table(out / "index.parquet").to_pylist()
-    changed = [row for row in index if row["key_prefix"]]
-    assert {(row["shard"], (row["key_prefix"] or "") + row["key"]) for row in index} == set(exported(out))
-    assert all(row["key_prefix"] == f"{row['sample_id'] >> 24}-" for row in changed)
+    changed = [row for row in index if row["exported_key"] != row["key"]]
+    assert {(row["shard"], row["exported_key"]) for row in index} == set(exported(out))
+    assert all(row["exported_key"] == f"{row['sample_id'] >> 24}-{row['key']}" for row in changed)
     said = json.loads((out / "manifest.json").read_text())["keys"]
     assert changed
-    assert said == f"{len(changed)} keys have the input shard's id in front: key_prefix in index.parquet"
+    assert said == f"{len(changed)} keys have the input shard's id in front: exported_key in index.parquet"
 
 
 def test_one_big_shard_keeps_long_and_colliding_names_apart(tmp_path):
@@ -131,8 +134,8 @@ def test_one_big_shard_keeps_long_and_colliding_names_apart(tmp_path):
     out = Path(export(catalog, select(catalog, keep=1.0, strategy="random"), tmp_path / "out", samples_per_shard=100))
     with tarfile.open(out / "000000.tar") as tar:
         names = [member.name for member in tar if member.name.endswith(".png")]
-    assert names == [f"folder/0-0-{'k' * 180}.png", "0-x.png", f"folder/0-2-{'k' * 180}.png",
-                     f"folder/1-{1 << 24}-{'k' * 180}.png", "1-x.png", f"folder/1-{(1 << 24) + 2}-{'k' * 180}.png"]  # fmt: skip
+    assert names == [f"folder/0-{'k' * 180}.png", "0-x.png", f"folder/0-2-{'k' * 180}.png",
+                     f"folder/1-{'k' * 180}.png", "1-x.png", f"folder/1-{(1 << 24) + 2}-{'k' * 180}.png"]  # fmt: skip
 
 
 def test_shards_of_the_same_name_in_different_folders_stay_apart(tmp_path):
@@ -209,4 +212,91 @@ def test_two_workers_write_the_same_files(selected, tmp_path):
 def test_hardest_first_is_what_is_exported(catalog, tmp_path):
     add_scoring(catalog, "toy", {row[0]: float(row[0] % 7) for row in rows(catalog, "select sample_id from samples")})
     out = Path(export(catalog, select(catalog, keep=0.1, scoring="toy", balance=0), tmp_path / "out"))
-    assert exported(out) == wanted(catalog, "toy-hardest-0.1")
+    assert exported(out) == wanted(catalog, "toy-hardest-0.1-balance0")
+
+
+def everything(folder: Path, shards: dict[str, list], **options) -> Path:
+    """Embed the shards, select all that `where` lets through, export."""
+    for name, content in shards.items():
+        write_shard(folder / "in" / name, content)
+    catalog = Catalog(folder / "catalog")
+    embed(catalog, [str(folder / "in")], encoder="pixels", workers=1)
+    name = select(catalog, keep=1.0, strategy="random", where=options.pop("where", None))
+    return Path(export(catalog, name, folder / "out", **options))
+
+
+@LEAKS
+def test_twins_whose_middle_is_gone_do_not_grow_together(tmp_path):
+    out = everything(tmp_path, {"000.tar": [
+        ("a", {"png": png(1), "cls": b"0"}), ("b", {"png": png(2)}),
+        ("a", {"jpg": png(3), "txt": b"second"}), ("c", {"png": png(4)}),
+    ]}, where="key in ('a', 'c')")  # fmt: skip
+    read = [(sample["__key__"], sorted(kind for kind in sample if kind[0] != "_"))
+            for sample in webdataset.WebDataset(str(out / "000.tar"), shardshuffle=False)]  # fmt: skip
+    assert read == [("a", ["cls", "png"]), ("0-a", ["jpg", "txt"]), ("c", ["png"])]
+    assert "1 keys have the input shard's id" in json.loads((out / "manifest.json").read_text())["keys"]
+    with tarfile.open(out / "000.tar") as tar:
+        assert tar.extractfile("0-a.jpg").read() == png(3)
+
+
+def test_a_prefixed_key_is_not_one_that_is_there_already(tmp_path):
+    out = everything(tmp_path, {
+        "000.tar": [("x", {"png": png(1)})], "001.tar": [("x", {"png": png(2)}), ("1-x", {"png": png(3)})],
+    }, samples_per_shard=10)  # fmt: skip
+    with tarfile.open(out / "000000.tar") as tar:
+        assert tar.getnames() == ["0-x.png", f"1-{1 << 24}-x.png", "1-x.png"]
+
+
+def test_a_damaged_shard_with_changed_keys_is_written_again(tmp_path):
+    folder = tmp_path / "whole"
+    twins = {f"{name}.tar": [(f"{place}", {"png": png(place)}) for place in range(6)] for name in "ab"}
+    out = everything(folder, twins, samples_per_shard=20)
+    whole = (out / "000000.tar").read_bytes()
+    (out / "000000.tar").write_bytes(whole[:5000])
+    export(Catalog(folder / "catalog"), "random-1", out, samples_per_shard=20)
+    assert (out / "000000.tar").read_bytes() == whole
+
+
+def test_shards_keep_inside_the_folder_and_apart(tmp_path):
+    mixed = ["/d/a.tar", "s3://b/b.tar"]
+    assert _below_common_folder(mixed) == dict(zip(mixed, ["d/a.tar", "s3/b/b.tar"], strict=True))
+    assert set(_below_common_folder(["s3://b/x.tar", "gs://b/x.tar"]).values()) == {"s3/b/x.tar", "gs/b/x.tar"}
+    with pytest.raises(CurateError, match="without"):
+        expand(["s3://bucket/../other/x.tar"])
+    path = write_shard(tmp_path / "in/000.tar", [("a", {"png": png(1)})])
+    assert expand([str(path), f"file://{path}", f"file://{tmp_path}/in/../in/000.tar"]) == [str(path)]
+
+
+def test_the_manifest_names_only_the_sources_it_used(tmp_path):
+    twins = {f"{name}.tar": [(f"{place}", {"png": png(place)}) for place in range(6)] for name in "ab"}
+    out = everything(tmp_path, twins, where="url like '%a.tar'")
+    assert [Path(source["url"]).name for source in json.loads((out / "manifest.json").read_text())["sources"]] == ["a.tar"]
+    write_shard(tmp_path / "in" / "c.tar", [("z", {"png": png(9)})])
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, [str(tmp_path / "in")], encoder="pixels")
+    (name,) = [name for (name,) in rows(catalog, "select selection from selections")]
+    export(catalog, name, out)  # a new shard changes nothing for it
+    export(catalog, name, tmp_path / "other" / "out")
+    assert [name for (name,) in rows(catalog, "select export from exports order by 1")] == ["out", "out-2"]
+
+
+def test_a_refused_folder_is_left_as_it_was(selected, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "x.jpg").write_text("x")
+    with pytest.raises(CurateError, match="holds other files"):
+        export(selected, "half", tmp_path / "photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["x.jpg"]
+
+
+def test_the_lineage_is_that_of_the_selection_whatever_was_made_anew_since(catalog, tmp_path, caplog):
+    cluster(catalog, k=3)
+    score(catalog, "ssl_prototypes")
+    name = select(catalog, keep=0.5)
+    cluster(catalog, k=7)
+    assert rows(catalog, "select kind, name from lineage where out_of_date") == [("scoring", "ssl_prototypes")]
+    select(catalog, keep=0.5)
+    assert (
+        "the scoring 'ssl_prototypes' was made before the last change of 'kmeans': `curate score ssl_prototypes`" in caplog.text
+    )
+    manifest = json.loads((Path(export(catalog, name, tmp_path / "out")) / "manifest.json").read_text())
+    assert [step["arguments"]["k"] for step in manifest["lineage"] if step["stage"] == "cluster"] == [3]

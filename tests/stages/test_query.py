@@ -5,12 +5,15 @@ import subprocess
 import sys
 
 import duckdb
+import numpy as np
 import pytest
-from conftest import make_catalog, rows
+from conftest import make_catalog, png, rows, write_shard
 
-from curate import resources
+from curate import resources, vectors
+from curate.catalog import Catalog
 from curate.errors import CurateError
 from curate.stages.cluster import cluster
+from curate.stages.embed import embed
 from curate.stages.export import export
 from curate.stages.query import query
 from curate.stages.score import score
@@ -31,6 +34,11 @@ def full(tmp_path_factory):
     return catalog
 
 
+def needed(name: str) -> dict[str, str]:
+    """The parameters that a saved query cannot do without."""
+    return {"sample_id": "3"} if name == "nearest" else {}
+
+
 def test_there_are_at_least_eight_saved_queries_and_each_says_what_it_is_for():
     assert len(QUERIES) >= 8
     for name in QUERIES:
@@ -39,7 +47,7 @@ def test_there_are_at_least_eight_saved_queries_and_each_says_what_it_is_for():
 
 @pytest.mark.parametrize("name", QUERIES)
 def test_every_saved_query_answers(full, name):
-    table = query(full, name, params={"sample_id": "3"})
+    table = query(full, name, params=needed(name))
     assert table.num_columns >= 2
     assert table.num_rows > 0 or name in ("failures", "duplicate_shards")
 
@@ -49,13 +57,14 @@ def test_plain_duckdb_in_another_folder_gives_the_same_answer(full, name, tmp_pa
     monkeypatch.chdir(tmp_path)
     text = (resources.CATALOG / "queries" / f"{name}.sql").read_text()
     with duckdb.connect(str(full.database), read_only=True) as connection:
-        connection.execute("set variable sample_id = '3'")
+        for variable, value in needed(name).items():
+            connection.execute(f"set variable {variable} = '{value}'")
         if name == "nearest":  # the one that reads vectors; catalog/views.sql has this line
             (line,) = re.findall("^-- (set variable catalog .*;)$", resources.sql("views"), re.MULTILINE)
             connection.execute(line)
         plain = connection.sql(text).to_arrow_table()
     assert plain.num_rows > 0 or name in ("failures", "duplicate_shards")
-    assert plain.equals(query(full, name, params={"sample_id": "3"}))
+    assert plain.equals(query(full, name, params=needed(name)))
 
 
 def test_the_embedding_macro_works_in_the_catalogs_folder(full, monkeypatch):
@@ -75,24 +84,83 @@ def test_answers_are_right_where_they_can_be_counted_by_hand(full):
         row["score"] for row in query(full, "hardest", params={"scoring": "ssl_prototypes", "label": "1"}).to_pylist()
     )
     nearest = query(full, "nearest", params={"sample_id": "3", "n": "2"}).to_pylist()
-    assert nearest[0] == {"sample_id": 3, "key": "0003", "label": "0", "cosine": 1.0}
+    assert nearest[0] == {"embedding": "pixels", "sample_id": 3, "key": "0003", "label": "0", "cosine": 1.0}
     assert sum(row["num_samples"] for row in query(full, "score_histogram", params={"scoring": "random"}).to_pylist()) == 30
 
 
 def test_lineage_walks_from_the_export_to_the_embedding(full):
-    chain = [row["kind"] for row in query(full, "lineage").to_pylist() if row["result"] == "out"]
-    assert chain == ["export", "selection", "scoring", "clustering", "embedding"]
+    chain = [(row["stage"], row["name"]) for row in query(full, "lineage", params={"name": "out"}).to_pylist()]
+    assert chain == [("export", "out"), ("select", "ssl_prototypes-hardest-0.5"), ("score", "ssl_prototypes"),
+                     ("cluster", "kmeans"), ("embed", "pixels")]  # fmt: skip
+    newest = query(full, "lineage").to_pylist()
+    assert [row["name"] for row in newest] == ["random-0.5"]
+
+
+def test_the_same_scoring_is_meant_everywhere_when_none_is_named(full):
+    assert query(full, "hardest").to_pylist()[0]["scoring"] == "ssl_prototypes"
+    assert query(full, "score_histogram").to_pylist()[0]["scoring"] == "ssl_prototypes"
 
 
 @pytest.mark.parametrize("sql", [
     "drop table samples", "insert into meta values (2)", "attach '/tmp/x.duckdb'", "copy samples to '/tmp/x.csv'",
     "select * from read_csv('/etc/passwd')", "select * from '/etc/passwd'", "install httpfs",
-    "set enable_external_access = true", "select * from read_text('/etc/hostname')",
+    "set enable_external_access = true", "select * from read_text('/etc/hostname')", "", ";", "select 1; select 2",
+    "explain analyze copy (select 1) to '/tmp/x'", "export database 'x'", "set variable x = 1",
 ])  # fmt: skip
 def test_a_query_can_only_read_the_catalog(full, sql):
     with pytest.raises(CurateError):
         query(full, sql)
     assert rows(full, "select count(*) from samples") == [(30,)]
+
+
+def test_not_even_the_catalogs_own_files_can_be_written(full):
+    files = {path: path.stat().st_mtime_ns for path in full.path.rglob("*")}
+    for target in (full.vector_file("pixels", 0), full.path / "catalog.duckdb.wal", full.database):
+        with pytest.raises(CurateError, match="only one SELECT"):
+            query(full, f"copy (select 1 as x) to '{target}' (use_tmp_file false)")
+        with pytest.raises(CurateError, match="--where"):
+            select(full, keep=0.5, where=f"true)); copy (select 1) to '{target}'; select ((1")
+    assert {path: path.stat().st_mtime_ns for path in full.path.rglob("*")} == files
+
+
+def test_neighbours_are_those_of_one_embedding(tmp_path):
+    catalog = make_catalog(tmp_path)
+    embed(catalog, [str(tmp_path / "corpus")], encoder="pixels@4", workers=1)
+    found = query(catalog, "nearest", params={"sample_id": "3"}).to_pylist()
+    assert {row["embedding"] for row in found} == {"pixels@4"}  # the newest
+    assert len({row["sample_id"] for row in found}) == len(found) == 10
+    older = query(catalog, "nearest", params={"sample_id": "3", "embedding": "pixels"}).to_pylist()
+    assert {row["embedding"] for row in older} == {"pixels"}
+    with pytest.raises(CurateError, match="give --param sample_id=ID"):
+        query(catalog, "nearest")
+
+
+def test_vectors_that_are_not_committed_or_not_whole_are_no_part_of_an_answer(tmp_path):
+    catalog = make_catalog(tmp_path)
+    folder = catalog.embedding_folder("pixels")
+    (folder / ".tmp-abc-00000009.parquet").write_bytes(b"PAR1half")
+    vectors.write(folder / "00000009.parquet", np.array([9 << 24]), np.ones((1, 192), np.float16))
+    assert query(catalog, "select count(*) as n from embedding('pixels')").to_pylist() == [{"n": 30}]
+    with pytest.raises(CurateError, match="No files found"):
+        query(catalog, "select count(*) from embedding('nosuch')")
+
+
+def test_unlabelled_samples_are_a_class_of_the_balance(tmp_path):
+    url = write_shard(tmp_path / "a.tar", [(f"{n}", {"png": png(n), **({"cls": b"1"} if n < 4 else {})}) for n in range(10)])
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, [str(url)], encoder="pixels")
+    select(catalog, keep=0.5, strategy="random")
+    kept = {row["label"]: row["num_kept"] for row in query(catalog, "class_balance").to_pylist()}
+    assert kept == dict(rows(catalog, "select label, count(*) from members join samples using (sample_id) group by label"))
+
+
+def test_parameters_that_mean_nothing_are_refused(full):
+    with pytest.raises(CurateError, match="--param scorin: the query has no such parameter; there are: label, n, scoring"):
+        query(full, "hardest", params={"scorin": "random"})
+    with pytest.raises(CurateError, match="no scoring is called so; there are: ssl_prototypes, random"):
+        query(full, "hardest", params={"scoring": "el2n"})
+    with pytest.raises(CurateError, match="no set is called nope"):
+        query(full, "lineage", params={"name": "nope"})
 
 
 def test_mistakes_name_what_exists(full):
@@ -116,9 +184,16 @@ def test_formats(full, tmp_path):
     assert run(sql, *place, "-f", "csv").stdout == "sample_id,label,nothing\n0,1,\n1,0,\n"
     assert json.loads(run(sql, *place, "-f", "json").stdout)[1] == {"sample_id": 1, "label": "0", "nothing": None}
     assert [line.split() for line in run(sql, *place).stdout.splitlines()[2:4]] == [["0", "1"], ["1", "0"]]
-    file = tmp_path / "answer.parquet"
-    assert run(sql, *place, "-f", "parquet", "-o", str(file)).returncode == 0
-    assert pq.read_table(file).num_rows == 2
+    odd = "select 'nan'::float as x, 1.5::decimal(3, 1) as d, [1, null] as l, date '2026-01-02' as t"
+    assert json.loads(run(odd, *place, "-f", "json").stdout) == [{"x": None, "d": 1.5, "l": [1, None], "t": "2026-01-02"}]
+    for name, words in (("answer.parquet", ()), ("answer", ("-f", "parquet"))):
+        asked = run(sql, *place, "-o", str(tmp_path / name), *words)
+        assert (asked.returncode, asked.stderr) == (0, "")
+        assert pq.read_table(tmp_path / name).num_rows == 2
+    many = "select a.sample_id from samples a, samples b"
+    assert run(many, *place, "-o", str(tmp_path / "all.csv")).returncode == 0
+    assert len((tmp_path / "all.csv").read_text().splitlines()) == 901
+    assert "more than 200 rows" in run(many, *place).stderr
     for words, reason in ((("-f", "parquet"), "--out FILE"), (("-f", "xml"), "no format called")):
         asked = run(sql, *place, *words)
         assert (asked.returncode, asked.stdout) == (1, "")

@@ -1,8 +1,11 @@
+import importlib
+import linecache
+
 import numpy as np
 import pytest
 from conftest import png, rows, write_shard
 
-from curate import vectors
+from curate import distances, vectors
 from curate.catalog import Catalog
 from curate.errors import CurateError
 from curate.metrics import metric, metrics
@@ -31,10 +34,10 @@ def test_ssl_prototypes_are_the_distances_of_the_clustering(catalog, distance):
 def test_supervised_prototypes_are_distances_to_the_class_mean(catalog, distance):
     score(catalog, "supervised_prototypes", distance=distance)
     labels = np.array([int(label) for (label,) in rows(catalog, "select label from samples order by sample_id")])
-    data = vectors.unit(all_vectors(catalog)) if distance == "cosine" else all_vectors(catalog)
+    data = distances.unit(all_vectors(catalog)) if distance == "cosine" else all_vectors(catalog)
     means = np.stack([data[labels == label].mean(axis=0) for label in (0, 1)])
     wanted = (
-        1 - (data * vectors.unit(means)[labels]).sum(axis=1)
+        1 - (data * distances.unit(means)[labels]).sum(axis=1)
         if distance == "cosine"
         else np.linalg.norm(data - means[labels], axis=1)
     )
@@ -85,7 +88,7 @@ def test_a_metric_is_one_function_with_its_inputs_for_parameters(catalog):
 
     try:
         score(catalog, "brightness")
-        np.testing.assert_allclose(scores(catalog, "brightness"), vectors.unit(all_vectors(catalog)).mean(axis=1), rtol=1e-5)
+        np.testing.assert_allclose(scores(catalog, "brightness"), distances.unit(all_vectors(catalog)).mean(axis=1), rtol=1e-5)
         with pytest.raises(CurateError, match="asks for 'magic', which is no input; there are: centroids"):
             score(catalog, "needs_magic")
     finally:
@@ -111,3 +114,69 @@ def test_the_wide_view_has_a_column_for_every_set(catalog):
     columns = [row[0] for row in rows(catalog, "describe sample_scores")]
     assert columns[-4:] == ["url", "kmeans", "random", "ssl_prototypes"]
     assert rows(catalog, "select count(*) from sample_scores where kmeans is not null and random < 1") == [(30,)]
+
+
+def test_distance_is_part_of_what_a_scoring_is(catalog):
+    @metric
+    def length(vectors: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(vectors, axis=1)
+
+    try:
+        score(catalog, "length", distance="cosine")
+        np.testing.assert_allclose(scores(catalog, "length"), 1, rtol=1e-3)
+        score(catalog, "length", distance="euclidean")
+        assert max(scores(catalog, "length")) > 2
+    finally:
+        del metrics["length"]
+
+
+def test_an_edited_metric_scores_anew(catalog, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("def mine(sample_ids):\n    return sample_ids * 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for factor in (1.0, 2.0):
+        (tmp_path / "mine.py").write_text(f"def mine(sample_ids):\n    return sample_ids * {factor}\n")
+        module = importlib.import_module("mine")
+        importlib.reload(module)
+        linecache.clearcache()
+        metric(module.mine)
+        score(catalog, "mine")
+        assert scores(catalog, "mine")[1] == factor
+    del metrics["mine"]
+
+
+def test_a_name_is_a_column_once(catalog):
+    cluster(catalog, k=2)
+    for name in ("kmeans", "label", "URL", "Kmeans"):
+        with pytest.raises(CurateError, match="already: choose another --name"):
+            score(catalog, "random", name=name)
+    score(catalog, "random")
+    with pytest.raises(CurateError, match="'random' is the name of a scoring already"):
+        cluster(catalog, k=2, name="random")
+
+
+def test_a_metric_of_the_wrong_shape_is_named(catalog):
+    @metric
+    def whole(vectors: np.ndarray) -> np.ndarray:
+        return vectors
+
+    try:
+        with pytest.raises(CurateError, match=r"the metric 'whole' gave an array of shape \(10, 192\) for 10 samples"):
+            score(catalog, "whole")
+    finally:
+        del metrics["whole"]
+
+
+def test_short_distances_keep_their_digits():
+    generator = np.random.default_rng(0)
+    centroids = distances.unit(generator.standard_normal((5, 512)).astype(np.float32))
+    rows = (np.repeat(centroids, 40, axis=0) + 3e-4 / np.sqrt(512) * generator.standard_normal((200, 512))).astype(np.float32)
+    exact = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    wanted = 1 - (exact @ distances.unit(centroids.astype(np.float64)).T).max(axis=1)
+    found = metrics["ssl_prototypes"](distances.unit(rows), centroids, "cosine")
+    np.testing.assert_allclose(found.sum(dtype=np.float64), wanted.sum(), rtol=1e-3)
+
+
+def test_the_number_fixtures_of_distances():
+    x, centroids = np.array([[0.6, 0.8]], np.float32), np.eye(2, dtype=np.float32)[:1]
+    assert metrics["ssl_prototypes"](x, centroids, "cosine")[0] == pytest.approx(0.4)
+    assert metrics["ssl_prototypes"](x, centroids, "euclidean")[0] == pytest.approx(np.sqrt(0.8))

@@ -8,6 +8,7 @@ from curate.stages.cluster import cluster
 from curate.stages.embed import embed
 from curate.stages.score import score
 from curate.stages.select import select
+from curate.strategies import strategies, strategy
 
 
 @pytest.fixture
@@ -121,8 +122,8 @@ def test_the_same_arguments_do_nothing_and_other_scores_select_again(ten, caplog
     with caplog.at_level("INFO", "curate"):
         select(ten, keep=0.3, scoring="toy")
     assert "nothing to do" in caplog.text
-    select(ten, keep=0.3, scoring="toy", balance=0)
-    assert rows(ten, "select count(*) from selections") == [(1,)]
+    select(ten, keep=0.3, scoring="toy", balance=0, name="toy-hardest-0.3")
+    assert rows(ten, "select balance from selections") == [(0.0,)]
     assert rows(ten, "select count(*) from members") == [(3,)]
 
 
@@ -151,7 +152,39 @@ def test_clusters_to_balance_by_are_those_the_scoring_was_made_from(tmp_path):
     ({"keep": 0.5, "balance_base": "square"}, "--balance-base"), ({"keep": 0.5, "strategy": "best"}, "no strategy called"),
     ({"keep": 0.5, "scoring": "el3n"}, "no scoring called 'el3n'; there are: toy"),
     ({"keep": 0.5, "balance_by": "cluster"}, "no clustering yet"),
+    ({"keep": 0.5, "scope": "class", "balance": 0.3}, "prunes every class equally: leave out --balance"),
+    ({"keep": 0.5, "scope": "class", "balance_by": "cluster"}, "prunes every class equally"),
 ])  # fmt: skip
 def test_wrong_options_name_the_remedy(ten, options, reason):
     with pytest.raises(CurateError, match=reason):
         select(ten, **{"scoring": "toy", **options})
+
+
+def test_no_two_selections_share_a_default_name(ten):
+    options = [{}, {"seed": 3}, {"balance": 0}, {"where": "label = 'a'"}, {"where": "label <> 'b'"}, {"scope": "class"},
+               {"balance_base": "uniform"}, {"balance_by": "none"}, {"strategy": "easiest"}, {"strategy": "random"},
+               {"strategy": "random", "seed": 1}]  # fmt: skip
+    names = [select(ten, keep=0.5, scoring="toy", **option) for option in options]
+    assert names[0] == "toy-hardest-0.5"
+    assert names[-2:] == ["random-0.5", "random-0.5-seed1"]
+    assert len(set(names)) == len(options)
+
+
+def test_a_floor_does_not_keep_samples_without_a_score_before_those_that_have_one(ten):
+    add_scoring(ten, "gaps", {place: float(place) for place in range(8)})  # none of class b has a score
+    assert members(ten, select(ten, keep=0.5, scoring="gaps", balance=1.0)) == [3, 4, 5, 6, 7]
+    add_scoring(ten, "empty", dict.fromkeys(range(10)))
+    with pytest.raises(CurateError, match="no candidate has a score"):
+        select(ten, keep=0.5, scoring="empty")
+
+
+def test_a_strategy_that_gives_no_number_for_a_sample_is_refused(ten):
+    @strategy
+    def short(scores: np.ndarray) -> np.ndarray:
+        return scores[1:]
+
+    try:
+        with pytest.raises(CurateError, match="no number for every one of 10 samples"):
+            select(ten, keep=0.5, scoring="toy", strategy="short")
+    finally:
+        del strategies["short"]
