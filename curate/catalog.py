@@ -168,6 +168,11 @@ class Catalog:
             raise CurateError(f"there are several {kind}s, choose one with --{kind}: {', '.join(names)}")
         raise CurateError(f"no {kind} called '{name}'; there are: {', '.join(names)}; or make it with `{command}`")
 
+    def check_column(self, kind: str, name: str) -> None:
+        """CurateError if the name of a clustering or scoring is none, or is taken by another column of sample_scores."""
+        with self.reading() as connection:
+            sets.check_column(connection, kind, sets.check_name(name))
+
     def warn_if_out_of_date(self, kind: str, name: str) -> None:
         """Say so if what a set was made from has been replaced, or has grown, since."""
         with self.reading() as connection:

@@ -1,10 +1,13 @@
 """The command line as a shell sees it: stdout, stderr, exit status."""
 
+import functools
+import http.server
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -130,6 +133,24 @@ def test_ctrl_c_ends_politely_and_the_same_command_goes_on(tmp_path):
     assert "960 samples embedded, 0 failed" in curate(*words).stderr
     left = [path.name for path in (tmp_path / "catalog").rglob("*") if path.name.startswith((".tmp", ".lock", "pending"))]
     assert not left
+
+
+def test_shards_come_over_http_and_a_server_that_fails_is_one_line(tmp_path):
+    """A real server on the loopback; python's own http.server, which knows no byte ranges."""
+    write_corpus(tmp_path / "corpus")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "corpus"))
+    handler.func.log_message = lambda *words: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url, words = f"http://127.0.0.1:{server.server_port}", ("--encoder", "pixels", "-c", tmp_path / "catalog")
+        asked = curate("embed", f"{url}/{{000..002}}.tar", *words)
+        assert (asked.returncode, asked.stdout) == (0, "pixels\n"), asked.stderr
+        assert "3 shards, 30 samples embedded, 0 failed" in asked.stderr
+        fails(curate("embed", f"{url}/nothere.tar", *words), "no shard at")
+        server.shutdown()
+    asked = curate("embed", f"{url}/000.tar", *words)
+    fails(asked, "no shard at")
+    assert len(asked.stderr.splitlines()) == 1
 
 
 def test_a_recipe_whose_samples_failed_ends_with_3(tmp_path):

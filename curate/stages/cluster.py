@@ -35,7 +35,7 @@ def cluster(
     256 a centroid, at least 65,536, all if there are fewer); then every sample is assigned.
     """
     catalog = Catalog(catalog)
-    sets.check_name(name)
+    catalog.check_column("clustering", name)
     distances.check(distance)
     parent = catalog.require("embedding", embedding)
     embedding = str(parent["embedding"])

@@ -147,6 +147,7 @@ def _check_same_encoder(catalog: Catalog, embedding: str, encoder: str, checkpoi
 def _claim_name(catalog: Catalog, row: dict[str, Any]) -> None:
     """Write the embedding's head row, or compare with the one that is there."""
     with catalog.writing() as connection:
+        connection.execute("update runs set fingerprint = ? where run_id = ?", [row["weights_sha256"], row["run_id"]])
         old = sets.head(connection, "embedding", row["embedding"])
         if old is None:
             sets.insert(connection, "embeddings", row)

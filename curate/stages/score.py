@@ -46,9 +46,10 @@ def score(
     for kind, option in (("embedding", embedding), ("clustering", clustering)):
         if option is not None:
             catalog.require(kind, option)
+    for metric in chosen:
+        catalog.check_column("scoring", name or metric)
     return [
-        _score_one(Corpus(catalog, metric, embedding, clustering, distance, seed), sets.check_name(name or metric), workers)
-        for metric in chosen
+        _score_one(Corpus(catalog, metric, embedding, clustering, distance, seed), name or metric, workers) for metric in chosen
     ]
 
 
