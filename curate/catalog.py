@@ -127,10 +127,13 @@ class Catalog:
             try:
                 return duckdb.connect(str(self.database), read_only=read_only)
             except (duckdb.IOException, duckdb.ConnectionException) as error:
-                holder = re.search(r"held in .*?\(PID (\d+)\)", str(error))
-                if not holder and "different configuration" not in str(error):
+                if "Conflicting lock" in str(error):  # a holder that has just let go is called PID 0
+                    holder = re.search(r"PID ([1-9]\d*)", str(error))
+                    who = f"process {holder.group(1)}" if holder else "another process"
+                elif "different configuration" in str(error):
+                    who = "this process, in another connection,"
+                else:
                     raise CurateError(f"cannot open '{self.database}': {str(error).splitlines()[0]}") from error
-                who = f"process {holder.group(1)}" if holder else "this process, in another connection,"
                 waited = time.monotonic() - begin
                 if waited > patience:
                     raise Busy(f"{who} keeps '{self.database}' open: close it there and try again") from error
