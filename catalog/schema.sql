@@ -2,7 +2,7 @@
 -- No foreign keys and no indexes: bodies are written in bulk and read by scans.
 
 create table meta (schema_version integer not null, next_shard_id bigint not null);
-insert into meta values (1, 0);
+insert into meta values (2, 0);
 
 -- One row for each call of a stage that did work; rows stay when the set that a run made is replaced.
 -- made_from is the run that made the set this one read, so a chain of runs leads back to the embedding.
@@ -47,11 +47,24 @@ create table assignments (
     clustering text not null, sample_id bigint not null, cluster_id integer not null, distance float not null
 );
 
+-- Small models trained to measure difficulty. What they say of every sample is wide: it lies in probes/<folder>/.
+create table probes (
+    probe text not null, embedding text not null, models text[] not null, num_models integer not null, epochs integer not null,
+    fraction double not null, seed bigint not null, test text[] not null, num_classes integer not null,
+    num_samples bigint not null, num_test bigint not null, folder text not null, fingerprint text not null, run_id bigint not null
+);
+-- Accuracies at the end of training: on the samples a model was trained on, on those it was not, on the test shards.
+create table probe_models (
+    probe text not null, part text not null, model text not null, seed bigint not null,
+    accuracy double, left_out_accuracy double, test_accuracy double, seconds double not null
+);
+
+-- reliability: Spearman's rank correlation between the scores by one half of a probe's models and by the other.
 create table scorings (
     scoring text not null, metric text not null, source text, arguments json not null,
-    num_samples bigint not null, num_null bigint not null, fingerprint text not null, run_id bigint not null
+    num_samples bigint not null, num_null bigint not null, reliability double, fingerprint text not null, run_id bigint not null
 );
-create table scores (scoring text not null, sample_id bigint not null, score double);
+create table scores (scoring text not null, sample_id bigint not null, score double, standard_error double);
 
 create table selections (
     selection text not null, scoring text, strategy text not null, keep double not null, scope text not null,

@@ -22,6 +22,7 @@ from assignments group by clustering, cluster_id;
 create or replace view named_sets as
 select 'embedding' as kind, embedding as name, run_id from embeddings
 union all select 'clustering', clustering, run_id from clusterings
+union all select 'probe', probe, run_id from probes
 union all select 'scoring', scoring, run_id from scorings
 union all select 'selection', selection, run_id from selections
 union all select 'export', export, run_id from exports;

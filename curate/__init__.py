@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from curate.membership import kept as kept
     from curate.recipe import run as run
     from curate.stages.cluster import cluster as cluster
+    from curate.stages.compare import correlations as correlations
     from curate.stages.embed import embed as embed
     from curate.stages.export import export as export
     from curate.stages.gallery import gallery as gallery
+    from curate.stages.probe import probe as probe
     from curate.stages.query import query as query
     from curate.stages.score import score as score
     from curate.stages.select import select as select
@@ -24,11 +26,13 @@ _HOME = {
     "Catalog": "curate.catalog",
     "CurateError": "curate.errors",
     "kept": "curate.membership",
+    "correlations": "curate.stages.compare",
     "run": "curate.recipe",
-} | {verb: f"curate.stages.{verb}" for verb in ("embed", "cluster", "score", "select", "query", "export", "gallery")}
+} | {verb: f"curate.stages.{verb}" for verb in ("embed", "cluster", "probe", "score", "select", "query", "export", "gallery")}
 
 __all__ = [
-    "Catalog", "CurateError", "cluster", "embed", "export", "gallery", "kept", "query", "run", "score", "select",
+    "Catalog", "CurateError", "cluster", "correlations", "embed", "export", "gallery", "kept", "probe", "query", "run", "score",
+    "select",
 ]  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from curate.atomic import locked, workspace
 from curate.errors import CurateError
 from curate.progress import log
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PATIENCE = 600.0  # seconds to wait while another process has the database open
 
 
@@ -61,6 +61,10 @@ class Catalog:
         """Where the centroids of a clustering (its head row) lie."""
         return self.path / "clusterings" / str(clustering["centroids"])
 
+    def probe_folder(self, probe: dict[str, Any]) -> Path:
+        """Where the parts of a probe (its head row) lie."""
+        return self.path / "probes" / str(probe["folder"])
+
     # -- opening ---------------------------------------------------------------------------------
 
     def create(self) -> Self:
@@ -78,7 +82,7 @@ class Catalog:
                 connection.execute(resources.sql("views"))
                 sets.refresh_sample_scores(connection)
                 connection.execute("commit")
-            _check_version(connection, self.path)
+            _version(connection, self.path)
         return self
 
     @contextlib.contextmanager
@@ -86,12 +90,17 @@ class Catalog:
         """A read-only connection; `guarded` also shuts out every file but the catalog's own vectors."""
         self._check_exists()
         with self._connection(read_only=True) as connection:
-            _check_version(connection, self.path)
-            connection.execute("set variable catalog = ?", [str(self.path)])
-            if guarded:
-                connection.execute(f"set allowed_directories = [{sets.literal(str(self.path / 'embeddings'))}]")
-                connection.execute("set enable_external_access = false")
-                connection.execute("set lock_configuration = true")
+            if _version(connection, self.path) == SCHEMA_VERSION:
+                connection.execute("set variable catalog = ?", [str(self.path)])
+                if guarded:
+                    connection.execute(f"set allowed_directories = [{sets.literal(str(self.path / 'embeddings'))}]")
+                    connection.execute("set enable_external_access = false")
+                    connection.execute("set lock_configuration = true")
+                yield connection
+                return
+        with self.writing():  # brings the catalog up to date
+            pass
+        with self.reading(guarded=guarded) as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -99,9 +108,10 @@ class Catalog:
         """One transaction: committed when the block ends well, undone when it does not. Raises Busy after `patience` s."""
         self._check_exists()
         with self._connection(read_only=False, patience=patience) as connection:
-            _check_version(connection, self.path)
+            old = _version(connection, self.path)
             connection.execute("begin")
             try:
+                _upgrade(connection, old)
                 yield connection
             except BaseException:
                 connection.execute("rollback")
@@ -262,10 +272,22 @@ def _mark_killed(connection: duckdb.DuckDBPyConnection) -> None:
             continue
 
 
-def _check_version(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+def _version(connection: duckdb.DuckDBPyConnection, path: Path) -> int:
+    """The schema's version. Raises CurateError for a database that is no catalog, or a newer one."""
     try:
         ((version,),) = connection.execute("select schema_version from meta").fetchall()
     except duckdb.CatalogException as error:
         raise CurateError(f"'{path}' holds a database that is no catalog: choose another folder with -c") from error
     if version > SCHEMA_VERSION:
         raise CurateError(f"'{path}' was made by a newer curate (schema {version}): upgrade with pip install -U")
+    return int(version)
+
+
+def _upgrade(connection: duckdb.DuckDBPyConnection, old: int) -> None:
+    """In an open transaction: bring the tables and views of an older version up to date."""
+    for version in range(old + 1, SCHEMA_VERSION + 1):
+        connection.execute(resources.sql(f"migrations/{version}"))
+    if old < SCHEMA_VERSION:
+        connection.execute(resources.sql("views"))
+        sets.refresh_sample_scores(connection)
+        connection.execute("update meta set schema_version = ?", [SCHEMA_VERSION])

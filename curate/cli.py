@@ -112,15 +112,63 @@ def cluster(
     ))  # fmt: skip
 
 
-@app.command(epilog="Example: curate score ssl_prototypes supervised_prototypes")
+@app.command(
+    epilog="Examples: curate probe · curate probe --model ridge --fraction 0.7 · curate probe --model ridge --test 'test/*.tar'"
+)
+def probe(
+    model: Annotated[
+        list[str] | None, typer.Option(help="A kind of model, repeatable; see `curate list models`.", show_default="mlp")
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            help="Models of each kind (default: 10, 1 each of several, or 2,000 ridge and 200 other subset models).",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes (default: by model and size of the corpus).", min=1, show_default=False)
+    ] = None,
+    fraction: Annotated[float, typer.Option(help="Train each model on a random subset; 0.7 for memorization.")] = 1.0,
+    test: Annotated[
+        list[str] | None, typer.Option(help="Test shards, for influence; repeatable.", metavar="SHARDS", show_default=False)
+    ] = None,
+    embedding: Embedding = None,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    name: Name = None,
+    catalog: CatalogOption = CATALOG,
+) -> None:
+    """Train small models on the corpus, whose mistakes tell how hard each sample is."""
+    from curate.stages.probe import probe as stage
+
+    print(stage(
+        catalog, model=model or "mlp", count=count, epochs=epochs, fraction=fraction, test=test, embedding=embedding, seed=seed,
+        device=device, name=name,
+    ))  # fmt: skip
+
+
+@app.command(epilog="Examples: curate score ssl_prototypes el2n · curate score --from mine.py:my_metric")
 def score(
-    metrics: Annotated[list[str], typer.Argument(help="Names from `curate list metrics`.")],
+    metrics: Annotated[list[str] | None, typer.Argument(help="Names from `curate list metrics`.", show_default=False)] = None,
+    own: Annotated[
+        list[str] | None,
+        typer.Option("--from", help="A function of your own, as FILE.py:NAME.", metavar="FILE", show_default=False),
+    ] = None,
     embedding: Embedding = None,
     clustering: Annotated[
         str | None, typer.Option(help="Which clustering (default: the only one).", show_default=False)
     ] = None,
+    probe: Annotated[
+        str | None, typer.Option(help="Which probe (default: the only one that will do).", show_default=False)
+    ] = None,
     distance: Annotated[
         str | None, typer.Option(help="cosine or euclidean (default: the clustering's, else cosine).", show_default=False)
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", help="NAME=VALUE, an option of the metric itself.", show_default=False),
     ] = None,
     seed: Seed = 0,
     workers: Workers = None,
@@ -130,9 +178,13 @@ def score(
     """Score every sample. A high score always means worth keeping."""
     from curate.stages.score import score as stage
 
+    chosen = [*(metrics or []), *(own or [])]
+    if not chosen or not all(":" in file for file in own or []):
+        raise typer.BadParameter("name metrics (`curate list metrics`), or --from FILE.py:NAME", param_hint="METRICS")
+    options = dict(_pair(text, "--option") for text in option or [])
     names = stage(
-        catalog, metrics, embedding=embedding, clustering=clustering, distance=distance, seed=seed, workers=workers or 1,
-        name=name,
+        catalog, chosen, embedding=embedding, clustering=clustering, probe=probe, distance=distance, options=options, seed=seed,
+        workers=workers or 1, name=name,
     )  # fmt: skip
     print("\n".join(names))
 
@@ -255,7 +307,7 @@ def run(
 @app.command("list", epilog="Example: curate list queries")
 def list_(
     what: Annotated[
-        str, typer.Argument(help="encoders, metrics, strategies, recipes, queries; sets, runs, selections …")
+        str, typer.Argument(help="encoders, metrics, models, strategies, recipes, queries; sets, runs, selections …")
     ] = "sets",
     catalog: CatalogOption = CATALOG,
 ) -> None:
@@ -274,10 +326,10 @@ def demo(folder: Annotated[Path, typer.Argument(help="Folder to work in.")] = Pa
     answers.print_demo(folder, stage(folder))
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(text: str, option: str = "--param") -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise typer.BadParameter(f"'{text}' is not NAME=VALUE", param_hint="--param")
+        raise typer.BadParameter(f"'{text}' is not NAME=VALUE", param_hint=option)
     return name, value
 
 

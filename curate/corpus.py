@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from curate import shards
 from curate.catalog import PATIENCE, Catalog
 from curate.errors import CurateError
@@ -196,3 +198,45 @@ def record_unreadable(catalog: Catalog, embedding: str, problems: dict[int, str]
             connection.execute(
                 "insert into failures values (?, ?, null, null, null, 'shard', ?)", [embedding, shard_id, problem]
             )
+
+
+def classes(catalog: Catalog) -> dict[str, int]:
+    """The classes in their natural order, each with its place. Raises CurateError where no sample has a label."""
+    with catalog.reading() as connection:
+        rows = connection.execute("select distinct label from samples where label is not null").fetchall()
+    if not rows:
+        raise CurateError("the corpus has no labels: choose a metric that needs none, or embed with --label json:FIELD")
+    return {label: code for code, label in enumerate(sorted((label for (label,) in rows), key=shards.natural))}
+
+
+def codes(labels: np.ndarray, known: dict[str, int]) -> np.ndarray:
+    """Labels as places in the classes: text [n] -> int64 [n], −1 where there is none, or an unknown one."""
+    texts, places = np.unique(np.ma.filled(np.ma.asarray(labels).astype(object), ""), return_inverse=True)
+    return np.array([known.get(text, -1) for text in texts], np.int64)[places]
+
+
+def labels(catalog: Catalog, ids: np.ndarray, known: dict[str, int]) -> np.ndarray:
+    """The label codes of samples, ids int64 [n] in order -> int64 [n]."""
+    found = _columns(catalog, ids, "label")
+    return codes(found["label"], known)
+
+
+def places(catalog: Catalog, ids: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+    """Where samples lie: urls, and for each sample the place of its url, its offset and its length in bytes."""
+    with catalog.reading() as connection:
+        urls = dict(connection.execute("select shard_id, url from shards order by shard_id").fetchall())
+    found = _columns(catalog, ids, "byte_offset, num_bytes")
+    known = np.array(sorted(urls), np.int64)
+    owners = np.searchsorted(known, shards.shard_of(ids))
+    return [urls[shard] for shard in known.tolist()], owners, found["byte_offset"], found["num_bytes"]
+
+
+def _columns(catalog: Catalog, ids: np.ndarray, columns: str) -> dict[str, np.ndarray]:
+    """Columns of `samples` for ids in order."""
+    with catalog.reading() as connection:
+        rows = connection.execute(
+            f"select sample_id, {columns} from samples where sample_id between ? and ? order by sample_id",
+            [int(ids[0]), int(ids[-1])],
+        ).fetchnumpy()
+    chosen = np.searchsorted(rows["sample_id"], ids)
+    return {name: values[chosen] for name, values in rows.items()}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 HEADS = {
     "embedding": ("embeddings", "curate embed SHARDS"),
     "clustering": ("clusterings", "curate cluster"),
+    "probe": ("probes", "curate probe"),
     "scoring": ("scorings", "curate score METRIC"),
     "selection": ("selections", "curate select --keep F"),
     "export": ("exports", "curate export SELECTION OUT"),

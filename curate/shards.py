@@ -148,6 +148,11 @@ def first_sample_id(shard_id: int) -> int:
     return shard_id << _POSITION_BITS
 
 
+def shard_of(sample_ids: Any) -> Any:
+    """The shard of a sample, or of each of an array of them."""
+    return sample_ids >> _POSITION_BITS
+
+
 def samples(members: Iterable[Member]) -> Iterator[Sample]:
     """Group a tar's members into samples as webdataset does: neighbours with the same key belong together.
 

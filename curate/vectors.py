@@ -1,7 +1,8 @@
 """Vectors in Parquet: one file a shard, half precision on the disk, single precision in memory."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,14 +31,45 @@ def write(path: Path, sample_ids: np.ndarray, vectors: np.ndarray) -> None:
 
 def read(path: Path) -> Part:
     """The ids and vectors of one file. Raises CurateError where it is gone or damaged."""
+    table = _table(path, ["sample_id", "vector"])
+    rows = table["vector"].combine_chunks()
+    flat = rows.flatten().to_numpy(zero_copy_only=False)
+    return Part(table["sample_id"].to_numpy(), flat.reshape(len(rows), rows.type.list_size).astype(np.float32))
+
+
+def _table(path: Path, columns: list[str]) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        return pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowInvalid) as error:
         reason = "is gone" if isinstance(error, FileNotFoundError) else "is damaged: remove it"
         raise CurateError(f"'{path}' {reason}; the same `curate embed` again makes the vectors that are missing") from error
-    rows = table["vector"].combine_chunks()
-    flat = rows.flatten().to_numpy(zero_copy_only=False)
-    return Part(table["sample_id"].to_numpy(), flat.reshape(len(rows), rows.type.list_size).astype(np.float32))
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """The ids of one file, int64 [n]. Raises CurateError where it is gone or damaged."""
+    return np.asarray(_table(path, ["sample_id"])["sample_id"].to_numpy(), np.int64)
+
+
+def sample(files: list[Path], sizes: list[int], rows: int, seed: int, advance: Callable[[int, int], None]) -> np.ndarray:
+    """`rows` rows drawn without replacement from the files' rows, in the files' order: float32 [rows, dim].
+
+    Only the files that hold a drawn row are read, one at a time. The draw depends on the seed and
+    on the sizes alone, never on how the work is split.
+    """
+    total = sum(sizes)
+    drawn = np.arange(total) if rows >= total else np.sort(np.random.default_rng(seed).choice(total, rows, replace=False))
+    starts = np.cumsum([0, *sizes])
+    taken, filled = np.empty((0, 0), np.float32), 0
+    for file, start, stop in zip(files, starts, starts[1:], strict=False):
+        places = drawn[np.searchsorted(drawn, start) : np.searchsorted(drawn, stop)] - start
+        if len(places):
+            found = read(file).vectors[places]
+            if not filled:
+                taken = np.empty((len(drawn), found.shape[1]), np.float32)
+            taken[filled : filled + len(found)] = found
+            filled += len(found)
+        advance(len(places), len(places))
+    return taken

@@ -77,7 +77,9 @@ def add_scoring(catalog: Catalog, name: str, scores: dict[int, float | None]) ->
         head = {"scoring": name, "metric": name, "source": None, "arguments": "{}",
                 "num_samples": len(scores), "num_null": 0, "fingerprint": name, "run_id": 0}  # fmt: skip
         sets.insert(connection, "scorings", head)
-        connection.executemany("insert into scores values (?, ?, ?)", [[name, key, score] for key, score in scores.items()])
+        connection.executemany(
+            "insert into scores values (?, ?, ?, null)", [[name, key, score] for key, score in scores.items()]
+        )
         sets.refresh_sample_scores(connection)
 
 

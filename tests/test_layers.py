@@ -8,8 +8,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "curate"
 LAYERS = [
     {"errors", "registry", "resources", "progress", "atomic", "shuffle", "provenance", "distances"},
-    {"tar", "shards", "vectors", "images", "sets", "catalog", "corpus"},
-    {"encoders", "metrics", "strategies", "membership"},
+    {"tar", "shards", "vectors", "probes", "images", "sets", "catalog", "corpus"},
+    {"encoders", "metrics", "models", "strategies", "membership"},
     {"engine"},
     {"stages"},
     {"recipe", "demo", "answers"},

@@ -12,7 +12,6 @@ import numpy as np
 
 from curate import distances, engine, vectors
 from curate.atomic import replacing
-from curate.engine import Advance
 from curate.errors import CurateError
 
 
@@ -21,28 +20,6 @@ class Fit(NamedTuple):
 
     centroids: np.ndarray
     sampled_rows: int
-
-
-def sample(files: list[Path], sizes: list[int], rows: int, seed: int, advance: Advance) -> np.ndarray:
-    """`rows` rows drawn without replacement from the files' rows, in the files' order: float32 [rows, dim].
-
-    Only the files that hold a drawn row are read, one at a time. The draw depends on the seed and
-    on the sizes alone, never on how the work is split.
-    """
-    total = sum(sizes)
-    drawn = np.arange(total) if rows >= total else np.sort(np.random.default_rng(seed).choice(total, rows, replace=False))
-    starts = np.cumsum([0, *sizes])
-    taken, filled = np.empty((0, 0), np.float32), 0
-    for file, start, stop in zip(files, starts, starts[1:], strict=False):
-        places = drawn[np.searchsorted(drawn, start) : np.searchsorted(drawn, stop)] - start
-        if len(places):
-            found = vectors.read(file).vectors[places]
-            if not filled:
-                taken = np.empty((len(drawn), found.shape[1]), np.float32)
-            taken[filled : filled + len(found)] = found
-            filled += len(found)
-        advance(len(places), len(places))
-    return taken
 
 
 def fit(rows: np.ndarray, k: int, distance: str, iterations: int, seed: int) -> Fit:

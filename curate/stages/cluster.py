@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from curate import distances, engine, provenance, sets
+from curate import distances, engine, provenance, sets, vectors
 from curate.atomic import replacing
 from curate.catalog import Catalog
 from curate.engine import Resources, kmeans
@@ -56,7 +56,7 @@ def cluster(
         return name
     with catalog.run("cluster", name, settings, made_from=parent["run_id"], fingerprint=fingerprint) as run_id:
         with bar("read", rows) as advance:
-            training = kmeans.sample(list(files), list(files.values()), rows, seed, advance)
+            training = vectors.sample(list(files), list(files.values()), rows, seed, advance)
         fitted = kmeans.fit(training, k, distance, iterations, seed)
         del training
         row = {"clustering": name, "embedding": embedding, "distance": distance, "k": k, "iterations": iterations,

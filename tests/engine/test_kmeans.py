@@ -66,6 +66,6 @@ def test_a_sample_of_rows_does_not_depend_on_the_files(tmp_path):
             files.append(tmp_path / f"{len(sizes)}-{len(files)}.parquet")
             vectors.write(files[-1], np.arange(start, start + size), rows[start : start + size])
             start += size
-        drawn.append(kmeans.sample(files, list(sizes), 6, 3, lambda amount, samples: None).tolist())
+        drawn.append(vectors.sample(files, list(sizes), 6, 3, lambda amount, samples: None).tolist())
     assert drawn[0] == drawn[1] == drawn[2]
     assert len({tuple(row) for row in drawn[0]}) == 6

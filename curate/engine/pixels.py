@@ -1,0 +1,152 @@
+"""The corpus' images for a training loop: read through the catalog's byte offsets, never from a second copy of the corpus.
+
+Small images are decoded once into a temporary file of bytes; where that would be too large, every batch
+is decoded when its turn comes, by threads, ahead of the step that needs it.
+"""
+
+import io
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from curate import engine, images, shards
+from curate.engine import Advance, Resources
+from curate.engine.embedding import image_kind
+from curate.errors import CurateError
+from curate.images import ImageError, Preprocessing
+from curate.shards import DamagedShard
+from curate.tar import BLOCK, TarReader
+
+CACHE_BYTES = 4 << 30
+_AHEAD = 4  # batches that threads decode ahead
+# Mean and standard deviation of ImageNet's pixels, which do for any photos (He et al. 2016).
+_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+class Places(NamedTuple):
+    """Where samples lie: shard urls, and for each sample the place of its url, and its bytes: int64 [n] each."""
+
+    urls: list[str]
+    shards: np.ndarray
+    offsets: np.ndarray
+    lengths: np.ndarray
+
+
+def decode(url: str, sample: bytes, offset: int, edge: int) -> np.ndarray:
+    """A sample's image, from the sample's bytes in the tar, its middle square: uint8 [edge, edge, 3]. Raises CurateError."""
+    try:
+        members = next(shards.samples(TarReader(io.BytesIO(sample + bytes(2 * BLOCK))))).members
+        return images.decode(members[image_kind(members) or ""], Preprocessing(edge, edge)).pixels
+    except (DamagedShard, StopIteration, KeyError, ImageError) as error:
+        raise CurateError(f"'{url}' has changed since it was embedded: no image at byte {offset:,}") from error
+
+
+@dataclass(frozen=True)
+class FillCache:
+    """The task: decode the samples [start, stop) of one shard into their rows of the cache."""
+
+    places: Places
+    edge: int
+    path: Path
+
+    def __call__(self, rows: tuple[int, int]) -> None:
+        cache = np.load(self.path, mmap_mode="r+", allow_pickle=False)
+        url = self.places.urls[self.places.shards[rows[0]]]
+        with shards.open_shard(url) as stream:
+            for row in range(*rows):
+                offset, length = int(self.places.offsets[row]), int(self.places.lengths[row])
+                stream.seek(offset)
+                cache[row] = decode(url, stream.read(length), offset, self.edge)
+        engine.tick(rows[1] - rows[0])
+
+
+def fill(places: Places, edge: int, path: Path, resources: Resources, advance: Advance) -> None:
+    """Decode all images into one .npy file, uint8 [n, edge, edge, 3]. Raises CurateError."""
+    shape = (len(places.offsets), edge, edge, 3)
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).flush()
+    bounds = [0, *(np.flatnonzero(np.diff(places.shards)) + 1).tolist(), len(places.shards)]
+    ranges = [pair for pair in itertools.pairwise(bounds) if pair[0] < pair[1]]
+    for outcome in engine.map(FillCache(places, edge, path), ranges, resources, advance=advance):
+        if outcome.error:
+            raise CurateError(outcome.error)
+
+
+class Cached:
+    """Images from the cache."""
+
+    def __init__(self, path: Path) -> None:
+        self.pixels = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+        self.channels = 3
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batches(self, orders: list[torch.Tensor], augmented: bool) -> Iterator[torch.Tensor]:
+        """For each order [1, b] the normalised images [1, b, 3, edge, edge]; see `augment`."""
+        for places in orders:
+            yield _finished(self.pixels[places[0]], augmented)
+
+
+class Streamed:
+    """Images decoded batch by batch from the shards, by threads."""
+
+    def __init__(self, places: Places, edge: int) -> None:
+        self.places, self.edge, self.channels = places, edge, 3
+
+    def __len__(self) -> int:
+        return len(self.places.offsets)
+
+    def batches(self, orders: list[torch.Tensor], augmented: bool) -> Iterator[torch.Tensor]:
+        """See Cached."""
+        with ThreadPoolExecutor(2 * engine.cores()) as pool:
+            waiting: deque[list[Future[np.ndarray]]] = deque()
+            todo = iter(orders)
+            for places in todo:
+                waiting.append([pool.submit(self._image, int(place)) for place in places[0]])
+                if len(waiting) == _AHEAD:
+                    break
+            while waiting:
+                done = waiting.popleft()
+                yield _finished(torch.from_numpy(np.stack([future.result() for future in done])), augmented)
+                for places in todo:
+                    waiting.append([pool.submit(self._image, int(place)) for place in places[0]])
+                    break
+
+    def _image(self, row: int) -> np.ndarray:
+        url = self.places.urls[self.places.shards[row]]
+        offset, length = int(self.places.offsets[row]), int(self.places.lengths[row])
+        try:
+            return decode(url, shards.read_range(url, offset, length), offset, self.edge)
+        except OSError as error:
+            raise CurateError(f"'{url}' cannot be read ({error.strerror or error}): put the shard back") from error
+
+
+def _finished(pixels: torch.Tensor, augmented: bool) -> torch.Tensor:
+    """uint8 [b, edge, edge, 3] -> normalised float32 [1, b, 3, edge, edge], channels last in memory."""
+    if augmented:
+        pixels = augment(pixels)
+    mean, std = torch.tensor(_MEAN), torch.tensor(_STD)
+    return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)[None]
+
+
+def augment(pixels: torch.Tensor) -> torch.Tensor:
+    """Flip half of the images, and shift the batch by up to a sixteenth of its edge: uint8 [b, edge, edge, 3] -> the same."""
+    batch, edge = pixels.shape[:2]
+    pixels = torch.where((torch.rand(batch) < 0.5)[:, None, None, None], pixels.flip(2), pixels)
+    pad = edge // 16
+    down, right = (int(shift) for shift in torch.randint(-pad, pad + 1, (2,)))
+    rows, columns = (_mirrored(torch.arange(edge) + shift, edge) for shift in (down, right))
+    return pixels[:, rows][:, :, columns]
+
+
+def _mirrored(places: torch.Tensor, edge: int) -> torch.Tensor:
+    """Places beyond an edge are those as far inside it."""
+    places = places.abs()
+    return torch.where(places < edge, places, 2 * (edge - 1) - places)

@@ -1,0 +1,243 @@
+"""`curate probe`: train small models on the corpus, and keep what they say of every sample, for metrics to read."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from curate import corpus, engine, models, provenance, sets
+from curate.atomic import sweep
+from curate.catalog import Catalog
+from curate.engine import Resources
+from curate.errors import CurateError
+from curate.models import Model
+from curate.progress import bar, log
+from curate.shards import expand
+from curate.stages.embed import embed
+
+_SEEDS = 1_000_000  # models a seed, so that two seeds share no model
+
+
+def probe(
+    catalog: Catalog | str | Path,
+    *,
+    model: list[str] | str = "mlp",
+    count: int | None = None,
+    epochs: int | None = None,
+    fraction: float = 1.0,
+    test: list[str] | str | None = None,
+    embedding: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    name: str | None = None,
+) -> str:
+    """Train `count` models of each kind, each on a random `fraction` of the labelled samples; return the probe's name.
+
+    Models are heads on an embedding (linear, mlp, ridge) or read the images (conv, resnet18, timm:NAME). `count`
+    is 10 for one kind, 1 for each of several, and for subsets 2,000 ridge models or 200 others. `epochs` depends on
+    the model and on the size of the corpus. Influence is measured on the samples of the shards `test`, which are
+    embedded into a catalog inside this one. Parts that are finished when a run is killed are kept.
+    """
+    specs = [model] if isinstance(model, str) else list(model)
+    check(model=specs, count=count, epochs=epochs, fraction=fraction)
+    catalog = Catalog(catalog)
+    parent = catalog.require("embedding", embedding)
+    embedding = str(parent["embedding"])
+    name = sets.check_name(name or default_name(specs, fraction))
+    held_out = _embed_test(catalog, parent, [test] if isinstance(test, str) else test) if test else None
+    plan = Plan(specs, _counts(specs, count, fraction), epochs or _epochs(catalog, embedding, specs, fraction), fraction, seed,
+                held_out[1] if held_out else [])  # fmt: skip
+    settings = {"embedding": embedding, **plan._asdict()}
+    content = [catalog.embedding_fingerprint(embedding)]
+    content += [held_out[0].embedding_fingerprint(embedding)] if held_out else []
+    code = [provenance.source(models.models[spec.partition(":")[0]]) for spec in specs]
+    fingerprint = provenance.fingerprint("probe", settings, *content, *code)
+    old = catalog.head("probe", name)
+    if old and old["fingerprint"] == fingerprint and catalog.probe_folder(old).is_dir():
+        log.info("nothing to do: '%s' is this probe already (%s models)", name, f"{old['num_models']:,}")
+        return name
+    head = {"probe": name, "embedding": embedding, "models": specs, "num_models": sum(plan.counts), "epochs": plan.epochs,
+            "fraction": fraction, "seed": seed, "test": plan.test, "folder": f"{name}/{fingerprint[:12]}",
+            "fingerprint": fingerprint}  # fmt: skip
+    with (
+        catalog.only_writer(catalog.probe_folder(head).parent, f"the probe '{name}'"),
+        catalog.run("probe", name, settings, made_from=parent["run_id"], fingerprint=fingerprint, device=device) as run_id,
+    ):
+        sweep(catalog.probe_folder(head).parent)
+        counts = _train(catalog, head, plan, held_out[0] if held_out else None, device)
+        _commit(catalog, {**head, **counts, "run_id": run_id})
+    _summarize(catalog, name, replaced=old is not None)
+    return name
+
+
+class Plan(NamedTuple):
+    """What to train: so many models of each kind, so long, on so much; and the urls of the test shards."""
+
+    specs: list[str]
+    counts: list[int]
+    epochs: int
+    fraction: float
+    seed: int
+    test: list[str]
+
+
+def check(
+    *, model: list[str] | str = "mlp", count: int | None = None, epochs: int | None = None, fraction: float = 1.0, **others: Any
+) -> None:
+    """CurateError for a model that there is none of, and for numbers that cannot be."""
+    specs = [model] if isinstance(model, str) else model
+    for spec in specs:
+        models.make(spec)
+    if not specs or len(set(specs)) != len(specs):
+        raise CurateError("--model: name each kind of model once; --count trains more of a kind")
+    if not 0 < fraction <= 1:
+        raise CurateError(f"--fraction {fraction:g}: give a number above 0 and up to 1, such as 0.7")
+    if (count is not None and not 1 <= count <= _SEEDS) or (epochs is not None and epochs < 1):
+        raise CurateError(f"--count must be from 1 to {_SEEDS:,}, --epochs at least 1")
+
+
+def default_name(specs: list[str], fraction: float) -> str:
+    """The model's name, or diverse for several; and the fraction, if it is not all."""
+    base = "diverse" if len(specs) > 1 else specs[0].replace(":", "-").replace("/", "-")
+    return base if fraction == 1 else f"{base}-{fraction:g}"
+
+
+def _counts(specs: list[str], count: int | None, fraction: float) -> list[int]:
+    """Models of each kind. One solved in closed form on all samples has no randomness, so there is one."""
+    counts = []
+    for spec in specs:
+        closed = models.make(spec).build is None
+        if fraction == 1 and closed:
+            counts.append(1)
+        elif fraction < 1:
+            counts.append(count or (2000 if closed else 200))
+        else:
+            counts.append(count or (10 if len(specs) == 1 else 1))
+    return counts
+
+
+def _epochs(catalog: Catalog, embedding: str, specs: list[str], fraction: float) -> int:
+    """The most epochs that any of the models needs on a corpus of this size."""
+    with catalog.reading() as connection:
+        ((rows,),) = connection.execute(
+            "select count(label) from samples where shard_id in (select shard_id from embedded_shards where embedding = ?)",
+            [embedding],
+        ).fetchall()
+    return max(models.epochs(models.make(spec), max(round(fraction * rows), 1)) for spec in specs)
+
+
+def _embed_test(catalog: Catalog, parent: dict[str, Any], patterns: list[str]) -> tuple[Catalog, list[str]]:
+    """Embed the test shards, by the same encoder, into the catalog `test` inside this one; return it and the urls."""
+    inner = Catalog(catalog.path / "test")
+    urls = expand(patterns)
+    embed(inner, urls, encoder=parent["encoder"], checkpoint=parent["checkpoint"], label=parent["label_source"],
+          name=parent["embedding"])  # fmt: skip
+    return inner, urls
+
+
+def _parts(plan: Plan) -> list[Any]:
+    """Models of one kind, as many as are trained as one tensor program."""
+    from curate.engine.probing import Part
+
+    parts = []
+    for spec, count in zip(plan.specs, plan.counts, strict=True):
+        made = models.make(spec)
+        seeds = [plan.seed * _SEEDS + place for place in range(count)]
+        for start in range(0, count, made.stack):
+            name = f"{spec.replace(':', '-').replace('/', '-')}-{start:06d}"
+            parts.append(Part(name, spec, seeds[start : start + made.stack]))
+    return parts
+
+
+def _train(catalog: Catalog, head: dict[str, Any], plan: Plan, held_out: Catalog | None, device: str) -> dict[str, int]:
+    """Train the parts that are missing; return the numbers for the head row."""
+    from curate.engine import inference
+    from curate.engine.fitting import Inputs
+    from curate.engine.probing import TrainPart
+
+    device, gpus = inference.devices(device)
+    made = [models.make(spec) for spec in plan.specs]
+    classes = corpus.classes(catalog)
+    with catalog.workspace() as folder:
+        reduction = _prepare(catalog, head["embedding"], folder / "corpus", made, classes)
+        if held_out:
+            _prepare(held_out, head["embedding"], folder / "test", made, classes, reduction, plan.test)
+        inputs = Inputs(folder / "corpus")
+        test = Inputs(folder / "test") if held_out else None
+        labelled = int((inputs.array("labels") >= 0).sum())
+        if labelled < 2 or round(plan.fraction * labelled) < 1:
+            raise CurateError(f"the embedding '{head['embedding']}' has {labelled} labelled samples: too few to train on")
+        task = TrainPart(inputs, test, len(classes), plan.fraction, plan.epochs, device, catalog.probe_folder(head))
+        work = sum(len(part.seeds) * (plan.epochs if models.make(part.spec).build else 1) for part in _parts(plan))
+        with bar("train", work * round(plan.fraction * labelled)) as advance:
+            for outcome in engine.map(task, _parts(plan), Resources(max(len(gpus), 1), engine.cores(), gpus), advance=advance):
+                if outcome.error:
+                    raise CurateError(f"cannot train {outcome.item.spec}: {outcome.error}")
+        num_test = int((test.array("labels") >= 0).sum()) if test else 0
+        return {"num_classes": len(classes), "num_samples": labelled, "num_test": num_test}
+
+
+def _prepare(
+    catalog: Catalog, embedding: str, folder: Path, made: list[Model], classes: dict[str, int], reduction: Any = None,
+    urls: list[str] | None = None,
+) -> Any:  # fmt: skip
+    """Write what the models read into `folder`; return how vectors were reduced, for the test samples."""
+    from curate import vectors
+    from curate.engine import features, pixels
+
+    folder.mkdir()
+    files = catalog.vector_files(embedding)
+    if urls is not None:
+        with catalog.reading() as connection:
+            rows = connection.execute("select shard_id from shards where url in (select unnest(?))", [urls]).fetchall()
+        files = {file: count for file, count in files.items() if (int(file.stem),) in set(rows)}
+    total = sum(files.values())
+    if not total:
+        raise CurateError(f"the embedding '{embedding}' in '{catalog.path}' is empty: look at `curate query failures`")
+    ids = np.concatenate([vectors.read_ids(file) for file in files])
+    np.save(folder / "ids.npy", ids)
+    np.save(folder / "labels.npy", corpus.labels(catalog, ids, classes))
+    if any(not model.edge for model in made):
+        with bar("reduce", 2 * total) as advance:
+            reduction = reduction or features.fit(files, 0, advance)
+            features.write(files, reduction, folder / "rows.npy", advance)
+    edges = {model.edge for model in made if model.edge}
+    if edges:
+        places = pixels.Places(*corpus.places(catalog, ids))
+        np.savez(folder / "places.npz", **places._asdict())
+        for edge in edges:
+            if total * edge * edge * 3 <= pixels.CACHE_BYTES:
+                with bar("decode", total) as advance:
+                    pixels.fill(places, edge, folder / f"pixels-{edge}.npy", Resources(engine.cores()), advance)
+    return reduction
+
+
+def _commit(catalog: Catalog, head: dict[str, Any]) -> None:
+    """The probe's head and its models into the catalog; what an older probe of that name left goes."""
+    folder = catalog.probe_folder(head)
+    rows = [row for file in sorted(folder.glob("*/models.json")) for row in json.loads(file.read_text())]
+    with catalog.writing() as connection:
+        sets.replace(connection, "probe", "probe_models", head)
+        for row in rows:
+            sets.insert(connection, "probe_models", {"probe": head["probe"], **row})
+    for other in folder.parent.iterdir():
+        if other.is_dir() and other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _summarize(catalog: Catalog, name: str, *, replaced: bool) -> None:
+    with catalog.reading() as connection:
+        rows = connection.execute(
+            "select model, count(*), avg(accuracy), avg(left_out_accuracy), avg(test_accuracy) from probe_models "
+            "where probe = ? group by model order by min(rowid)", [name],
+        ).fetchall()  # fmt: skip
+        head = sets.head(connection, "probe", name) or {}
+    log.info("probe '%s'%s: %s samples, %d epochs", name, " replaced" if replaced else "", f"{head['num_samples']:,}",
+             head["epochs"])  # fmt: skip
+    for model, count, *accuracies in rows:
+        told = [f"{accuracy:.1%} of {where}" for accuracy, where in
+                zip(accuracies, ("what it learned", "what was left out", "the test samples"), strict=True)
+                if accuracy is not None]  # fmt: skip
+        log.info("  %s × %s: right on %s", f"{count:,}", model, ", ".join(told))

@@ -1,0 +1,68 @@
+import numpy as np
+import torch
+
+from curate import models
+from curate.engine import training
+from curate.engine.training import History, Rows, Stack
+
+
+def world(rows: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 3, rows)
+    return (generator.standard_normal((rows, 8)) + 3 * np.eye(8)[labels]).astype(np.float16), labels
+
+
+def train(seeds: list[int], epochs: int = 3, subsets: np.ndarray | None = None) -> tuple[Stack, Rows, History]:
+    values, labels = world()
+    model, data = models.make("mlp:16"), Rows(values)
+    stack = Stack(model, data.channels, 3, seeds, "cpu")
+    history = History(len(seeds), len(labels), epochs)
+    chosen = np.tile(np.arange(len(labels)), (len(seeds), 1)) if subsets is None else subsets
+    training.train(stack, model, data, labels, chosen, seeds, epochs, history)
+    return stack, data, history
+
+
+def logits(stack: Stack, data: Rows, count: int) -> torch.Tensor:
+    return torch.cat([found for found, _ in training.predict(stack, data, count, slice(0, len(data)))], dim=1)
+
+
+def test_a_stack_trains_each_model_as_if_it_were_alone():
+    both, alone = train([3, 4]), train([4])
+    np.testing.assert_allclose(logits(*both[:2], 2)[1], logits(*alone[:2], 1)[0], atol=1e-4)
+    assert (both[2].correct[1] == alone[2].correct[0]).mean() > 0.999
+
+
+def test_the_same_seed_gives_the_same_models_and_another_seed_others():
+    first, again, other = train([1]), train([1]), train([2])
+    assert torch.equal(logits(*first[:2], 1), logits(*again[:2], 1))
+    assert not torch.equal(logits(*first[:2], 1), logits(*other[:2], 1))
+
+
+def test_training_learns_and_remembers_when():
+    stack, data, history = train([0], epochs=20)
+    labels = world()[1]
+    assert (logits(stack, data, 1)[0].argmax(1).numpy() == labels).mean() > 0.9
+    assert history.correct.shape == (1, 200, 20)
+    assert history.correct[0, :, 0].mean() < 0.7 < history.correct[0, :, -1].mean()
+    assert (history.margins[0] > 0).mean() > 0.8
+
+
+def test_a_model_sees_only_its_own_subset():
+    _, _, history = train([0, 1], subsets=np.stack([np.arange(100), np.arange(100, 200)]))
+    assert not history.margins[0, 100:].any()
+    assert history.margins[1, 100:].all()
+
+
+def test_the_margin_is_the_own_logit_less_the_largest_other():
+    history = History(1, 2, 1)
+    history.record(0, torch.tensor([[1, 0]]), torch.tensor([[[3.0, 1, 2], [0, 4, 5]]]), torch.tensor([[0, 1]]))
+    assert history.margins.tolist() == [[-1, 1]]
+    assert history.correct[0, :, 0].tolist() == [False, True]
+
+
+def test_the_learning_rate_rises_for_a_quarter_and_ends_at_nothing():
+    for steps in (1, 2, 3, 4, 7, 400):
+        rates = [training.one_cycle(steps)(step) for step in range(steps)]
+        assert max(rates) == rates[max(steps // 4, 1) - 1] == 1
+        assert 0 < min(rates) <= rates[-1] <= 1 / max(steps - max(steps // 4, 1), 1)
+        assert training.one_cycle(steps)(steps) == 0

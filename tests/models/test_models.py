@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+
+from curate import models
+from curate.errors import CurateError
+from curate.metrics import influence
+from curate.models import ridge
+
+
+def world(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 3, 60)
+    rows = generator.standard_normal((60, 5)) + np.eye(5)[labels]
+    return torch.from_numpy(rows.astype(np.float32)), torch.eye(3)[torch.from_numpy(labels)], labels
+
+
+def refit(rows: torch.Tensor, targets: torch.Tensor, keep: np.ndarray, penalty: float) -> np.ndarray:
+    x = np.pad(rows.numpy().astype(np.float64)[keep], ((0, 0), (0, 1)), constant_values=1)
+    return np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ targets.numpy()[keep])
+
+
+def test_a_down_dated_solution_is_that_of_a_new_fit():
+    rows, targets, _ = world()
+    system = ridge.prepare(rows, targets)
+    left_out = torch.arange(0, 60, 3)
+    found = ridge.solve(system, left_out).numpy()
+    keep = np.setdiff1d(np.arange(60), left_out.numpy())
+    np.testing.assert_allclose(found, refit(rows, targets, keep, system.penalty), atol=1e-4)
+
+
+def test_rows_without_a_label_count_for_nothing():
+    rows, targets, _ = world()
+    system = ridge.prepare(rows[:40], targets[:40])
+    more = ridge.prepare(rows, torch.cat([targets[:40], torch.zeros(20, 3)]))
+    np.testing.assert_allclose(ridge.solve(system).numpy(), ridge.solve(more).numpy(), atol=1e-4)
+
+
+def test_influence_in_closed_form_is_that_of_a_new_fit_without_the_sample():
+    rows, targets, labels = world()
+    train, test = slice(0, 40), slice(40, 60)
+    system = ridge.prepare(rows[train], targets[train])
+    weights = ridge.solve(system)
+    left_out = torch.cat(ridge.leave_one_out(system, weights), dim=1).numpy()
+    points = np.pad(rows[test].numpy(), ((0, 0), (0, 1)), constant_values=1)
+    outputs = points @ weights.numpy()
+    found = influence.of_leave_one_out(left_out, points, outputs, labels[test])
+    own = labels[test]
+    rivals = np.where(np.eye(3, dtype=bool)[own], -np.inf, outputs).argmax(axis=1)
+    place = np.arange(20)
+    for sample in (0, 17, 39):
+        without = points @ refit(rows, targets, np.delete(np.arange(40), sample), system.penalty)
+        margins = [output[place, own] - output[place, rivals] for output in (outputs, without)]
+        np.testing.assert_allclose(found[sample], margins[0] - margins[1], atol=1e-4)
+
+
+def test_the_penalty_is_that_of_least_leave_one_out_error():
+    rows, targets, _ = world()
+    system = ridge.prepare(rows, targets)
+    scale = system.penalty and float(torch.linalg.eigvalsh(system.gram).mean())
+
+    def error(penalty: float) -> float:
+        total = 0.0
+        for sample in range(60):
+            weights = refit(rows, targets, np.delete(np.arange(60), sample), penalty)
+            total += float(np.square(targets[sample].numpy() - np.append(rows[sample].numpy(), 1) @ weights).sum())
+        return total
+
+    assert error(system.penalty) == pytest.approx(min(error(10.0**power * scale) for power in range(-6, 2)), rel=1e-6)
+
+
+def test_unknown_models_and_variants_are_named():
+    for spec, reason in (
+        ("lineal", "no model called 'lineal'; there are: conv, linear, mlp, resnet18, resnet50, ridge, timm"),
+        ("linear:3", "the model 'linear' has no variants: write linear"),
+        ("mlp:wide", "'mlp:wide': write the widths"),
+        ("conv:31", "'conv:31': the edge of the images is one of"),
+        ("timm", "needs a variant: write timm:NAME"),
+        ("timm:resnet_of_dreams", "timm has no model 'resnet_of_dreams'"),
+    ):
+        with pytest.raises(CurateError, match=reason):
+            models.make(spec)
+
+
+@pytest.mark.parametrize(("spec", "edge"), [("conv", 32), ("conv:64", 64), ("resnet18", 224), ("timm:resnet10t@64", 64)])
+def test_image_models_turn_images_into_features(spec, edge):
+    made = models.make(spec)
+    assert made.edge == edge
+    body, features = made.build(3)
+    assert body.eval()(torch.zeros(2, 3, edge, edge)).shape == (2, features)
+
+
+def test_a_small_corpus_has_enough_steps():
+    mlp = models.make("mlp")
+    for rows in (20, 300, 3_000, 50_000):
+        assert models.epochs(mlp, rows) * models.steps(mlp, rows) >= 250
+    assert models.epochs(mlp, 50_000) == 10
+    assert models.epochs(models.make("ridge"), 20) == 1
