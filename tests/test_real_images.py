@@ -1,6 +1,7 @@
 """The whole chain on real images. What needs minutes is marked slow."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import members, rows
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 import curate
 from curate import distances, vectors
@@ -118,14 +120,77 @@ def assert_easy_digits_are_typical(catalog: Catalog) -> None:
     assert typical[drawn("hardest")].mean() < typical.mean() - 0.15
 
 
+def with_wrong_labels(catalog: Catalog, folder: Path) -> Catalog:
+    """A copy of the catalog in which 5% of the labels, chosen by a hash of the id, are another class's."""
+    shutil.copytree(catalog.path, folder)
+    made = Catalog(folder)
+    with made.writing() as connection:
+        connection.execute("create table flipped as select sample_id from samples where hash(sample_id, 7) % 20 = 0")
+        connection.execute("update samples set label = ((label::int + 1 + (hash(sample_id, 8) % 9)::int) % 10)::text "
+                           "where sample_id in (from flipped)")  # fmt: skip
+    return made
+
+
+def flipped_aucs(catalog: Catalog) -> dict[str, float]:
+    """For each scoring, the share of pairs of a wrong and a right label in which the wrong one scores higher."""
+    found = {}
+    for (name,) in rows(catalog, "select scoring from scorings"):
+        pairs = rows(catalog, "select score, sample_id in (from flipped) from scores where scoring = ?", name)
+        scores, wrong = np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs])
+        found[name] = float(roc_auc_score(wrong, scores))
+    return found
+
+
+def assert_wrong_labels_score_high(catalog: Catalog, count: int) -> None:
+    curate.probe(catalog)
+    curate.probe(catalog, fraction=0.7, count=count)
+    curate.score(catalog, ["el2n", "forgetting", "memorization"])
+    aucs = flipped_aucs(catalog)
+    print("AUC of wrong labels: " + ", ".join(f"{name} {auc:.3f}" for name, auc in sorted(aucs.items())))
+    assert min(aucs[name] for name in ("el2n", "forgetting", "memorization")) > 0.85
+    assert 0.4 < aucs["ssl_prototypes"] < 0.6
+
+
+def test_wrong_labels_of_photos_score_high_where_labels_are_seen(clothing, tmp_path):
+    assert_wrong_labels_score_high(with_wrong_labels(clothing, tmp_path / "flipped"), count=60)
+
+
+@pytest.fixture(scope="module")
+def cifar10(data, tmp_path_factory) -> Catalog:
+    catalog = Catalog(tmp_path_factory.mktemp("cifar10") / "catalog")
+    curate.embed(catalog, [str(data / "cifar10/cifar10-train-*.tar")], encoder="efficientnet_lite0@128")
+    return catalog
+
+
 @pytest.mark.slow
-def test_cifar10_neighbours_share_the_class(data, tmp_path):
+def test_cifar10_neighbours_share_the_class(cifar10, data, tmp_path):
     encoder = "efficientnet_lite0@128"
-    train, test = Catalog(tmp_path / "train"), Catalog(tmp_path / "test")
-    curate.embed(train, [str(data / "cifar10/cifar10-train-*.tar")], encoder=encoder)
+    test = Catalog(tmp_path / "test")
     curate.embed(test, [str(data / "cifar10/cifar10-test-*.tar")], encoder=encoder)
     x, y = labelled(test, encoder)
     some = np.random.default_rng(0).choice(len(y), 3000, replace=False)
-    accuracy = nearest_neighbours_accuracy(labelled(train, encoder), (x[some], y[some]))
+    accuracy = nearest_neighbours_accuracy(labelled(cifar10, encoder), (x[some], y[some]))
     print(f"20 nearest neighbours on CIFAR-10: {accuracy:.4f}")
     assert accuracy >= 0.74
+
+
+@pytest.mark.slow
+def test_wrong_labels_of_cifar10_score_high_where_labels_are_seen(cifar10, tmp_path):
+    flipped = with_wrong_labels(cifar10, tmp_path / "flipped")
+    curate.cluster(flipped)
+    curate.score(flipped, "ssl_prototypes")
+    assert_wrong_labels_score_high(flipped, count=200)
+
+
+@pytest.mark.slow
+def test_rankings_of_cifar10_agree_as_in_the_paper(cifar10, data, monkeypatch):
+    monkeypatch.setenv("CURATE_DATA", str(data))
+    curate.run("metrics", cifar10.path, from_stage="cluster")
+    names, matrix = curate.correlations(cifar10)
+    print(names, np.round(matrix, 2), sep="\n")
+    alike = {(a, b): matrix[i, j] for i, a in enumerate(names) for j, b in enumerate(names)}
+    assert min(alike["el2n", "forgetting"], alike["el2n", "ddd"], alike["forgetting", "ddd"]) > 0.7
+    assert 0.5 < alike["ssl_prototypes", "supervised_prototypes"] < 0.8
+    reliabilities = dict(rows(cifar10, "select scoring, reliability from scorings"))
+    print(reliabilities)
+    assert min(reliabilities[name] for name in ("memorization", "influence_max", "influence_sum_abs")) > 0.7

@@ -60,8 +60,10 @@ class TrainPart:
         """Fit the models, write a file a shard and one for the test samples; return a row for each model."""
         ids, labels = self.inputs.array("ids"), self.inputs.array("labels")
         subsets = np.stack([subset(ids, labels, self.fraction, seed) for seed in part.seeds])
-        work = Work(models.make(part.spec), self.inputs, subsets, part.seeds, self.classes, self.epochs, self.device,
-                    whole=self.fraction == 1, tested=self.test is not None)  # fmt: skip
+        work = Work(
+            models.make(part.spec, self.fraction), self.inputs, subsets, part.seeds, self.classes, self.epochs, self.device,
+            whole=self.fraction == 1, tested=self.test is not None,
+        )  # fmt: skip
         begin = time.monotonic()
         fitted = fitting.fit(work)
         seconds = (time.monotonic() - begin) / len(part.seeds)

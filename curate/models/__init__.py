@@ -9,9 +9,9 @@ which is a linear one for every model, and how many features come out.
 """
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from curate.errors import CurateError
 from curate.registry import Registry
@@ -29,7 +29,9 @@ class Model:
 
     `build` takes the number of features in a row (image models: of channels); None means that the model is
     solved in closed form. `edge` is that of the images it reads in pixels, 0 for a head on vectors.
-    Batches are smaller, and epochs more, on a corpus too small for `least_steps` steps.
+    Batches are smaller, and epochs more, on a corpus too small for `least_steps` steps. `on_subsets` holds what is
+    different for models of random subsets: these must fit all that they are given, right or wrong, or there is no
+    memorization to be measured.
     """
 
     build: "Callable[[int], tuple[torch.nn.Module, int]] | None"
@@ -41,10 +43,11 @@ class Model:
     label_smoothing: float = 0.0
     least_steps: int = 250
     stack: int = 50  # models of the kind that train as one tensor program; 1 for models of images
+    on_subsets: Mapping[str, Any] = field(default_factory=dict)
 
 
-def make(spec: str) -> Model:
-    """The model of a specification NAME or NAME:VARIANT. Raises CurateError, also for a variant that makes no sense."""
+def make(spec: str, fraction: float = 1.0) -> Model:
+    """The model of a specification NAME or NAME:VARIANT, to be trained on a fraction of the corpus. Raises CurateError."""
     name, colon, variant = spec.partition(":")
     function = models[name]
     takes = inspect.signature(function).parameters
@@ -53,7 +56,7 @@ def make(spec: str) -> Model:
     if not colon and any(parameter.default is parameter.empty for parameter in takes.values()):
         raise CurateError(f"the model '{name}' needs a variant: write {name}:NAME")
     made: Model = function(variant) if colon else function()
-    return made
+    return made if fraction == 1 else replace(made, **made.on_subsets)
 
 
 def epochs(model: Model, rows: int) -> int:

@@ -20,7 +20,15 @@ def conv(variant: str = "32") -> Model:
     if variant not in ("16", "32", "48", "64"):
         raise CurateError(f"'conv:{variant}': the edge of the images is one of 16, 32, 48, 64 pixels")
     return Model(
-        _body, edge=int(variant), batch=64, epochs=10, learning_rate=0.01, weight_decay=0.05, label_smoothing=0.1, stack=1
+        _body,
+        edge=int(variant),
+        batch=64,
+        epochs=10,
+        learning_rate=0.01,
+        weight_decay=0.05,
+        label_smoothing=0.1,
+        stack=1,
+        on_subsets={"epochs": 30, "label_smoothing": 0.0},
     )
 
 

@@ -9,11 +9,14 @@ from curate.models import Model, model
 if TYPE_CHECKING:
     import torch
 
+# With 5% of CIFAR-10's labels wrong, this fits 99.9% of what it is given; ten epochs at 0.002 fit 82%.
+_TO_THE_END = {"learning_rate": 1e-2, "weight_decay": 0.0, "epochs": 20}
+
 
 @model
 def linear() -> Model:
     """One linear layer on the vectors (multinomial logistic regression)."""
-    return Model(lambda inputs: _body([inputs]), learning_rate=5e-3)
+    return Model(lambda inputs: _body([inputs]), learning_rate=5e-3, on_subsets=_TO_THE_END)
 
 
 @model
@@ -22,7 +25,7 @@ def mlp(variant: str = "256") -> Model:
     widths = variant.split("x")
     if not all(width.isdecimal() and 1 <= int(width) <= 65536 for width in widths):
         raise CurateError(f"'mlp:{variant}': write the widths of the layers, such as mlp:256 or mlp:512x128")
-    return Model(lambda inputs: _body([inputs, *map(int, widths)]))
+    return Model(lambda inputs: _body([inputs, *map(int, widths)]), on_subsets=_TO_THE_END)
 
 
 def _body(widths: list[int]) -> "tuple[torch.nn.Module, int]":

@@ -54,4 +54,5 @@ def _resnet(name: str) -> Model:
 
 
 def _vision(build: "Callable[[int], tuple[torch.nn.Module, int]]", edge: int) -> Model:
-    return Model(build, edge, batch=128, epochs=30, learning_rate=2e-3, weight_decay=0.05, label_smoothing=0.1, stack=1)
+    return Model(build, edge, batch=128, epochs=30, learning_rate=2e-3, weight_decay=0.05, label_smoothing=0.1, stack=1,
+                 on_subsets={"epochs": 60, "label_smoothing": 0.0})  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 from curate import corpus, engine, models, provenance, sets
 from curate.atomic import sweep
 from curate.catalog import Catalog
-from curate.engine import Resources
+from curate.engine import Resources, inference
 from curate.errors import CurateError
 from curate.models import Model
 from curate.progress import bar, log
@@ -42,6 +42,7 @@ def probe(
     """
     specs = [model] if isinstance(model, str) else list(model)
     check(model=specs, count=count, epochs=epochs, fraction=fraction)
+    device, gpus = inference.devices(device)
     catalog = Catalog(catalog)
     parent = catalog.require("embedding", embedding)
     embedding = str(parent["embedding"])
@@ -66,7 +67,7 @@ def probe(
         catalog.run("probe", name, settings, made_from=parent["run_id"], fingerprint=fingerprint, device=device) as run_id,
     ):
         sweep(catalog.probe_folder(head).parent)
-        counts = _train(catalog, head, plan, held_out[0] if held_out else None, device)
+        counts = _train(catalog, head, plan, held_out[0] if held_out else None, device, gpus)
         _commit(catalog, {**head, **counts, "run_id": run_id})
     _summarize(catalog, name, replaced=old is not None)
     return name
@@ -125,7 +126,7 @@ def _epochs(catalog: Catalog, embedding: str, specs: list[str], fraction: float)
             "select count(label) from samples where shard_id in (select shard_id from embedded_shards where embedding = ?)",
             [embedding],
         ).fetchall()
-    return max(models.epochs(models.make(spec), max(round(fraction * rows), 1)) for spec in specs)
+    return max(models.epochs(models.make(spec, fraction), max(round(fraction * rows), 1)) for spec in specs)
 
 
 def _embed_test(catalog: Catalog, parent: dict[str, Any], patterns: list[str]) -> tuple[Catalog, list[str]]:
@@ -151,13 +152,13 @@ def _parts(plan: Plan) -> list[Any]:
     return parts
 
 
-def _train(catalog: Catalog, head: dict[str, Any], plan: Plan, held_out: Catalog | None, device: str) -> dict[str, int]:
+def _train(
+    catalog: Catalog, head: dict[str, Any], plan: Plan, held_out: Catalog | None, device: str, gpus: tuple[int, ...]
+) -> dict[str, int]:  # fmt: skip
     """Train the parts that are missing; return the numbers for the head row."""
-    from curate.engine import inference
     from curate.engine.fitting import Inputs
     from curate.engine.probing import TrainPart
 
-    device, gpus = inference.devices(device)
     made = [models.make(spec) for spec in plan.specs]
     classes = corpus.classes(catalog)
     with catalog.workspace() as folder:
@@ -171,8 +172,10 @@ def _train(catalog: Catalog, head: dict[str, Any], plan: Plan, held_out: Catalog
             raise CurateError(f"the embedding '{head['embedding']}' has {labelled} labelled samples: too few to train on")
         task = TrainPart(inputs, test, len(classes), plan.fraction, plan.epochs, device, catalog.probe_folder(head))
         work = sum(len(part.seeds) * (plan.epochs if models.make(part.spec).build else 1) for part in _parts(plan))
+        workers = max(len(gpus), 1)  # a part a GPU; on a CPU one part at a time, whose program uses all cores
+        resources = Resources(workers, max(engine.cores() // workers, 1), gpus)
         with bar("train", work * round(plan.fraction * labelled)) as advance:
-            for outcome in engine.map(task, _parts(plan), Resources(max(len(gpus), 1), engine.cores(), gpus), advance=advance):
+            for outcome in engine.map(task, _parts(plan), resources, advance=advance):
                 if outcome.error:
                     raise CurateError(f"cannot train {outcome.item.spec}: {outcome.error}")
         num_test = int((test.array("labels") >= 0).sum()) if test else 0

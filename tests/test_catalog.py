@@ -1,0 +1,35 @@
+import pytest
+from conftest import rows
+
+from curate.catalog import SCHEMA_VERSION, Catalog
+from curate.errors import CurateError
+from curate.stages.score import score
+
+
+def columns(catalog: Catalog, table: str) -> list[tuple]:
+    return rows(catalog, "select column_name, data_type from duckdb_columns() where table_name = ? order by 1", table)
+
+
+def test_a_catalog_of_the_first_schema_is_brought_up_to_date_when_it_is_read(catalog, tmp_path):
+    score(catalog, "random")
+    tables = ("probes", "probe_models", "scorings", "scores")
+    wanted, kept = {table: columns(catalog, table) for table in tables}, rows(catalog, "select scoring, score from scores")
+    with catalog.writing() as connection:
+        for view in ("lineage", "named_sets", "sample_scores"):
+            connection.execute(f"drop view {view}")
+        connection.execute("drop table probes")
+        connection.execute("drop table probe_models")
+        connection.execute("alter table scorings drop column reliability")
+        connection.execute("alter table scores drop column standard_error")
+        connection.execute("update meta set schema_version = 1")
+    assert {table: columns(catalog, table) for table in tables} == wanted
+    assert rows(catalog, "select scoring, score from scores") == kept
+    assert rows(catalog, "select schema_version from meta") == [(SCHEMA_VERSION,)]
+    assert rows(catalog, "select count(*) from sample_scores where random is not null") == [(30,)]
+
+
+def test_a_catalog_of_a_newer_curate_is_left_alone(catalog):
+    with catalog.writing() as connection:
+        connection.execute("update meta set schema_version = 99")
+    with pytest.raises(CurateError, match=r"made by a newer curate \(schema 99\): upgrade"):
+        rows(catalog, "select 1")
