@@ -8,6 +8,7 @@ import numpy as np
 from curate import shards
 from curate.catalog import PATIENCE, Catalog
 from curate.errors import CurateError
+from curate.places import Places
 from curate.progress import log
 from curate.resources import sql
 from curate.shards import Stat
@@ -221,14 +222,14 @@ def labels(catalog: Catalog, ids: np.ndarray, known: dict[str, int]) -> np.ndarr
     return codes(found["label"], known)
 
 
-def places(catalog: Catalog, ids: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
-    """Where samples lie: urls, and for each sample the place of its url, its offset and its length in bytes."""
+def places(catalog: Catalog, ids: np.ndarray) -> Places:
+    """Where samples lie, ids int64 [n] in order."""
     with catalog.reading() as connection:
         urls = dict(connection.execute("select shard_id, url from shards order by shard_id").fetchall())
     found = _columns(catalog, ids, "byte_offset, num_bytes")
     known = np.array(sorted(urls), np.int64)
     owners = np.searchsorted(known, shards.shard_of(ids))
-    return [urls[shard] for shard in known.tolist()], owners, found["byte_offset"], found["num_bytes"]
+    return Places([urls[shard] for shard in known.tolist()], owners, found["byte_offset"], found["num_bytes"])
 
 
 def _columns(catalog: Catalog, ids: np.ndarray, columns: str) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -45,6 +46,13 @@ class Decoded(NamedTuple):
     pixels: np.ndarray
     width: int
     height: int
+
+
+def image_kind(members: Iterable[str]) -> str | None:
+    """The member that is the image: the first `KEY.jpg`, else the first `KEY.….jpg`; any known image kind."""
+    members = list(members)
+    plain = [kind for kind in members if kind in KINDS]
+    return next(iter(plain + [kind for kind in members if kind.rsplit(".", 1)[-1] in KINDS]), None)
 
 
 class ImageError(Exception):

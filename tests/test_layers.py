@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "curate"
 LAYERS = [
     {"errors", "registry", "resources", "progress", "atomic", "shuffle", "provenance", "distances"},
-    {"tar", "shards", "vectors", "probes", "images", "sets", "catalog", "corpus"},
+    {"tar", "shards", "vectors", "probes", "images", "places", "sets", "catalog", "corpus"},
     {"encoders", "metrics", "models", "strategies", "membership"},
     {"engine"},
     {"stages"},

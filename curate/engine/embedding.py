@@ -169,7 +169,7 @@ class EmbedShards:
 
 def _fill(row: Row, label: str, preprocessing: Preprocessing) -> None:
     """Decode the row's image and read its label and caption. Raises Unusable."""
-    kind = image_kind(row.members)
+    kind = images.image_kind(row.members)
     if kind is None:
         held = ", ".join(f".{name}" for name in row.members)
         raise Unusable("member", f"no image among its members ({held})")
@@ -182,13 +182,6 @@ def _fill(row: Row, label: str, preprocessing: Preprocessing) -> None:
     row.label = label_of(row.members, label)
     caption = row.members.get("txt")
     row.caption = caption.decode("utf-8", "replace").strip() if caption is not None else None
-
-
-def image_kind(members: Iterable[str]) -> str | None:
-    """The member that is the image: the first `KEY.jpg`, else the first `KEY.….jpg`; any known image kind."""
-    members = list(members)
-    plain = [kind for kind in members if kind in images.KINDS]
-    return next(iter(plain + [kind for kind in members if kind.rsplit(".", 1)[-1] in images.KINDS]), None)
 
 
 def label_of(members: dict[str, bytes], source: str) -> str | None:

@@ -10,8 +10,9 @@ import torch
 
 from curate import engine
 from curate.engine import training
-from curate.engine.pixels import Cached, Places, Streamed
+from curate.engine.pixels import Cached, Streamed
 from curate.models import Model, ridge
+from curate.places import Places
 
 if TYPE_CHECKING:
     from curate.engine.training import Data
@@ -30,7 +31,7 @@ class Inputs:
     def places(self) -> Places:
         """Where the samples' images lie."""
         with np.load(self.folder / "places.npz", allow_pickle=False) as found:
-            return Places(found["urls"].tolist(), found["shards"], found["offsets"], found["lengths"])
+            return Places(found["urls"].tolist(), found["owners"], found["offsets"], found["lengths"])
 
     def data(self, model: Model) -> "Data":
         """What the model reads."""

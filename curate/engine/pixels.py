@@ -4,48 +4,26 @@ Small images are decoded once into a temporary file of bytes; where that would b
 is decoded when its turn comes, by threads, ahead of the step that needs it.
 """
 
-import io
 import itertools
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from curate import engine, images, shards
+from curate import engine, shards
 from curate.engine import Advance, Resources
-from curate.engine.embedding import image_kind
 from curate.errors import CurateError
-from curate.images import ImageError, Preprocessing
-from curate.shards import DamagedShard
-from curate.tar import BLOCK, TarReader
+from curate.images import Preprocessing
+from curate.places import Places, image_at, image_in
 
 CACHE_BYTES = 4 << 30
 _AHEAD = 4  # batches that threads decode ahead
 # Mean and standard deviation of ImageNet's pixels, which do for any photos (He et al. 2016).
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-
-
-class Places(NamedTuple):
-    """Where samples lie: shard urls, and for each sample the place of its url, and its bytes: int64 [n] each."""
-
-    urls: list[str]
-    shards: np.ndarray
-    offsets: np.ndarray
-    lengths: np.ndarray
-
-
-def decode(url: str, sample: bytes, offset: int, edge: int) -> np.ndarray:
-    """A sample's image, from the sample's bytes in the tar, its middle square: uint8 [edge, edge, 3]. Raises CurateError."""
-    try:
-        members = next(shards.samples(TarReader(io.BytesIO(sample + bytes(2 * BLOCK))))).members
-        return images.decode(members[image_kind(members) or ""], Preprocessing(edge, edge)).pixels
-    except (DamagedShard, StopIteration, KeyError, ImageError) as error:
-        raise CurateError(f"'{url}' has changed since it was embedded: no image at byte {offset:,}") from error
 
 
 @dataclass(frozen=True)
@@ -58,12 +36,12 @@ class FillCache:
 
     def __call__(self, rows: tuple[int, int]) -> None:
         cache = np.load(self.path, mmap_mode="r+", allow_pickle=False)
-        url = self.places.urls[self.places.shards[rows[0]]]
+        url = self.places.urls[self.places.owners[rows[0]]]
         with shards.open_shard(url) as stream:
             for row in range(*rows):
                 offset, length = int(self.places.offsets[row]), int(self.places.lengths[row])
                 stream.seek(offset)
-                cache[row] = decode(url, stream.read(length), offset, self.edge)
+                cache[row] = image_in(stream.read(length), url, offset, Preprocessing(self.edge, self.edge))
         engine.tick(rows[1] - rows[0])
 
 
@@ -71,7 +49,7 @@ def fill(places: Places, edge: int, path: Path, resources: Resources, advance: A
     """Decode all images into one .npy file, uint8 [n, edge, edge, 3]. Raises CurateError."""
     shape = (len(places.offsets), edge, edge, 3)
     np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).flush()
-    bounds = [0, *(np.flatnonzero(np.diff(places.shards)) + 1).tolist(), len(places.shards)]
+    bounds = [0, *(np.flatnonzero(np.diff(places.owners)) + 1).tolist(), len(places.owners)]
     ranges = [pair for pair in itertools.pairwise(bounds) if pair[0] < pair[1]]
     for outcome in engine.map(FillCache(places, edge, path), ranges, resources, advance=advance):
         if outcome.error:
@@ -120,12 +98,9 @@ class Streamed:
                     break
 
     def _image(self, row: int) -> np.ndarray:
-        url = self.places.urls[self.places.shards[row]]
-        offset, length = int(self.places.offsets[row]), int(self.places.lengths[row])
-        try:
-            return decode(url, shards.read_range(url, offset, length), offset, self.edge)
-        except OSError as error:
-            raise CurateError(f"'{url}' cannot be read ({error.strerror or error}): put the shard back") from error
+        url = self.places.urls[self.places.owners[row]]
+        how = Preprocessing(self.edge, self.edge)
+        return image_at(url, int(self.places.offsets[row]), int(self.places.lengths[row]), how)
 
 
 def _finished(pixels: torch.Tensor, augmented: bool) -> torch.Tensor:

@@ -1,20 +1,17 @@
 """`curate gallery`: one picture of the easiest and the hardest images of each class, straight from the shards."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from curate import images, provenance, resources, shards
+from curate import provenance, resources, shards
 from curate.atomic import replacing
 from curate.catalog import Catalog
-from curate.engine.embedding import image_kind
 from curate.errors import CurateError
-from curate.images import ImageError
+from curate.images import Preprocessing
+from curate.places import image_at
 from curate.progress import log
-from curate.shards import DamagedShard
-from curate.tar import BLOCK, TarReader
 
 _NOTE = "curate:fingerprint"  # a text in the PNG: what is drawn on it
 _GAP, _INK, _FAINT = 6, (32, 32, 32), (110, 110, 110)
@@ -112,18 +109,5 @@ def _draw(groups: dict[str, list[tuple[Any, ...] | None]], title: str, count: in
 def _thumbnail(place: tuple[Any, ...], size: int) -> Image.Image:
     """One sample's image, read by its place in the tar, fitted into a square."""
     url, offset, length = place
-    try:
-        tar = shards.read_range(url, offset, length) + bytes(2 * BLOCK)
-        members = next(shards.samples(TarReader(io.BytesIO(tar)))).members
-    except OSError as error:
-        raise CurateError(f"'{url}' cannot be read ({error.strerror or error}): put the shard back") from error
-    except (DamagedShard, StopIteration) as error:
-        raise CurateError(f"'{url}' has changed since it was embedded: no sample at byte {offset:,}") from error
-    kind = image_kind(members)
-    if kind is None:
-        raise CurateError(f"'{url}' has changed since it was embedded: no image at byte {offset:,}")
-    how = images.Preprocessing(size, size, resize="longest", interpolation="bicubic", fill=(255, 255, 255))
-    try:
-        return Image.fromarray(images.decode(members[kind], how).pixels)
-    except ImageError as error:
-        raise CurateError(f"'{url}' has changed since it was embedded: {error}") from error
+    how = Preprocessing(size, size, resize="longest", interpolation="bicubic", fill=(255, 255, 255))
+    return Image.fromarray(image_at(url, offset, length, how))

@@ -208,7 +208,7 @@ def _prepare(
             features.write(files, reduction, folder / "rows.npy", advance)
     edges = {model.edge for model in made if model.edge}
     if edges:
-        places = pixels.Places(*corpus.places(catalog, ids))
+        places = corpus.places(catalog, ids)
         np.savez(folder / "places.npz", **places._asdict())
         for edge in edges:
             if total * edge * edge * 3 <= pixels.CACHE_BYTES:

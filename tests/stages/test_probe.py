@@ -212,7 +212,7 @@ def test_a_network_of_images_reads_them_from_the_shards(catalog, tmp_path):
 
 def test_images_are_the_same_from_the_cache_and_from_the_shards(catalog, tmp_path):
     ids = np.array([row[0] for row in rows(catalog, "select sample_id from samples order by 1")])
-    places = pixels.Places(*corpus.places(catalog, ids))
+    places = corpus.places(catalog, ids)
     pixels.fill(places, 16, tmp_path / "cache.npy", curate.engine.Resources(), lambda amount, samples: None)
     orders = [torch.tensor([[29, 3, 11]]), torch.tensor([[0]]), torch.tensor([[7, 7]])] * 3
     cached = list(pixels.Cached(tmp_path / "cache.npy").batches(orders, augmented=False))

@@ -1,0 +1,94 @@
+"""The commands that show what there is, and those that run whole chains: query, gallery, list, run, demo."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from curate.cli.options import CATALOG, CatalogOption, Strict, app, exit_partly, pair
+
+
+@app.command(epilog="Examples: curate query class_balance · curate query 'select count(*) from samples' --format csv")
+def query(
+    sql: Annotated[str, typer.Argument(help="SQL, or a name from `curate list queries`.", metavar="SQL|NAME")],
+    format: Annotated[
+        str | None, typer.Option("--format", "-f", help="table, csv, json or parquet (default: the file's ending, or table).")
+    ] = None,
+    param: Annotated[
+        list[str] | None, typer.Option("--param", "-p", help="NAME=VALUE for a saved query.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write (parquet needs one).", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Rows shown as a table; files and the other formats have all.", min=1)] = 200,
+    catalog: CatalogOption = CATALOG,
+) -> None:
+    """Ask the catalog, read-only; also while another command runs."""
+    from curate import answers
+    from curate.stages.query import asking
+
+    params = dict(pair(text) for text in param or [])
+    with asking(catalog, sql, params) as (connection, text):
+        answers.write(connection, text, format, out, limit)
+
+
+@app.command(epilog="Example: curate gallery --scoring supervised_prototypes --count 8")
+def gallery(
+    scoring: Annotated[str, typer.Option(help="Scoring to go by.")] = "ssl_prototypes",
+    by: Annotated[
+        str | None, typer.Option(help="label or cluster (default: label, or cluster without labels).", show_default=False)
+    ] = None,
+    count: Annotated[int, typer.Option(help="Images a side and row.", min=1)] = 6,
+    size: Annotated[int, typer.Option(help="Edge of an image in pixels.", min=8)] = 64,
+    max_rows: Annotated[int, typer.Option(help="Classes shown, the largest.", min=1)] = 20,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="PNG to write (default: in the catalog).", show_default=False)
+    ] = None,
+    catalog: CatalogOption = CATALOG,
+) -> None:
+    """Draw the easiest and the hardest images of each class."""
+    from curate.stages.gallery import gallery as stage
+
+    print(stage(catalog, scoring=scoring, by=by, count=count, size=size, max_rows=max_rows, out=out))
+
+
+@app.command(epilog="Example: curate run clothing --set select.keep=0.5")
+def run(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or a name from `curate list recipes`.", metavar="RECIPE")],
+    set: Annotated[list[str] | None, typer.Option("--set", help="stage.key=value", show_default=False)] = None,
+    from_stage: Annotated[str | None, typer.Option("--from", help="Begin with this stage.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and show its steps.")] = False,
+    strict: Strict = False,
+    catalog: Annotated[
+        Path | None,
+        typer.Option("--catalog", "-c", envvar="CURATE_CATALOG", help="Folder of the catalog.", show_default="the recipe's"),
+    ] = None,
+) -> None:
+    """Run a whole chain from a recipe; one that stopped goes on where it stopped."""
+    from curate import recipe as recipes
+
+    print(recipes.run(recipe, catalog, set=set, from_stage=from_stage, dry_run=dry_run))
+    if not dry_run:
+        exit_partly(recipes.load(recipe, set or [], catalog)[0], strict=strict)
+
+
+@app.command("list", epilog="Example: curate list queries")
+def list_(
+    what: Annotated[
+        str, typer.Argument(help="encoders, metrics, models, strategies, recipes, queries; sets, runs, selections …")
+    ] = "sets",
+    catalog: CatalogOption = CATALOG,
+) -> None:
+    """What there is to choose from."""
+    from curate import answers
+
+    answers.print_list(what, catalog)
+
+
+@app.command(epilog="Example: curate demo my-demo")
+def demo(folder: Annotated[Path, typer.Argument(help="Folder to work in.")] = Path("curate-demo")) -> None:
+    """Prune 5,000 real digits, from shards to shards, in about a minute."""
+    from curate import answers
+    from curate.demo import demo as stage
+
+    answers.print_demo(folder, stage(folder))
