@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from curate.stages.query import query as query
     from curate.stages.score import score as score
     from curate.stages.select import select as select
+    from curate.stages.theory import theory as theory
 
 _HOME = {
     "Catalog": "curate.catalog",
@@ -28,11 +29,14 @@ _HOME = {
     "kept": "curate.membership",
     "correlations": "curate.stages.compare",
     "run": "curate.recipe",
-} | {verb: f"curate.stages.{verb}" for verb in ("embed", "cluster", "probe", "score", "select", "query", "export", "gallery")}
+} | {
+    verb: f"curate.stages.{verb}"
+    for verb in ("embed", "cluster", "probe", "score", "select", "query", "export", "gallery", "theory")
+}
 
 __all__ = [
     "Catalog", "CurateError", "cluster", "correlations", "embed", "export", "gallery", "kept", "probe", "query", "run", "score",
-    "select",
+    "select", "theory",
 ]  # fmt: skip
 
 

@@ -43,6 +43,17 @@ def write(connection: "duckdb.DuckDBPyConnection", sql: str, format: str | None,
             _write_text(connection.execute(sql), format, file, sys.maxsize)
 
 
+def write_rows(rows: list[dict[str, Any]], format: str) -> None:
+    """Rows that are in memory, as a table, or as JSON: one object, or a list where there are several."""
+    if format not in ("table", "json"):
+        raise CurateError(f"no format called '{format}'; there are: table, json")
+    if format == "table":
+        print_table(list(rows[0]), [tuple(f"{value:.5g}" if isinstance(value, float) else value for value in row.values())
+                                    for row in rows])  # fmt: skip
+    else:
+        print(json.dumps(rows[0] if len(rows) == 1 else rows, indent=1, allow_nan=False))
+
+
 def _rows(answer: "duckdb.DuckDBPyConnection") -> Iterator[tuple[Any, ...]]:
     while rows := answer.fetchmany(1000):
         yield from rows

@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "curate"
 LAYERS = [
-    {"errors", "registry", "resources", "progress", "atomic", "shuffle", "provenance", "distances"},
+    {"errors", "registry", "resources", "progress", "atomic", "shuffle", "provenance", "distances", "perceptron", "figures"},
     {"tar", "shards", "vectors", "probes", "images", "places", "sets", "catalog", "corpus"},
     {"encoders", "metrics", "models", "strategies", "membership"},
     {"engine"},

@@ -52,6 +52,30 @@ def gallery(
     print(stage(catalog, scoring=scoring, by=by, count=count, size=size, max_rows=max_rows, out=out))
 
 
+@app.command(epilog="Examples: curate theory --alpha-tot 8 --keep 0.3 · curate theory --figure 1a")
+def theory(
+    alpha_tot: Annotated[float | None, typer.Option(help="Examples per dimension before pruning.", show_default=False)] = None,
+    keep: Annotated[float, typer.Option(help="Fraction to keep, above 0 and up to 1.")] = 1.0,
+    theta: Annotated[float, typer.Option(help="Angle between teacher and probe in degrees, from 0 to below 90.")] = 0.0,
+    strategy: Annotated[str, typer.Option(help="hardest, easiest or random.")] = "hardest",
+    margin: Annotated[str, typer.Option(help="Rank by the absolute or the signed margin.")] = "absolute",
+    figure: Annotated[
+        str | None, typer.Option(help="Draw a figure of the paper: 1a, 1b, 1c, 1e, 1f, 2b, 2c, 2d.", show_default=False)
+    ] = None,
+    format: Annotated[str, typer.Option("--format", "-f", help="table or json.")] = "table",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for figures.")] = Path("figures"),
+) -> None:
+    """What the perceptron theory of data pruning predicts."""
+    from curate import answers
+    from curate.stages.theory import theory as stage
+
+    found = stage(alpha_tot=alpha_tot, keep=keep, theta=theta, strategy=strategy, margin=margin, figure=figure, out=out)
+    if isinstance(found, str):
+        print(found)
+    else:
+        answers.write_rows([found], format)
+
+
 @app.command(epilog="Example: curate run clothing --set select.keep=0.5")
 def run(
     recipe: Annotated[str, typer.Argument(help="A TOML file, or a name from `curate list recipes`.", metavar="RECIPE")],
