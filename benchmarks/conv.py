@@ -69,7 +69,7 @@ def main() -> None:
             batch = models.make("conv").batch
             for _ in range(2):  # the first time is that of caches and kernels that are made
                 _, measured = fit(train, labels["train"], WARM_UP * batch, arguments.seed)
-            samples = int(seconds * 0.98 * WARM_UP * batch / measured)
+            samples = int(seconds * 0.95 * WARM_UP * batch / measured)
             stack, took = fit(train, labels["train"], samples, arguments.seed)
             logits = torch.cat([found for found, _ in training.predict(stack, test, 1, slice(0, len(test)))], dim=1)
             accuracy = (logits[0].argmax(1).numpy() == labels["test"]).mean()

@@ -43,6 +43,18 @@ def save(figure: "Figure", path: Path) -> None:
             figure.savefig(temporary, format=kind, metadata=metadata)
 
 
+def logarithmic(axes: "Axes", which: str = "both") -> None:
+    """Logarithmic scales with plain numbers at 1, 2 and 5; `which` is x, y or both."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+        if which in (name, "both"):
+            axes.set(**{f"{name}scale": "log"})
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
+
+
 def named(axes: "Axes", x: str, y: str, title: str = "") -> None:
     """Names, with units, for the axes."""
     axes.set_xlabel(x)

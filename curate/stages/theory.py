@@ -63,7 +63,7 @@ def _figure_1a(path: Path) -> None:
                 axes.errorbar(alpha, simulated.error, simulated.standard_error, fmt="o", ms=3.5, color=colour)
                 advance(1, 1)
         axes.plot(alphas, _envelope(alphas), color="black", ls="--", label="best keep")
-        axes.set(xscale="log", yscale="log")
+        figures.logarithmic(axes)
         figures.named(axes, "examples kept per dimension, α_prune", "test error", "Hard examples kept, θ = 0 (Fig. 1A)")
         axes.legend()
 
@@ -81,7 +81,7 @@ def _figure_1b(path: Path) -> None:
         for axes, keep in zip(both, (0.5, 0.2), strict=True):
             for strategy, colour in (("hardest", figures.HARD), ("easiest", figures.EASY), ("random", figures.RANDOM)):
                 axes.plot(alphas, _errors(alphas, keep, strategy=strategy), color=colour, label=strategy)
-            axes.set(xscale="log", yscale="log")
+            figures.logarithmic(axes)
             figures.named(axes, "examples per dimension, α_tot", "test error", f"keep {keep:g} (Fig. 1B)")
             axes.legend()
 
@@ -94,7 +94,7 @@ def _figure_1c(path: Path) -> None:
         limit = float(np.abs(gain).max())
         mesh = axes.pcolormesh(alphas, keeps, gain, cmap=figures.DIVERGING, vmin=-limit, vmax=limit, shading="gouraud")
         axes.contour(alphas, keeps, gain, levels=[0], colors="black")
-        axes.set(xscale="log")
+        figures.logarithmic(axes, "x")
         figure.colorbar(mesh, ax=axes, label="error, hard − easy (blue: hard is better)")
         figures.named(axes, "examples per dimension, α_tot", "fraction kept", "Keep hard or easy examples (Fig. 1C)")
 
@@ -106,7 +106,7 @@ def _figure_1e(path: Path) -> None:
     with figures.drawing(path) as (figure, axes):
         mesh = axes.pcolormesh(alphas, keeps, 1 - errors, cmap=figures.MAP, shading="gouraud")
         axes.plot(alphas, keeps[errors.argmin(axis=0)], color="white", lw=2, label="best keep")
-        axes.set(yscale="log")
+        figures.logarithmic(axes, "y")
         figure.colorbar(mesh, ax=axes, label="test accuracy")
         figures.named(axes, "examples kept per dimension, α_prune", "fraction kept", "The best fraction to keep (Fig. 1E)")
         axes.legend(labelcolor="white", loc="lower left")
@@ -118,7 +118,7 @@ def _figure_1f(path: Path) -> None:
     with figures.drawing(path) as (_, axes):
         for colour, keep in zip(figures.COLOURS, (1.0, 0.5, 0.2, 0.1), strict=False):
             axes.plot(alphas, perceptron.information(alphas, keep), color=colour, label=f"keep {keep:g}")
-        axes.set(yscale="log")
+        figures.logarithmic(axes, "y")
         figures.named(axes, "examples kept per dimension, α_prune", "information an example (nats)",
                       "Information gain, hard examples kept, θ = 0 (Fig. 1F)")  # fmt: skip
         axes.legend()
@@ -130,7 +130,7 @@ def _imperfect(theta: float, letter: str) -> Callable[[Path], None]:
         with figures.drawing(path) as (_, axes):
             for colour, keep in zip(figures.COLOURS, _KEEPS, strict=False):
                 axes.plot(alphas, _errors(alphas / keep, keep, theta=np.radians(theta)), color=colour, label=f"keep {keep:g}")
-            axes.set(xscale="log", yscale="log")
+            figures.logarithmic(axes)
             title = f"Hard examples kept by a probe at θ = {theta:g}° (Fig. 2{letter})"
             figures.named(axes, "examples kept per dimension, α_prune", "test error", title)
             axes.legend()
