@@ -71,7 +71,7 @@ def main() -> None:
                 _, measured = fit(train, labels["train"], WARM_UP * batch, arguments.seed)
             samples = int(seconds * 0.95 * WARM_UP * batch / measured)
             stack, took = fit(train, labels["train"], samples, arguments.seed)
-            logits = torch.cat([found for found, _ in training.predict(stack, test, 1, slice(0, len(test)))], dim=1)
+            logits = torch.cat([found for found, _ in training.predict(stack, test, 1, torch.arange(len(test)))], dim=1)
             accuracy = (logits[0].argmax(1).numpy() == labels["test"]).mean()
             print(f"{seconds:g} s: {samples:,} samples in {took:.1f} s, test accuracy {accuracy:.4f}", flush=True)
 

@@ -2,7 +2,7 @@
 -- No foreign keys and no indexes: bodies are written in bulk and read by scans.
 
 create table meta (schema_version integer not null, next_shard_id bigint not null);
-insert into meta values (2, 0);
+insert into meta values (3, 0);
 
 -- One row for each call of a stage that did work; rows stay when the set that a run made is replaced.
 -- made_from is the run that made the set this one read, so a chain of runs leads back to the embedding.
@@ -77,4 +77,20 @@ create table exports (
     export text not null, selection text not null, path text not null, layout text not null,
     num_shards bigint not null, num_samples bigint not null, num_bytes bigint not null,
     fingerprint text not null, run_id bigint not null
+);
+
+-- Small training runs that compare a selection (arm pruned) with the whole corpus (full) and with as many samples drawn at random
+-- under the same balance (random; `selection` names the one it is compared with). Seeds pair them.
+create table validations (
+    validation text not null, embedding text not null, model text not null, epochs integer not null, schedule text not null,
+    seeds integer not null, seed bigint not null, test text[] not null, num_test bigint not null, num_samples bigint not null,
+    num_trainings integer not null, fingerprint text not null, run_id bigint not null
+);
+create table trainings (
+    validation text not null, arm text not null, selection text, keep double not null, seed bigint not null,
+    num_samples bigint not null, epochs integer not null, accuracy double not null, loss double not null, seconds double not null
+);
+create table class_accuracies (
+    validation text not null, arm text not null, selection text, seed bigint not null, label text not null,
+    num_test bigint not null, accuracy double not null
 );

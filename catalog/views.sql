@@ -25,7 +25,8 @@ union all select 'clustering', clustering, run_id from clusterings
 union all select 'probe', probe, run_id from probes
 union all select 'scoring', scoring, run_id from scorings
 union all select 'selection', selection, run_id from selections
-union all select 'export', export, run_id from exports;
+union all select 'export', export, run_id from exports
+union all select 'validation', validation, run_id from validations;
 
 -- Every set with what it was made from. out_of_date: what it was made from has been replaced or has grown since.
 create or replace view lineage as
@@ -34,6 +35,34 @@ select kind, named_sets.name, parent.name as made_from, runs.arguments, runs.fin
        kind <> 'embedding' and runs.made_from is not null
            and runs.made_from not in (select run_id from named_sets) as out_of_date
 from named_sets join runs using (run_id) left join runs as parent on parent.run_id = runs.made_from;
+
+-- Each selection against random and against full, seed by seed: mean difference in points of accuracy, and the half width of its
+-- 95% interval (Student's t; beyond 30 seeds its expansion). An interval needs two seeds.
+create or replace view pruned_vs_random as
+with t_quantiles(freedom, t) as (values
+    (1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (6, 2.447), (7, 2.365), (8, 2.306), (9, 2.262), (10, 2.228),
+    (11, 2.201), (12, 2.179), (13, 2.160), (14, 2.145), (15, 2.131), (16, 2.120), (17, 2.110), (18, 2.101), (19, 2.093), (20, 2.086)
+),
+pairs as (
+    select pruned.validation, pruned.selection, pruned.keep, pruned.num_samples,
+           100 * pruned.accuracy as pruned, 100 * random.accuracy as random, 100 * "full".accuracy as "full",
+           100 * (pruned.accuracy - random.accuracy) as over_random, 100 * (pruned.accuracy - "full".accuracy) as over_full
+    from trainings as pruned
+    join trainings as random on random.arm = 'random' and random.validation = pruned.validation
+        and random.selection = pruned.selection and random.seed = pruned.seed
+    join trainings as "full" on "full".arm = 'full' and "full".validation = pruned.validation and "full".seed = pruned.seed
+    where pruned.arm = 'pruned'
+),
+means as (
+    select validation, selection, any_value(keep) as keep, any_value(num_samples) as num_samples, count(*) as seeds,
+           avg(pruned) as pruned, avg(random) as random, avg("full") as "full",
+           avg(over_random) as over_random, stddev_samp(over_random) / sqrt(count(*)) as over_random_error,
+           avg(over_full) as over_full, stddev_samp(over_full) / sqrt(count(*)) as over_full_error
+    from pairs group by validation, selection
+)
+select * exclude (t, freedom), coalesce(t, 1.96 + 2.6 / (seeds - 1)) * over_random_error as over_random_interval,
+       coalesce(t, 1.96 + 2.6 / (seeds - 1)) * over_full_error as over_full_interval
+from means left join t_quantiles on freedom = seeds - 1;
 
 -- Which set a saved query is about: the variable of that name, else the one that commands take by default.
 create or replace macro chosen_scoring() as coalesce(getvariable('scoring')::text,

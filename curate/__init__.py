@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from curate.stages.score import score as score
     from curate.stages.select import select as select
     from curate.stages.theory import theory as theory
+    from curate.stages.validate import validate as validate
 
 _HOME = {
     "Catalog": "curate.catalog",
@@ -31,12 +32,12 @@ _HOME = {
     "run": "curate.recipe",
 } | {
     verb: f"curate.stages.{verb}"
-    for verb in ("embed", "cluster", "probe", "score", "select", "query", "export", "gallery", "theory")
+    for verb in ("embed", "cluster", "probe", "score", "select", "query", "export", "gallery", "theory", "validate")
 }
 
 __all__ = [
     "Catalog", "CurateError", "cluster", "correlations", "embed", "export", "gallery", "kept", "probe", "query", "run", "score",
-    "select", "theory",
+    "select", "theory", "validate",
 ]  # fmt: skip
 
 

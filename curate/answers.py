@@ -119,7 +119,7 @@ def print_table(columns: list[str], rows: list[tuple[Any, ...]], file: TextIO | 
 
 
 _OF_PACKAGE = ("encoders", "metrics", "models", "strategies", "recipes", "queries")
-_LONG = {"embedding": "preprocessing", "probe": "test, folder, fingerprint"}
+_LONG = {"embedding": "preprocessing", "probe": "test, folder, fingerprint", "validation": "test, fingerprint"}
 _OF_CATALOG = {"sets": "sets", "runs": "select * exclude (arguments, fingerprint) from runs order by run_id"} | {
     table: f"select * exclude ({_LONG.get(kind, 'fingerprint')}) from {table} order by run_id"
     for kind, (table, _) in sets.HEADS.items()

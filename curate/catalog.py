@@ -21,7 +21,7 @@ from curate.atomic import locked, workspace
 from curate.errors import CurateError
 from curate.progress import log
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PATIENCE = 600.0  # seconds to wait while another process has the database open
 
 

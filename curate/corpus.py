@@ -218,7 +218,7 @@ def codes(labels: np.ndarray, known: dict[str, int]) -> np.ndarray:
 
 def labels(catalog: Catalog, ids: np.ndarray, known: dict[str, int]) -> np.ndarray:
     """The label codes of samples, ids int64 [n] in order -> int64 [n]."""
-    found = _columns(catalog, ids, "label")
+    found = columns(catalog, ids, "label")
     return codes(found["label"], known)
 
 
@@ -226,13 +226,13 @@ def places(catalog: Catalog, ids: np.ndarray) -> Places:
     """Where samples lie, ids int64 [n] in order."""
     with catalog.reading() as connection:
         urls = dict(connection.execute("select shard_id, url from shards order by shard_id").fetchall())
-    found = _columns(catalog, ids, "byte_offset, num_bytes")
+    found = columns(catalog, ids, "byte_offset, num_bytes")
     known = np.array(sorted(urls), np.int64)
     owners = np.searchsorted(known, shards.shard_of(ids))
     return Places([urls[shard] for shard in known.tolist()], owners, found["byte_offset"], found["num_bytes"])
 
 
-def _columns(catalog: Catalog, ids: np.ndarray, columns: str) -> dict[str, np.ndarray]:
+def columns(catalog: Catalog, ids: np.ndarray, columns: str) -> dict[str, np.ndarray]:
     """Columns of `samples` for ids in order."""
     with catalog.reading() as connection:
         rows = connection.execute(

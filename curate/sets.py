@@ -15,6 +15,7 @@ HEADS = {
     "probe": ("probes", "curate probe"),
     "scoring": ("scorings", "curate score METRIC"),
     "selection": ("selections", "curate select --keep F"),
+    "validation": ("validations", "curate validate"),
     "export": ("exports", "curate export SELECTION OUT"),
 }
 _NAME = re.compile(r"[A-Za-z0-9@_][A-Za-z0-9@_.,+=-]{0,127}")

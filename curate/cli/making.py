@@ -166,6 +166,44 @@ def select(
     ))  # fmt: skip
 
 
+@app.command(epilog="Example: curate validate --keep 0.8 --keep 0.5 --strategy hardest --strategy easiest --scoring el2n")
+def validate(
+    selections: Annotated[
+        list[str] | None, typer.Argument(help="Names of selections (default: those of --keep, or all).", show_default=False)
+    ] = None,
+    keep: Annotated[
+        list[float] | None, typer.Option(help="Fraction to keep; repeatable: a grid with --strategy.", show_default=False)
+    ] = None,
+    strategy: Annotated[list[str] | None, typer.Option(help="Repeatable.", show_default="hardest")] = None,
+    scoring: Annotated[str, typer.Option(help="Scoring to go by, for --keep.")] = "ssl_prototypes",
+    balance: Annotated[float, typer.Option(help="Class balance, for --keep.")] = 0.5,
+    model: Annotated[str, typer.Option(help="What to train; see `curate list models`.")] = "mlp",
+    seeds: Annotated[int, typer.Option(help="Trainings an arm.", min=2)] = 5,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes (default: by model and size of the corpus).", min=1, show_default=False)
+    ] = None,
+    schedule: Annotated[str, typer.Option(help="Every arm as many epochs, or as many iterations as the full one.")] = "epochs",
+    test: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Test shards (default: a fifth of the corpus, by key); repeatable.", metavar="SHARDS", show_default=False
+        ),
+    ] = None,
+    embedding: Embedding = None,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    name: Name = None,
+    catalog: CatalogOption = CATALOG,
+) -> None:
+    """Train on selections, on random samples and on everything: how far can the corpus be pruned without loss?"""
+    from curate.stages.validate import validate as stage
+
+    print(stage(
+        catalog, selections, keep=keep, strategy=strategy or "hardest", scoring=scoring, balance=balance, model=model,
+        seeds=seeds, epochs=epochs, schedule=schedule, test=test, embedding=embedding, seed=seed, device=device, name=name,
+    ))  # fmt: skip
+
+
 @app.command(epilog="Example: curate export $(curate select --keep 0.8) pruned/")
 def export(
     selection: Annotated[str, typer.Argument(help="A selection's name.")],

@@ -76,7 +76,8 @@ def _train(work: Work) -> Fitted:
 
     def predict(data: "Data", rows: slice) -> list[np.ndarray]:
         """Logits [n, m, classes] and features [n, m, d]."""
-        found = zip(*training.predict(stack, data, len(work.seeds), rows), strict=True)
+        places = torch.arange(rows.start, rows.stop)
+        found = zip(*training.predict(stack, data, len(work.seeds), places), strict=True)
         return [torch.cat(list(parts), dim=1).transpose(0, 1).cpu().numpy() for parts in found]
 
     def columns(rows: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -138,11 +138,10 @@ def one_cycle(steps: int) -> Callable[[int], float]:
 
 
 @torch.inference_mode()
-def predict(stack: Stack, data: Data, count: int, rows: slice) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Logits [m, b, classes] and features [m, b, d] of the rows in their order, in evaluation mode, batch by batch."""
+def predict(stack: Stack, data: Data, count: int, places: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits [m, b, classes] and features [m, b, d] of the rows at `places`, in evaluation mode, batch by batch."""
     stack.network.eval()
     size = 1024 if stack.stacked is not None else 256
-    places = torch.arange(rows.start, rows.stop)
     orders = [part.expand(count, -1) for part in torch.split(places, size)]
     with contextlib.closing(data.batches(orders, augmented=False)) as batches:  # type: ignore[type-var]
         for inputs in batches:

@@ -5,17 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from curate import corpus, engine, models, provenance, sets
 from curate.atomic import sweep
 from curate.catalog import Catalog
 from curate.engine import Resources, inference
 from curate.errors import CurateError
-from curate.models import Model
 from curate.progress import bar, log
-from curate.shards import expand
-from curate.stages.embed import embed
+from curate.stages import material
 
 _SEEDS = 1_000_000  # models a seed, so that two seeds share no model
 
@@ -47,7 +43,7 @@ def probe(
     parent = catalog.require("embedding", embedding)
     embedding = str(parent["embedding"])
     name = sets.check_name(name or default_name(specs, fraction))
-    held_out = _embed_test(catalog, parent, [test] if isinstance(test, str) else test) if test else None
+    held_out = material.embed_test(catalog, parent, [test] if isinstance(test, str) else test) if test else None
     plan = Plan(specs, _counts(specs, count, fraction), epochs or _epochs(catalog, embedding, specs, fraction), fraction, seed,
                 held_out[1] if held_out else [])  # fmt: skip
     settings = {"embedding": embedding, **plan._asdict()}
@@ -129,15 +125,6 @@ def _epochs(catalog: Catalog, embedding: str, specs: list[str], fraction: float)
     return max(models.epochs(models.make(spec, fraction), max(round(fraction * rows), 1)) for spec in specs)
 
 
-def _embed_test(catalog: Catalog, parent: dict[str, Any], patterns: list[str]) -> tuple[Catalog, list[str]]:
-    """Embed the test shards, by the same encoder, into the catalog `test` inside this one; return it and the urls."""
-    inner = Catalog(catalog.path / "test")
-    urls = expand(patterns)
-    embed(inner, urls, encoder=parent["encoder"], checkpoint=parent["checkpoint"], label=parent["label_source"],
-          name=parent["embedding"])  # fmt: skip
-    return inner, urls
-
-
 def _parts(plan: Plan) -> list[Any]:
     """Models of one kind, as many as are trained as one tensor program."""
     from curate.engine.probing import Part
@@ -162,9 +149,9 @@ def _train(
     made = [models.make(spec) for spec in plan.specs]
     classes = corpus.classes(catalog)
     with catalog.workspace() as folder:
-        reduction = _prepare(catalog, head["embedding"], folder / "corpus", made, classes)
+        reduction = material.prepare(catalog, head["embedding"], folder / "corpus", made, classes)
         if held_out:
-            _prepare(held_out, head["embedding"], folder / "test", made, classes, reduction, plan.test)
+            material.prepare(held_out, head["embedding"], folder / "test", made, classes, reduction, plan.test)
         inputs = Inputs(folder / "corpus")
         test = Inputs(folder / "test") if held_out else None
         labelled = int((inputs.array("labels") >= 0).sum())
@@ -180,41 +167,6 @@ def _train(
                     raise CurateError(f"cannot train {outcome.item.spec}: {outcome.error}")
         num_test = int((test.array("labels") >= 0).sum()) if test else 0
         return {"num_classes": len(classes), "num_samples": labelled, "num_test": num_test}
-
-
-def _prepare(
-    catalog: Catalog, embedding: str, folder: Path, made: list[Model], classes: dict[str, int], reduction: Any = None,
-    urls: list[str] | None = None,
-) -> Any:  # fmt: skip
-    """Write what the models read into `folder`; return how vectors were reduced, for the test samples."""
-    from curate import vectors
-    from curate.engine import features, pixels
-
-    folder.mkdir()
-    files = catalog.vector_files(embedding)
-    if urls is not None:
-        with catalog.reading() as connection:
-            rows = connection.execute("select shard_id from shards where url in (select unnest(?))", [urls]).fetchall()
-        files = {file: count for file, count in files.items() if (int(file.stem),) in set(rows)}
-    total = sum(files.values())
-    if not total:
-        raise CurateError(f"the embedding '{embedding}' in '{catalog.path}' is empty: look at `curate query failures`")
-    ids = np.concatenate([vectors.read_ids(file) for file in files])
-    np.save(folder / "ids.npy", ids)
-    np.save(folder / "labels.npy", corpus.labels(catalog, ids, classes))
-    if any(not model.edge for model in made):
-        with bar("reduce", 2 * total) as advance:
-            reduction = reduction or features.fit(files, 0, advance)
-            features.write(files, reduction, folder / "rows.npy", advance)
-    edges = {model.edge for model in made if model.edge}
-    if edges:
-        places = corpus.places(catalog, ids)
-        np.savez(folder / "places.npz", **places._asdict())
-        for edge in edges:
-            if total * edge * edge * 3 <= pixels.CACHE_BYTES:
-                with bar("decode", total) as advance:
-                    pixels.fill(places, edge, folder / f"pixels-{edge}.npy", Resources(engine.cores()), advance)
-    return reduction
 
 
 def _commit(catalog: Catalog, head: dict[str, Any]) -> None:

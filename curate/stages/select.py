@@ -53,8 +53,7 @@ def select(
     if scope != "global":
         settings |= {"balance": 1.0, "balance_by": {"class": "label"}.get(scope, scope)}
     settings["balance_by"] = settings["balance_by"] or _default_groups(catalog)
-    clustering = _clustering(catalog, parent.get("source")) if settings["balance_by"] == "cluster" else None
-    rows = _candidates(catalog, settings, clustering)
+    rows = candidates(catalog, settings)
     ids = np.asarray(rows["sample_id"], np.int64)
     if round(keep * len(ids)) < 1:
         raise CurateError(f"--keep {keep:g} of {len(ids):,} candidates keeps no sample: raise it, or widen --where")
@@ -120,16 +119,21 @@ def _default_groups(catalog: Catalog) -> str:
     return "cluster" if catalog.names("clustering") else "none"
 
 
-def _clustering(catalog: Catalog, source: str | None) -> str:
+def _clustering(catalog: Catalog, scoring: str | None) -> str:
     """The clustering that the scoring was made from, else the newest."""
     names = catalog.names("clustering")
+    source = (catalog.head("scoring", scoring) or {}).get("source") if scoring else None
     if not names:
         raise CurateError("the catalog has no clustering yet: make one with `curate cluster`")
     return source if source in names else names[-1]
 
 
-def _candidates(catalog: Catalog, settings: dict[str, Any], clustering: str | None) -> dict[str, np.ndarray]:
-    """sample_id, group_id and score (masked where NULL) of every candidate, in order of sample_id."""
+def candidates(catalog: Catalog, settings: dict[str, Any]) -> dict[str, np.ndarray]:
+    """sample_id, group_id and score (masked where NULL) of every candidate, in order of sample_id.
+
+    `settings` are the columns of `selections`: scoring, balance_by, where_sql.
+    """
+    clustering = _clustering(catalog, settings["scoring"]) if settings["balance_by"] == "cluster" else None
     group = {
         "label": "coalesce(dense_rank() over (order by label nulls last), 0)",
         "cluster": "coalesce(cluster_id, -1)",

@@ -25,3 +25,18 @@ def floors(sizes: np.ndarray, keep: float, balance: float, base: str = "proporti
         # Only what was rounded up can give way, each by one: the sum of `wanted` never exceeds the total by 1.
         ceilings[np.argsort(remainders, kind="stable")[:excess]] -= 1
     return np.asarray(ceilings)
+
+
+def drawn(groups: np.ndarray, priorities: np.ndarray, floors: np.ndarray, total: int) -> np.ndarray:
+    """The same rule as `catalog/stages/select.sql`: the highest priorities, each group sure of its floor: [n] -> bool [n].
+
+    `groups` are places in `floors`, int [n]; priorities without ties.
+    """
+    order = np.lexsort((-priorities.astype(np.float64), groups))
+    starts = np.searchsorted(groups[order], np.arange(len(floors)))
+    sure = np.arange(len(order)) - starts[groups[order]] < floors[groups[order]]
+    kept = np.zeros(len(groups), bool)
+    kept[order[sure]] = True
+    rest = np.flatnonzero(~kept)
+    kept[rest[np.argsort(-priorities[rest].astype(np.float64), kind="stable")[: total - int(kept.sum())]]] = True
+    return kept

@@ -23,7 +23,7 @@ def train(seeds: list[int], epochs: int = 3, subsets: np.ndarray | None = None) 
 
 
 def logits(stack: Stack, data: Rows, count: int) -> torch.Tensor:
-    return torch.cat([found for found, _ in training.predict(stack, data, count, slice(0, len(data)))], dim=1)
+    return torch.cat([found for found, _ in training.predict(stack, data, count, torch.arange(len(data)))], dim=1)
 
 
 def test_a_stack_trains_each_model_as_if_it_were_alone():

@@ -1,0 +1,220 @@
+"""`curate validate`: train small models on selections, on as many samples drawn at random and on everything, and compare."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from curate import corpus, engine, models, provenance, sets
+from curate.catalog import Catalog
+from curate.engine import Resources, inference
+from curate.errors import CurateError
+from curate.progress import bar, log
+from curate.stages import material
+from curate.stages.select import select
+from curate.strategies import strategies
+
+SCHEDULES = ("epochs", "iterations")
+ALARMING = 2.0  # points of accuracy below random
+
+
+def validate(
+    catalog: Catalog | str | Path,
+    selections: list[str] | None = None,
+    *,
+    keep: list[float] | float | None = None,
+    strategy: list[str] | str = "hardest",
+    scoring: str = "ssl_prototypes",
+    balance: float = 0.5,
+    model: str = "mlp",
+    seeds: int = 5,
+    epochs: int | None = None,
+    schedule: str = "epochs",
+    test: list[str] | str | None = None,
+    embedding: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    name: str | None = None,
+) -> str:
+    """Compare selections with random ones of the same size and balance, and with the whole corpus; return the name.
+
+    The selections are those named, or those of the grid `keep` × `strategy` by `scoring`, which are made, or all that the
+    catalog has. `seeds` models train in each arm, paired by seed. `schedule` epochs trains every arm for as many passes;
+    iterations for as many steps as the whole corpus gets. Tested on the shards `test`, or on a fifth of the corpus held
+    out by a hash of the keys. Each training is kept when it ends, so that the same command goes on after an interruption.
+    """
+    keeps = [keep] if isinstance(keep, int | float) else list(keep or [])
+    chosen_strategies = [strategy] if isinstance(strategy, str) else list(strategy)
+    check(keep=keeps, strategy=chosen_strategies, model=model, seeds=seeds, epochs=epochs, schedule=schedule)
+    device, gpus = inference.devices(device)
+    catalog = Catalog(catalog)
+    parent = catalog.require("embedding", embedding)
+    embedding = str(parent["embedding"])
+    names = [*(selections or [])]
+    names += [select(catalog, keep=one, scoring=scoring, strategy=other, balance=balance) for one in keeps
+              for other in chosen_strategies]  # fmt: skip
+    names = list(dict.fromkeys(names or catalog.names("selection")))
+    heads = [catalog.require("selection", one) for one in names or [None]]  # type: ignore[list-item]
+    held_out = material.embed_test(catalog, parent, [test] if isinstance(test, str) else test) if test else None
+    plan = Plan(model, seeds, epochs, schedule, seed, held_out[1] if held_out else [])
+    settings = {"embedding": embedding, "selections": names, **plan._asdict()}
+    content = [head["fingerprint"] for head in heads] + [catalog.embedding_fingerprint(embedding)]
+    content += [held_out[0].embedding_fingerprint(embedding)] if held_out else []
+    code = provenance.source(models.models[model.partition(":")[0]])
+    fingerprint = provenance.fingerprint("validate", settings, *content, code)
+    name = sets.check_name(name or _default_name(model, schedule))
+    old = catalog.head("validation", name)
+    if old and old["fingerprint"] == fingerprint and len(_done(catalog, name)) == old["num_trainings"]:
+        log.info("nothing to do: '%s' is this validation already (%s trainings)", name, old["num_trainings"])
+    else:
+        with (
+            catalog.only_writer(catalog.path / "validations" / name, f"the validation '{name}'"),
+            catalog.run(
+                "validate", name, settings, made_from=heads[0]["run_id"], fingerprint=fingerprint, device=device
+            ) as run,
+        ):
+            head = {"validation": name, "embedding": embedding, "model": model, "schedule": schedule, "seeds": seeds,
+                    "seed": seed, "test": plan.test, "fingerprint": fingerprint, "run_id": run}  # fmt: skip
+            _compare(
+                catalog, head, plan, heads, held_out[0] if held_out else None, Resources(max(len(gpus), 1), 1, gpus), device
+            )
+    for line in verdicts(catalog, name):
+        (log.warning if line.alarming else log.info)("%s", line.text)
+    return name
+
+
+class Plan(NamedTuple):
+    """How every arm is trained, and the urls of the test shards."""
+
+    model: str
+    seeds: int
+    epochs: int | None
+    schedule: str
+    seed: int
+    test: list[str]
+
+
+class Verdict(NamedTuple):
+    """What a comparison says of one selection, in a line; `alarming` where it does much worse than random."""
+
+    text: str
+    alarming: bool
+
+
+def check(
+    *, keep: list[float] | float | None = None, strategy: list[str] | str = "hardest", model: str = "mlp", seeds: int = 5,
+    epochs: int | None = None, schedule: str = "epochs", **others: Any,
+) -> None:  # fmt: skip
+    """CurateError for options that cannot be."""
+    for one in [strategy] if isinstance(strategy, str) else strategy:
+        strategies[one]
+    for fraction in [keep] if isinstance(keep, int | float) else keep or []:
+        if not 0 < fraction <= 1:
+            raise CurateError(f"--keep {fraction:g}: give a fraction above 0 and up to 1, such as 0.8")
+    if models.make(model).build is None:
+        raise CurateError(f"the model '{model}' is solved in closed form: validate with one that is trained, such as mlp")
+    if schedule not in SCHEDULES:
+        raise CurateError(f"--schedule {schedule}: choose one of {', '.join(SCHEDULES)}")
+    if seeds < 2 or (epochs is not None and epochs < 1):
+        raise CurateError("--seeds must be at least 2, which an interval needs, and --epochs at least 1")
+
+
+def _default_name(model: str, schedule: str) -> str:
+    base = model.replace(":", "-").replace("/", "-")
+    return base if schedule == "epochs" else f"{base}-{schedule}"
+
+
+def _done(catalog: Catalog, name: str) -> set[tuple[str, str | None, int]]:
+    """The trainings that are in the catalog: (arm, selection, seed)."""
+    with catalog.reading() as connection:
+        return set(connection.execute("select arm, selection, seed from trainings where validation = ?", [name]).fetchall())
+
+
+def _compare(
+    catalog: Catalog, head: dict[str, Any], plan: Plan, selections: list[dict[str, Any]], held_out: Catalog | None,
+    resources: Resources, device: str,
+) -> None:  # fmt: skip
+    """Train what is missing, and put each arm into the catalog when it ends."""
+    from curate.engine.fitting import Inputs
+    from curate.engine.validating import TrainArm
+    from curate.stages.arms import arms, held_out_by_key
+
+    made, classes = models.make(plan.model), corpus.classes(catalog)
+    with catalog.workspace() as folder:
+        reduction = material.prepare(catalog, head["embedding"], folder / "corpus", [made], classes)
+        inputs = test = Inputs(folder / "corpus")
+        labelled = inputs.array("labels") >= 0
+        train, places = labelled, np.array([], np.int64)
+        if held_out:
+            material.prepare(held_out, head["embedding"], folder / "test", [made], classes, reduction, plan.test)
+            test = Inputs(folder / "test")
+            places = np.flatnonzero(test.array("labels") >= 0)
+        else:
+            out = held_out_by_key(catalog, inputs.array("ids")) & labelled
+            train, places = labelled & ~out, np.flatnonzero(out)
+        if not len(places) or train.sum() < 2:
+            raise CurateError("too few labelled samples: give test shards with --test, or a larger corpus")
+        np.save(folder / "test.npy", places)
+        epochs = plan.epochs or models.epochs(made, int(train.sum()))
+        seeds = [plan.seed + place for place in range(plan.seeds)]
+        ids = inputs.array("ids")
+        every = list(arms(catalog, plan.schedule, seeds, made.stack, selections, ids, train, epochs, folder))
+        head |= {"epochs": epochs, "num_test": len(places), "num_samples": int(train.sum()),
+                 "num_trainings": sum(len(arm.seeds) for arm in every)}  # fmt: skip
+        _claim(catalog, head)
+        done = _done(catalog, head["validation"])
+        todo = [arm for arm in every if (arm.arm, arm.selection, arm.seeds[0]) not in done]
+        task = TrainArm(plan.model, inputs, test, folder / "test.npy", len(classes), device)
+        total = sum(arm.epochs * np.load(arm.subsets, mmap_mode="r").size for arm in todo)
+        with bar("train", int(total)) as advance:
+            for outcome in engine.map(task, todo, resources, advance=advance):
+                if outcome.error:
+                    raise CurateError(f"cannot train the arm {outcome.item.arm}: {outcome.error}")
+                _commit(catalog, head["validation"], outcome.result, list(classes))
+
+
+def _claim(catalog: Catalog, head: dict[str, Any]) -> None:
+    """The head row; what an older validation of that name left goes, unless it is the same one, half done."""
+    name = head["validation"]
+    with catalog.writing() as connection:
+        old = sets.head(connection, "validation", name)
+        if old and old["fingerprint"] == head["fingerprint"]:
+            connection.execute("update validations set run_id = ? where validation = ?", [head["run_id"], name])
+            return
+        sets.replace(connection, "validation", "trainings", head)
+        connection.execute("delete from class_accuracies where validation = ?", [name])
+
+
+def _commit(catalog: Catalog, name: str, rows: list[dict[str, Any]], classes: list[str]) -> None:
+    with catalog.writing() as connection:
+        for row in rows:
+            totals, rights = row.pop("totals"), row.pop("rights")
+            sets.insert(connection, "trainings", {"validation": name, **row})
+            key = {"validation": name, "arm": row["arm"], "selection": row["selection"], "seed": row["seed"]}
+            for label, total, right in zip(classes, totals.tolist(), rights.tolist(), strict=True):
+                if total:
+                    found = {"label": label, "num_test": total, "accuracy": right / total}
+                    sets.insert(connection, "class_accuracies", key | found)
+
+
+def verdicts(catalog: Catalog | str | Path, name: str) -> list[Verdict]:
+    """What the comparisons say, a line a selection, with 95% intervals."""
+    with Catalog(catalog).reading() as connection:
+        rows = connection.execute(
+            "select selection, keep, pruned, over_full, over_full_interval, over_random, over_random_interval "
+            "from pruned_vs_random where validation = ? order by keep desc, selection", [name],
+        ).fetchall()  # fmt: skip
+    return [_verdict(*row) for row in rows]
+
+
+def _verdict(
+    selection: str, keep: float, accuracy: float, loss: float, loss_interval: float, gain: float, gain_interval: float
+) -> Verdict:  # fmt: skip
+    to_full = "loses" if loss + loss_interval < 0 else "gains" if loss - loss_interval > 0 else "no loss found"
+    to_random = "no difference from random found"
+    if abs(gain) > gain_interval:
+        to_random = "beats random" if gain > 0 else "worse than random"
+    text = (f"{selection}: {accuracy:.1f}% right; against everything: {to_full}, {loss:+.2f} ± {loss_interval:.2f} points; "
+            f"{to_random}, {gain:+.2f} ± {gain_interval:.2f}")  # fmt: skip
+    alarming = gain + gain_interval < -ALARMING
+    return Verdict(f"{text}. Do not train on this one: random samples do much better" if alarming else text, alarming)

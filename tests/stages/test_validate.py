@@ -1,0 +1,168 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import members, rows, write_shard
+from PIL import Image
+from scipy import stats
+
+import curate
+from curate import sets
+from curate.catalog import Catalog
+from curate.errors import CurateError
+from curate.stages import arms
+from curate.stages.embed import embed
+from curate.stages.score import score
+from curate.stages.select import select
+from curate.stages.validate import _verdict, validate, verdicts
+
+
+def colours(folder: Path, name: str, count: int, seed: int) -> str:
+    """One shard sorted by class: three colours with much noise."""
+    generator = np.random.default_rng(seed)
+    samples = []
+    for place in range(count):
+        label = 3 * place // count
+        pixels = (np.eye(3)[label] * 60 + 90 + generator.normal(0, 35, 3) + generator.normal(0, 30, (6, 6, 3))).clip(0, 255)
+        file = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(file, format="PNG")
+        samples.append((f"{name}{place:04d}", {"png": file.getvalue(), "cls": b"%d" % label}))
+    return str(write_shard(folder / f"{name}.tar", samples))
+
+
+@pytest.fixture
+def coloured(tmp_path: Path) -> Catalog:
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, [colours(tmp_path, "a", 150, 0), colours(tmp_path, "b", 150, 1)], encoder="pixels")
+    score(catalog, "supervised_prototypes")
+    return catalog
+
+
+OPTIONS = {"scoring": "supervised_prototypes", "model": "mlp:16", "seeds": 3, "epochs": 4}
+
+
+def test_every_arm_trains_as_often_and_pruned_and_random_on_as_many(coloured, tmp_path):
+    test = colours(tmp_path, "test", 90, 2)
+    assert validate(coloured, keep=[0.5, 0.2], strategy=["hardest", "easiest"], test=test, **OPTIONS) == "mlp-16"
+    counts = rows(coloured, "select arm, selection, num_samples, count(*), count(distinct seed) from trainings group by all")
+    names = [f"supervised_prototypes-{way}-{keep}" for keep in (0.5, 0.2) for way in ("hardest", "easiest")]
+    wanted = [("full", None, 300, 3, 3)]
+    wanted += [(arm, name, 150 if "0.5" in name else 60, 3, 3) for name in names for arm in ("pruned", "random")]
+    assert sorted(counts, key=str) == sorted(wanted, key=str)
+    assert rows(coloured, "select num_test, num_samples, num_trainings from validations") == [(90, 300, 27)]
+    assert rows(coloured, "select min(accuracy) > 0.5, max(accuracy) <= 1 from trainings where arm = 'full'") == [(True, True)]
+
+
+def test_accuracies_by_class_make_up_the_whole(coloured):
+    validate(coloured, keep=0.5, **OPTIONS)
+    difference = rows(
+        coloured,
+        "select max(abs(accuracy - whole)) from trainings join (select arm, selection, seed, "
+        "sum(accuracy * num_test) / sum(num_test) as whole from class_accuracies group by all) as by_class "
+        "on trainings.arm = by_class.arm and trainings.seed = by_class.seed "
+        "and trainings.selection is not distinct from by_class.selection",
+    )
+    assert difference[0][0] == pytest.approx(0, abs=1e-12)
+
+
+def test_without_test_shards_a_fifth_is_held_out_by_key_from_every_class(coloured):
+    validate(coloured, keep=0.5, **OPTIONS)
+    ((num_test, num_samples),) = rows(coloured, "select num_test, num_samples from validations")
+    assert num_test + num_samples == 300
+    assert 40 <= num_test <= 80
+    assert {label for (label,) in rows(coloured, "select label from class_accuracies where num_test > 5")} == {"0", "1", "2"}
+    ids = np.array([row[0] for row in rows(coloured, "select sample_id from samples order by 1")])
+    assert arms.held_out_by_key(coloured, ids).sum() == num_test
+
+
+def test_a_random_arm_is_what_select_draws(coloured):
+    name = select(coloured, keep=0.3, strategy="random", balance=0.8, seed=7)
+    ids = np.array([row[0] for row in rows(coloured, "select sample_id from samples order by 1")])
+    head = coloured.require("selection", name)
+    draw = arms._random_draw(coloured, head, ids, np.ones(len(ids), bool), 90)
+    assert ids[np.sort(draw(7))].tolist() == members(coloured, name)
+    assert ids[np.sort(draw(8))].tolist() != members(coloured, name)
+
+
+def test_the_same_command_trains_nothing_again_and_an_interrupted_one_what_is_missing(coloured, caplog):
+    validate(coloured, keep=0.5, **OPTIONS)
+    first = rows(coloured, "select arm, seed, accuracy, seconds from trainings order by 1, 2")
+    with caplog.at_level("INFO", "curate"):
+        validate(coloured, keep=0.5, **OPTIONS)
+    assert "nothing to do: 'mlp-16' is this validation already (9 trainings)" in caplog.text
+    with coloured.writing() as connection:  # as if it had been interrupted before its last arm
+        connection.execute("delete from trainings where arm = 'random'")
+        connection.execute("delete from class_accuracies where arm = 'random'")
+    validate(coloured, keep=0.5, **OPTIONS)
+    again = rows(coloured, "select arm, seed, accuracy, seconds from trainings order by 1, 2")
+    assert [row[:3] for row in again] == [row[:3] for row in first]
+    assert again[:6] == first[:6], "what was trained is kept"
+    assert again[6:] != first[6:]
+
+
+def test_equal_iterations_mean_more_epochs_for_less_data(coloured, tmp_path):
+    test = colours(tmp_path, "test", 30, 2)
+    assert validate(coloured, keep=0.25, schedule="iterations", test=test, **OPTIONS) == "mlp-16-iterations"
+    epochs = dict(rows(coloured, "select arm, any_value(epochs) from trainings group by arm"))
+    assert epochs == {"full": 4, "pruned": 16, "random": 16}
+
+
+def test_selections_that_exist_are_compared_when_none_are_named(coloured):
+    select(coloured, keep=0.5, strategy="random", name="mine")
+    validate(coloured, **OPTIONS)
+    assert rows(coloured, "select distinct selection from trainings where arm = 'pruned'") == [("mine",)]
+    with coloured.writing() as connection:
+        connection.execute("delete from selections")
+    with pytest.raises(CurateError, match="no selection yet: make one with `curate select --keep F`"):
+        validate(coloured, **OPTIONS)
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    ({"keep": 1.5}, "--keep 1.5: give a fraction"), ({"strategy": "odd"}, "no strategy called 'odd'"),
+    ({"model": "ridge"}, "solved in closed form"), ({"schedule": "hours"}, "--schedule hours: choose one of epochs"),
+    ({"seeds": 1}, "--seeds must be at least 2"), ({"selections": ["none"]}, "no selection"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused(coloured, options, reason):
+    with pytest.raises(CurateError, match=reason):
+        validate(coloured, **{"keep": 0.5, **OPTIONS, **options})
+
+
+def with_trainings(catalog: Catalog, pruned: list[float], random: list[float], full: list[float]) -> Catalog:
+    with catalog.writing() as connection:
+        for arm, accuracies in (("pruned", pruned), ("random", random), ("full", full)):
+            for seed, accuracy in enumerate(accuracies):
+                sets.insert(connection, "trainings", {
+                    "validation": "v", "arm": arm, "selection": None if arm == "full" else "s", "keep": 0.5, "seed": seed,
+                    "num_samples": 5, "epochs": 1, "accuracy": accuracy, "loss": 0.0, "seconds": 0.0,
+                })  # fmt: skip
+    return catalog
+
+
+@pytest.mark.parametrize("seeds", [2, 5, 12, 40])
+def test_intervals_are_those_of_students_t(catalog, seeds):
+    generator = np.random.default_rng(seeds)
+    pruned, random, full = (0.7 + 0.01 * generator.standard_normal(seeds) for _ in range(3))
+    with_trainings(catalog, pruned.tolist(), random.tolist(), full.tolist())
+    (row,) = curate.query(catalog, "from pruned_vs_random").to_pylist()
+    for name, other in (("random", random), ("full", full)):
+        difference = 100 * (pruned - other)
+        assert row[f"over_{name}"] == pytest.approx(difference.mean())
+        wanted = stats.t.ppf(0.975, seeds - 1) * stats.sem(difference)
+        assert row[f"over_{name}_interval"] == pytest.approx(wanted, rel=2e-3)
+
+
+def test_a_selection_that_does_much_worse_than_random_is_an_alarm(catalog):
+    with_trainings(catalog, [0.20, 0.21, 0.19], [0.75, 0.76, 0.75], [0.80, 0.80, 0.81])
+    (verdict,) = verdicts(catalog, "v")
+    assert verdict.alarming
+    assert "Do not train on this one" in verdict.text
+
+
+def test_verdicts_are_plain():
+    assert _verdict("s", 0.8, 79.5, -0.2, 0.3, 0.5, 0.2).text == (
+        "s: 79.5% right; against everything: no loss found, -0.20 ± 0.30 points; beats random, +0.50 ± 0.20"
+    )
+    assert "loses, -0.60 ± 0.30 points; no difference from random found" in _verdict("s", 0.5, 79, -0.6, 0.3, 0.1, 0.2).text
+    assert "gains, +0.60" in _verdict("s", 0.5, 79, 0.6, 0.3, -0.5, 0.2).text
+    assert "worse than random, -0.50" in _verdict("s", 0.5, 79, 0.6, 0.3, -0.5, 0.2).text
