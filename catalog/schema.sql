@@ -69,6 +69,7 @@ create table scores (scoring text not null, sample_id bigint not null, score dou
 create table selections (
     selection text not null, scoring text, strategy text not null, keep double not null, scope text not null,
     balance double not null, balance_by text, balance_base text not null, where_sql text, seed bigint not null,
+    skip_hardest double not null default 0,
     num_candidates bigint not null, num_samples bigint not null, fingerprint text not null, run_id bigint not null
 );
 create table members (selection text not null, sample_id bigint not null);

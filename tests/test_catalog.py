@@ -19,6 +19,7 @@ def test_a_catalog_of_the_first_schema_is_brought_up_to_date_when_it_is_read(cat
             connection.execute(f"drop view {view}")
         for table in ("probes", "probe_models", "validations", "trainings", "class_accuracies"):
             connection.execute(f"drop table {table}")
+        connection.execute("alter table selections drop column skip_hardest")
         connection.execute("alter table scorings drop column reliability")
         connection.execute("alter table scores drop column standard_error")
         connection.execute("update meta set schema_version = 1")

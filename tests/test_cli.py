@@ -113,7 +113,7 @@ def test_a_hub_that_cannot_be_reached_names_the_checkpoint_option(tmp_path):
 
 
 def test_ctrl_c_ends_politely_and_the_same_command_goes_on(tmp_path):
-    shards = write_corpus(tmp_path / "corpus", 16, 60, (96, 96))
+    shards = write_corpus(tmp_path / "corpus", 48, 60, (96, 96))  # enough that the end is far when the signal comes
     words = ["embed", *shards, "--encoder", "pixels@48", "-c", str(tmp_path / "catalog"), "-j", "1"]
     for signal_, name in ((signal.SIGINT, "interrupted"), (signal.SIGTERM, "interrupted")):
         process = subprocess.Popen(

@@ -1,4 +1,5 @@
--- Validations.
+-- Validations; and selections that skip the hardest.
+alter table selections add column skip_hardest double default 0;
 -- Small training runs that compare a selection (arm pruned) with the whole corpus (full) and with as many samples drawn at random
 -- under the same balance (random; `selection` names the one it is compared with). Seeds pair them.
 create table validations (

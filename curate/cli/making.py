@@ -141,7 +141,9 @@ def score(
 
 @app.command(epilog="Example: curate select --keep 0.8 --where 'width >= 200'")
 def select(
-    keep: Annotated[float, typer.Option(help="Fraction to keep, above 0 and up to 1.")],
+    keep: Annotated[
+        str, typer.Option(help="Fraction to keep, above 0 and up to 1; auto goes by `curate validate`.", metavar="F")
+    ],
     scoring: Annotated[str, typer.Option(help="Scoring to go by.")] = "ssl_prototypes",
     strategy: Annotated[str, typer.Option(help="Which to keep first; see `curate list strategies`.")] = "hardest",
     balance: Annotated[float, typer.Option(help="Class balance: 0 off, 1 every class pruned equally.")] = 0.5,
@@ -153,6 +155,10 @@ def select(
     where: Annotated[
         str | None, typer.Option(help="SQL over the view sample_scores.", metavar="SQL", show_default=False)
     ] = None,
+    skip_hardest: Annotated[
+        float, typer.Option(help="Leave out this share of each class, its hardest: labels may be wrong there.")
+    ] = 0.0,
+    tolerance: Annotated[float, typer.Option(help="Points of accuracy that --keep auto may lose.")] = 0.5,
     seed: Seed = 0,
     name: Name = None,
     catalog: CatalogOption = CATALOG,
@@ -160,9 +166,14 @@ def select(
     """Keep a fraction of the corpus; exactly round(keep · n) samples."""
     from curate.stages.select import select as stage
 
+    try:
+        fraction: float | str = keep if keep == "auto" else float(keep)
+    except ValueError:
+        raise typer.BadParameter(f"'{keep}' is no number and not auto", param_hint="--keep") from None
     print(stage(
-        catalog, keep=keep, scoring=scoring, strategy=strategy, balance=balance, balance_by=balance_by,
-        balance_base=balance_base, scope=scope, where=where, seed=seed, name=name,
+        catalog, keep=fraction, scoring=scoring, strategy=strategy, balance=balance, balance_by=balance_by,
+        balance_base=balance_base, scope=scope, where=where, skip_hardest=skip_hardest, tolerance=tolerance, seed=seed,
+        name=name,
     ))  # fmt: skip
 
 

@@ -21,7 +21,7 @@ GROUPS = ("label", "cluster", "none")
 def select(
     catalog: Catalog | str | Path,
     *,
-    keep: float,
+    keep: float | str,
     scoring: str = "ssl_prototypes",
     strategy: str = "hardest",
     balance: float = 0.5,
@@ -29,6 +29,8 @@ def select(
     balance_base: str = "proportional",
     scope: str = "global",
     where: str | None = None,
+    skip_hardest: float = 0.0,
+    tolerance: float = 0.5,
     seed: int = 0,
     name: str | None = None,
 ) -> str:
@@ -38,16 +40,23 @@ def select(
     rest of the budget goes to the highest priorities anywhere. On an unlabelled corpus the groups are clusters.
     `scope` class or cluster prunes every group equally. `where` narrows the candidates: SQL over the view
     `sample_scores`; `keep` is then the fraction of these. Samples without a score come last, whatever the
-    strategy and the balance. `seed` breaks ties. The default name tells the options that are not the defaults.
+    strategy and the balance, and so does the fraction `skip_hardest` of each group with the highest scores, which
+    on a corpus with wrong labels are the wrong ones. `seed` breaks ties. `keep` auto takes the smallest validated
+    selection whose 95% interval shows no loss beyond `tolerance` points of accuracy, and leaves the other options
+    to the evidence. The default name tells the options that are not the defaults.
     """
-    check(keep=keep, strategy=strategy, balance=balance, balance_by=balance_by, balance_base=balance_base, scope=scope)
+    check(keep=keep, strategy=strategy, balance=balance, balance_by=balance_by, balance_base=balance_base, scope=scope,
+          skip_hardest=skip_hardest, tolerance=tolerance)  # fmt: skip
+    if isinstance(keep, str):
+        return _by_evidence(Catalog(catalog), tolerance, name)
     function = strategies[strategy]
     catalog = Catalog(catalog)
     by_score = "scores" in inspect.signature(function).parameters
     parent: dict[str, Any] = catalog.require("scoring", scoring) if by_score else {}
     settings: dict[str, Any] = {
         "scoring": scoring if by_score else None, "strategy": strategy, "keep": keep, "scope": scope,
-        "balance": balance, "balance_by": balance_by, "balance_base": balance_base, "where_sql": where, "seed": seed,
+        "balance": balance, "balance_by": balance_by, "balance_base": balance_base, "where_sql": where,
+        "skip_hardest": skip_hardest, "seed": seed,
     }  # fmt: skip
     name = sets.check_name(name or _default_name(settings))
     if scope != "global":
@@ -67,6 +76,7 @@ def select(
         log.info("nothing to do: '%s' is this selection already (%s samples)", name, f"{old['num_samples']:,}")
         return name
     priorities = _priorities(function, rows, ids, seed)
+    priorities[_hardest(rows, skip_hardest)] = np.nan
     with catalog.run("select", name, settings, made_from=parent.get("run_id"), fingerprint=fingerprint) as run_id:
         head = {"selection": name, **settings, "num_candidates": len(ids), "fingerprint": fingerprint, "run_id": run_id}
         count = _commit(catalog, head, rows, ids, priorities)
@@ -75,13 +85,18 @@ def select(
 
 
 def check(
-    *, keep: float, strategy: str = "hardest", balance: float = 0.5, balance_by: str | None = None,
-    balance_base: str = "proportional", scope: str = "global", **others: Any,
+    *, keep: float | str, strategy: str = "hardest", balance: float = 0.5, balance_by: str | None = None,
+    balance_base: str = "proportional", scope: str = "global", skip_hardest: float = 0.0, tolerance: float = 0.5,
+    **others: Any,
 ) -> None:  # fmt: skip
     """CurateError for options that cannot be, or that contradict each other."""
     strategies[strategy]
-    if not 0 < keep <= 1:
-        raise CurateError(f"--keep {keep:g}: give a fraction above 0 and up to 1, such as 0.8")
+    if keep != "auto" and not (isinstance(keep, int | float) and 0 < keep <= 1):
+        raise CurateError(f"--keep {keep}: give a fraction above 0 and up to 1, such as 0.8, or auto")
+    if not 0 <= skip_hardest < 1:
+        raise CurateError(f"--skip-hardest {skip_hardest:g}: give a fraction from 0 to below 1, such as 0.1")
+    if tolerance < 0:
+        raise CurateError(f"--tolerance {tolerance:g}: give points of accuracy, 0 or more")
     if not 0 <= balance <= 1:
         raise CurateError(f"--balance {balance:g}: give a number from 0 (off) to 1 (every class pruned equally)")
     for option, value, known in (
@@ -106,9 +121,42 @@ def _default_name(settings: dict[str, Any]) -> str:
         f"by_{settings['balance_by']}" if settings["balance_by"] else None,
         settings["balance_base"] if settings["balance_base"] != "proportional" else None,
         f"where{hashlib.sha256(where.encode()).hexdigest()[:6]}" if where else None,
+        f"skip{settings['skip_hardest']:.10g}" if settings["skip_hardest"] else None,
         f"seed{settings['seed']}" if settings["seed"] else None,
     ]
     return "-".join(filter(None, parts))
+
+
+def _by_evidence(catalog: Catalog, tolerance: float, name: str | None) -> str:
+    """The smallest validated selection without loss beyond `tolerance` points, made again (under `name`)."""
+    with catalog.reading() as connection:
+        rows = connection.execute(resources.sql("stages/evidence"), {"tolerance": tolerance}).fetchall()
+    if not rows:
+        raise CurateError("no selection was validated yet: run `curate validate --keep 0.8 --keep 0.5 --strategy hardest "
+                          "--strategy easiest`")  # fmt: skip
+    *_, validation, selection, over_full, interval, lossless = rows[0]
+    if not lossless:
+        raise CurateError(f"no validated selection is sure to lose no more than {tolerance:g} points; nearest is '{selection}' "
+                          f"({over_full:+.2f} ± {interval:.2f}): keep more, add --seeds, or raise --tolerance")  # fmt: skip
+    head = catalog.require("selection", selection)
+    log.info("'%s' is the smallest without a loss beyond %g points: %+.2f ± %.2f against everything (validation '%s')",
+             selection, tolerance, over_full, interval, validation)  # fmt: skip
+    options = {key: head[key] for key in ("keep", "strategy", "balance_base", "seed", "skip_hardest")}
+    if head["scope"] == "global":
+        options |= {"balance": head["balance"], "balance_by": head["balance_by"]}
+    return select(catalog, scoring=head["scoring"] or "ssl_prototypes", scope=head["scope"], where=head["where_sql"],
+                  name=name or selection, **options)  # fmt: skip
+
+
+def _hardest(rows: dict[str, np.ndarray], share: float) -> np.ndarray:
+    """The given share of each group's scored samples, those with the highest scores: bool [n]."""
+    scores = np.ma.filled(np.ma.asarray(rows["score"], np.float64), -np.inf)
+    order = np.lexsort((-scores, rows["group_id"]))
+    _, starts, sizes = np.unique(np.asarray(rows["group_id"])[order], return_index=True, return_counts=True)
+    place = np.arange(len(order)) - np.repeat(starts, sizes)
+    skipped = np.zeros(len(order), bool)
+    skipped[order] = place < np.repeat(np.floor(share * sizes), sizes)
+    return skipped
 
 
 def _default_groups(catalog: Catalog) -> str:

@@ -188,3 +188,40 @@ def test_a_strategy_that_gives_no_number_for_a_sample_is_refused(ten):
             select(ten, keep=0.5, scoring="toy", strategy="short")
     finally:
         del strategies["short"]
+
+
+def test_the_hardest_of_every_class_can_be_left_out(ten):
+    everything = {row[0]: row[1:] for row in rows(ten, "select sample_id, label, toy from sample_scores")}
+    name = select(ten, keep=0.3, scoring="toy", balance=0, skip_hardest=0.4)
+    assert name == "toy-hardest-0.3-balance0-skip0.4"
+    kept = members(ten, name)
+    assert len(kept) == 3
+    for label in {label for label, _ in everything.values()}:
+        ids = sorted((key for key, (other, _) in everything.items() if other == label), key=lambda key: -everything[key][1])
+        assert not set(ids[: int(0.4 * len(ids))]) & set(kept)
+
+
+def test_keep_auto_takes_the_smallest_selection_without_loss_and_says_why(ten, caplog):
+    with pytest.raises(CurateError, match="no selection was validated yet: run `curate validate"):
+        select(ten, keep="auto")
+    accuracies = {"toy-hardest-0.8": 0.80, "toy-easiest-0.5": 0.802, "toy-hardest-0.5": 0.70}
+    for name in accuracies:
+        select(ten, keep=float(name[-3:]), scoring="toy", strategy=name.split("-")[1])
+    trainings = [("full", None, 1.0, 0.8)]
+    trainings += [(arm, name, float(name[-3:]), value) for name, value in accuracies.items() for arm in ("pruned", "random")]
+    with ten.writing() as connection:
+        for seed in range(3):
+            for arm, name, keep, value in trainings:
+                accuracy = value + seed / 1000 * (arm == "pruned")
+                connection.execute(
+                    "insert into trainings values ('v', ?, ?, ?, ?, 5, 1, ?, 0, 0)", [arm, name, keep, seed, accuracy]
+                )
+    with caplog.at_level("INFO", "curate"):
+        assert select(ten, keep="auto", tolerance=0.5) == "toy-easiest-0.5"
+    assert "'toy-easiest-0.5' is the smallest without a loss beyond 0.5 points: +0.30 ± 0.25" in caplog.text
+    assert select(ten, keep="auto", name="mine") == "mine"
+    assert members(ten, "mine") == members(ten, "toy-easiest-0.5")
+    with ten.writing() as connection:
+        connection.execute("update trainings set accuracy = 0.9 where arm = 'full'")
+    with pytest.raises(CurateError, match="no validated selection is sure to lose no more than 0.5 points; nearest is"):
+        select(ten, keep="auto")
