@@ -113,7 +113,8 @@ def test_a_hub_that_cannot_be_reached_names_the_checkpoint_option(tmp_path):
 
 
 def test_ctrl_c_ends_politely_and_the_same_command_goes_on(tmp_path):
-    shards = write_corpus(tmp_path / "corpus", 48, 60, (96, 96))  # enough that the end is far when the signal comes
+    # So many that the end is far when the signal comes.
+    shards = write_corpus(tmp_path / "corpus", 48, 60, (96, 96))
     words = ["embed", *shards, "--encoder", "pixels@48", "-c", str(tmp_path / "catalog"), "-j", "1"]
     for signal_, name in ((signal.SIGINT, "interrupted"), (signal.SIGTERM, "interrupted")):
         process = subprocess.Popen(
@@ -130,7 +131,7 @@ def test_ctrl_c_ends_politely_and_the_same_command_goes_on(tmp_path):
         assert (process.returncode, out) == (130, "")
         assert err == "curate: interrupted; what was finished is kept, and the same command goes on with the rest\n"
         assert rows(Catalog(tmp_path / "catalog"), "select last(status order by run_id) from runs") == [(name,)]
-    assert "960 samples embedded, 0 failed" in curate(*words).stderr
+    assert "2,880 samples embedded, 0 failed" in curate(*words).stderr
     left = [path.name for path in (tmp_path / "catalog").rglob("*") if path.name.startswith((".tmp", ".lock", "pending"))]
     assert not left
 
