@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from curate.stages.gallery import gallery as gallery
     from curate.stages.probe import probe as probe
     from curate.stages.query import query as query
+    from curate.stages.report import report as report
     from curate.stages.score import score as score
     from curate.stages.select import select as select
     from curate.stages.theory import theory as theory
@@ -32,12 +33,12 @@ _HOME = {
     "run": "curate.recipe",
 } | {
     verb: f"curate.stages.{verb}"
-    for verb in ("embed", "cluster", "probe", "score", "select", "query", "export", "gallery", "theory", "validate")
+    for verb in ("embed", "cluster", "probe", "score", "select", "query", "export", "gallery", "report", "theory", "validate")
 }
 
 __all__ = [
-    "Catalog", "CurateError", "cluster", "correlations", "embed", "export", "gallery", "kept", "probe", "query", "run", "score",
-    "select", "theory", "validate",
+    "Catalog", "CurateError", "cluster", "correlations", "embed", "export", "gallery", "kept", "probe", "query", "report",
+    "run", "score", "select", "theory", "validate",
 ]  # fmt: skip
 
 

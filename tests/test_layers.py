@@ -7,7 +7,19 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "curate"
 LAYERS = [
-    {"errors", "registry", "resources", "progress", "atomic", "shuffle", "provenance", "distances", "perceptron", "figures"},
+    {
+        "errors",
+        "registry",
+        "resources",
+        "progress",
+        "atomic",
+        "shuffle",
+        "provenance",
+        "distances",
+        "perceptron",
+        "figures",
+        "charts",
+    },
     {"tar", "shards", "vectors", "probes", "images", "places", "sets", "catalog", "corpus"},
     {"encoders", "metrics", "models", "strategies", "membership"},
     {"engine"},

@@ -52,6 +52,25 @@ def gallery(
     print(stage(catalog, scoring=scoring, by=by, count=count, size=size, max_rows=max_rows, out=out))
 
 
+@app.command(epilog="Example: curate report report.html --scoring el2n")
+def report(
+    out: Annotated[
+        Path | None, typer.Argument(help="HTML to write (default: report.html in the catalog).", show_default=False)
+    ] = None,
+    scoring: Annotated[
+        str | None,
+        typer.Option(help="Orders the images (default: ssl_prototypes, or the newest).", show_default=False),
+    ] = None,
+    thumbnails: Annotated[int, typer.Option(help="Images shown at most.", min=0)] = 600,
+    size: Annotated[int, typer.Option(help="Edge of an image in pixels.", min=16, max=512)] = 72,
+    catalog: CatalogOption = CATALOG,
+) -> None:
+    """Write one HTML page, readable offline: corpus, images, scores, selections, validations, lineage."""
+    from curate.stages.report import report as stage
+
+    print(stage(catalog, out, scoring=scoring, thumbnails=thumbnails, size=size))
+
+
 @app.command(epilog="Examples: curate theory --alpha-tot 8 --keep 0.3 · curate theory --figure 1a")
 def theory(
     alpha_tot: Annotated[float | None, typer.Option(help="Examples per dimension before pruning.", show_default=False)] = None,
