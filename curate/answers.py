@@ -153,12 +153,13 @@ def _described(what: str) -> list[tuple[str, str]]:
 
 _MADE = """
 select (select sum(num_samples) from shards) as samples, (select sum(num_embedded) from embedded_shards) as embedded,
-       (select sum(num_failed) from embedded_shards) as failed, k, objective, exports.*
-from clusterings cross join exports
+       (select sum(num_failed) from embedded_shards) as failed, k, objective,
+       over_full, over_full_interval, over_random, over_random_interval, exports.*
+from clusterings cross join exports join pruned_vs_random using (selection)
 """
 
 
-def print_demo(catalog: Path, picture: str) -> None:
+def print_demo(catalog: Path, report: str) -> None:
     """What the demo did, and what to try next."""
     from curate.stages.query import query
 
@@ -169,7 +170,10 @@ def print_demo(catalog: Path, picture: str) -> None:
         ("score", "ssl_prototypes, supervised_prototypes"),
         ("select", f"{made['num_samples']:,} kept, the hardest 80% with every class sure of its floor"),
         ("export", f"{made['num_shards']} shards, {made['num_bytes']:,} bytes, in {os.path.relpath(made['path'])}"),
-        ("picture", os.path.relpath(picture)),
+        ("validate", f"{made['over_full']:+.2f} ± {made['over_full_interval']:.2f} points against all digits, "
+                     f"{made['over_random']:+.2f} ± {made['over_random_interval']:.2f} against as many at random"),
+        ("picture", os.path.relpath(catalog / "figures" / "supervised_prototypes.png")),
+        ("report", os.path.relpath(report)),
     ])  # fmt: skip
     curate = _typed()
     print(f"\nTry next:\n  {curate} query class_balance -c {catalog}\n  {curate} query hardest -c {catalog}"

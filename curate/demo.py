@@ -14,7 +14,7 @@ _PER_SHARD = 1000
 
 
 def demo(folder: str | Path = "curate-demo") -> str:
-    """Write MNIST shards to `folder`/shards, run recipes/demo.toml with `folder` as its catalog; return the picture's path."""
+    """Write MNIST shards to `folder`/shards, run recipes/demo.toml with `folder` as its catalog; return the report's path."""
     folder = Path(folder).expanduser()
     made = write_shards(folder / "shards")
     log.info("%s 5,000 digits in 5 shards: %s", "wrote" if made else "nothing to do:", folder / "shards")

@@ -92,13 +92,15 @@ def test_the_demo_ends_well_within_its_time_and_draws_its_picture(tmp_path):
     assert "4,000 kept" in asked.stdout
     assert asked.stdout.count(" -c curate-demo") == 3
     print(f"the demo took {time.monotonic() - begin:.0f} s")
-    (picture,) = (tmp_path / "curate-demo/figures").glob("*.png")
+    assert "points against all digits" in asked.stdout
+    assert (tmp_path / "curate-demo/report.html").stat().st_size > 200_000
+    picture = tmp_path / "curate-demo/figures/supervised_prototypes.png"
     with Image.open(picture) as image:
         assert image.size[0] > 600
         assert np.asarray(image.convert("L")).std() > 20
     assert_easy_digits_are_typical(Catalog(tmp_path / "curate-demo"))
     again = subprocess.run([sys.executable, "-m", "curate", "demo"], cwd=tmp_path, capture_output=True, text=True)
-    assert again.stderr.count("nothing to do") == 8
+    assert again.stderr.count("nothing to do") == 9
     assert again.stdout == asked.stdout
 
 
