@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from curate.cli.options import CATALOG, CatalogOption, Embedding, Name, Seed, Strict, Workers, app, exit_partly, pair
+from curate.cli.options import CATALOG, CatalogOption, Embedding, Name, Seed, Strict, Within, Workers, app, exit_partly, pair
 
 
 @app.command(epilog="Example: curate embed 'corpus/{00000..00099}.tar' --encoder open_clip:ViT-B-32/openai")
@@ -81,6 +81,7 @@ def probe(
         int | None, typer.Option(help="Passes (default: by model and size of the corpus).", min=1, show_default=False)
     ] = None,
     fraction: Annotated[float, typer.Option(help="Train each model on a random subset; 0.7 for memorization.")] = 1.0,
+    within: Within = None,
     test: Annotated[
         list[str] | None, typer.Option(help="Test shards, for influence; repeatable.", metavar="SHARDS", show_default=False)
     ] = None,
@@ -94,7 +95,8 @@ def probe(
     from curate.stages.probe import probe as stage
 
     print(stage(
-        catalog, model=model or "mlp", count=count, epochs=epochs, fraction=fraction, test=test, embedding=embedding, seed=seed,
+        catalog, model=model or "mlp", count=count, epochs=epochs, fraction=fraction, within=within, test=test,
+        embedding=embedding, seed=seed,
         device=device, name=name,
     ))  # fmt: skip
 
@@ -155,6 +157,7 @@ def select(
     where: Annotated[
         str | None, typer.Option(help="SQL over the view sample_scores.", metavar="SQL", show_default=False)
     ] = None,
+    within: Within = None,
     skip_hardest: Annotated[
         float, typer.Option(help="Leave out this share of each class, its hardest: labels may be wrong there.")
     ] = 0.0,
@@ -172,8 +175,8 @@ def select(
         raise typer.BadParameter(f"'{keep}' is no number and not auto", param_hint="--keep") from None
     print(stage(
         catalog, keep=fraction, scoring=scoring, strategy=strategy, balance=balance, balance_by=balance_by,
-        balance_base=balance_base, scope=scope, where=where, skip_hardest=skip_hardest, tolerance=tolerance, seed=seed,
-        name=name,
+        balance_base=balance_base, scope=scope, where=where, within=within, skip_hardest=skip_hardest, tolerance=tolerance,
+        seed=seed, name=name,
     ))  # fmt: skip
 
 
@@ -194,6 +197,7 @@ def validate(
         int | None, typer.Option(help="Passes (default: by model and size of the corpus).", min=1, show_default=False)
     ] = None,
     schedule: Annotated[str, typer.Option(help="Every arm as many epochs, or as many iterations as the full one.")] = "epochs",
+    within: Within = None,
     test: Annotated[
         list[str] | None,
         typer.Option(
@@ -211,7 +215,8 @@ def validate(
 
     print(stage(
         catalog, selections, keep=keep, strategy=strategy or "hardest", scoring=scoring, balance=balance, model=model,
-        seeds=seeds, epochs=epochs, schedule=schedule, test=test, embedding=embedding, seed=seed, device=device, name=name,
+        seeds=seeds, epochs=epochs, schedule=schedule, within=within, test=test, embedding=embedding, seed=seed,
+        device=device, name=name,
     ))  # fmt: skip
 
 

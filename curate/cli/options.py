@@ -25,6 +25,9 @@ Name = Annotated[str | None, typer.Option("--name", help="Name of the result.", 
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0)]
 Workers = Annotated[int | None, typer.Option("--workers", "-j", help="Worker processes.", min=1, show_default=False)]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 instead of 3 if any sample or shard failed.")]
+Within = Annotated[
+    str | None, typer.Option(help="A selection that is all the corpus here.", metavar="SELECTION", show_default=False)
+]
 Embedding = Annotated[str | None, typer.Option(help="Which embedding (default: the only one).", show_default=False)]
 
 

@@ -44,16 +44,14 @@ def fit(files: dict[Path, int], seed: int, advance: Advance) -> Reduction:
     return Reduction(mean, (scaled / np.maximum(spread, 1e-6 * spread.max() + 1e-12)[:, None]).astype(np.float32))
 
 
-def write(files: dict[Path, int], reduction: Reduction, path: Path, advance: Advance) -> np.ndarray:
-    """Put the reduced rows of all files, in half precision, into one .npy file, and return their sample ids int64 [n]."""
-    shape = (sum(files.values()), reduction.basis.shape[1])
-    rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    ids, start = np.empty(shape[0], np.int64), 0
+def write(files: dict[Path, int], ids: np.ndarray, reduction: Reduction, path: Path, advance: Advance) -> None:
+    """Put the reduced rows of the samples `ids`, int64 [n] in order, in half precision, into one .npy file."""
+    rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(len(ids), reduction.basis.shape[1]))
+    start = 0
     for file in files:
         part = vectors.read(file)
-        stop = start + len(part.sample_ids)
-        ids[start:stop], rows[start:stop] = part.sample_ids, reduction(part.vectors)
-        advance(stop - start, stop - start)
-        start = stop
+        chosen = part.vectors[np.isin(part.sample_ids, ids)]
+        rows[start : start + len(chosen)] = reduction(chosen)
+        start += len(chosen)
+        advance(len(part.sample_ids), len(part.sample_ids))
     rows.flush()
-    return ids

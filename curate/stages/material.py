@@ -26,9 +26,13 @@ def embed_test(catalog: Catalog, parent: dict[str, Any], patterns: list[str]) ->
 
 def prepare(
     catalog: Catalog, embedding: str, folder: Path, made: list[Model], classes: dict[str, int], reduction: Any = None,
-    urls: list[str] | None = None,
+    urls: list[str] | None = None, within: str | None = None,
 ) -> Any:  # fmt: skip
-    """Write what the models read into `folder`; return how vectors were reduced, for the test samples."""
+    """Write what the models read into `folder`; return how vectors were reduced, for the test samples.
+
+    `urls` are the only shards that count, `within` is the only selection. How vectors are reduced depends on the whole
+    embedding all the same, so that corpora of several sizes are seen alike.
+    """
     from curate import vectors
     from curate.engine import features, pixels
 
@@ -42,18 +46,28 @@ def prepare(
     if not total:
         raise CurateError(f"the embedding '{embedding}' in '{catalog.path}' is empty: look at `curate query failures`")
     ids = np.concatenate([vectors.read_ids(file) for file in files])
+    if within is not None:
+        ids = ids[np.isin(ids, members(catalog, within))]
     np.save(folder / "ids.npy", ids)
     np.save(folder / "labels.npy", corpus.labels(catalog, ids, classes))
     if any(not model.edge for model in made):
         with bar("reduce", 2 * total) as advance:
             reduction = reduction or features.fit(files, 0, advance)
-            features.write(files, reduction, folder / "rows.npy", advance)
+            features.write(files, ids, reduction, folder / "rows.npy", advance)
     edges = {model.edge for model in made if model.edge}
     if edges:
         places = corpus.places(catalog, ids)
         np.savez(folder / "places.npz", **places._asdict())
         for edge in edges:
-            if total * edge * edge * 3 <= pixels.CACHE_BYTES:
-                with bar("decode", total) as advance:
+            if len(ids) * edge * edge * 3 <= pixels.CACHE_BYTES:
+                with bar("decode", len(ids)) as advance:
                     pixels.fill(places, edge, folder / f"pixels-{edge}.npy", Resources(engine.cores()), advance)
     return reduction
+
+
+def members(catalog: Catalog, selection: str) -> np.ndarray:
+    """The ids of a selection's members, int64 [n]. Raises CurateError if there is no such selection."""
+    catalog.require("selection", selection)
+    with catalog.reading() as connection:
+        found = connection.execute("select sample_id from members where selection = ? order by 1", [selection]).fetchnumpy()
+    return np.asarray(found["sample_id"], np.int64)

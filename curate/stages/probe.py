@@ -23,6 +23,7 @@ def probe(
     count: int | None = None,
     epochs: int | None = None,
     fraction: float = 1.0,
+    within: str | None = None,
     test: list[str] | str | None = None,
     embedding: str | None = None,
     seed: int = 0,
@@ -34,7 +35,8 @@ def probe(
     Models are heads on an embedding (linear, mlp, ridge) or read the images (conv, resnet18, timm:NAME). `count`
     is 10 for one kind, 1 for each of several, and for subsets 2,000 ridge models or 200 others. `epochs` depends on
     the model and on the size of the corpus. Influence is measured on the samples of the shards `test`, which are
-    embedded into a catalog inside this one. Parts that are finished when a run is killed are kept.
+    embedded into a catalog inside this one. `within` names a selection that is all the corpus for this probe: other
+    samples get no score from it. Parts that are finished when a run is killed are kept.
     """
     specs = [model] if isinstance(model, str) else list(model)
     check(model=specs, count=count, epochs=epochs, fraction=fraction)
@@ -42,13 +44,15 @@ def probe(
     catalog = Catalog(catalog)
     parent = catalog.require("embedding", embedding)
     embedding = str(parent["embedding"])
-    name = sets.check_name(name or default_name(specs, fraction))
+    name = sets.check_name(name or default_name(specs, fraction, within))
     held_out = material.embed_test(catalog, parent, [test] if isinstance(test, str) else test) if test else None
-    plan = Plan(specs, _counts(specs, count, fraction), epochs or _epochs(catalog, embedding, specs, fraction), fraction, seed,
-                held_out[1] if held_out else [])  # fmt: skip
+    passes = epochs or _epochs(catalog, embedding, specs, fraction, within)
+    urls = held_out[1] if held_out else []
+    plan = Plan(specs, _counts(specs, count, fraction), passes, fraction, seed, urls, within)
     settings = {"embedding": embedding, **plan._asdict()}
     content = [catalog.embedding_fingerprint(embedding)]
     content += [held_out[0].embedding_fingerprint(embedding)] if held_out else []
+    content += [catalog.require("selection", within)["fingerprint"]] if within else []
     code = [provenance.source(models.models[spec.partition(":")[0]]) for spec in specs]
     fingerprint = provenance.fingerprint("probe", settings, *content, *code)
     old = catalog.head("probe", name)
@@ -78,6 +82,7 @@ class Plan(NamedTuple):
     fraction: float
     seed: int
     test: list[str]
+    within: str | None
 
 
 def check(
@@ -95,10 +100,10 @@ def check(
         raise CurateError(f"--count must be from 1 to {_SEEDS:,}, --epochs at least 1")
 
 
-def default_name(specs: list[str], fraction: float) -> str:
-    """The model's name, or diverse for several; and the fraction, if it is not all."""
+def default_name(specs: list[str], fraction: float, within: str | None = None) -> str:
+    """The model's name, or diverse for several; the fraction, if it is not all; and the selection."""
     base = "diverse" if len(specs) > 1 else specs[0].replace(":", "-").replace("/", "-")
-    return base if fraction == 1 else f"{base}-{fraction:g}"
+    return "-".join(filter(None, (base, f"{fraction:g}" if fraction < 1 else None, f"in-{within}" if within else None)))
 
 
 def _counts(specs: list[str], count: int | None, fraction: float) -> list[int]:
@@ -115,12 +120,13 @@ def _counts(specs: list[str], count: int | None, fraction: float) -> list[int]:
     return counts
 
 
-def _epochs(catalog: Catalog, embedding: str, specs: list[str], fraction: float) -> int:
+def _epochs(catalog: Catalog, embedding: str, specs: list[str], fraction: float, within: str | None) -> int:
     """The most epochs that any of the models needs on a corpus of this size."""
     with catalog.reading() as connection:
         ((rows,),) = connection.execute(
-            "select count(label) from samples where shard_id in (select shard_id from embedded_shards where embedding = ?)",
-            [embedding],
+            "select count(label) from samples where shard_id in (select shard_id from embedded_shards where embedding = $1) "
+            "and ($2 is null or sample_id in (select sample_id from members where selection = $2))",
+            [embedding, within],
         ).fetchall()
     return max(models.epochs(models.make(spec, fraction), max(round(fraction * rows), 1)) for spec in specs)
 
@@ -149,7 +155,7 @@ def _train(
     made = [models.make(spec) for spec in plan.specs]
     classes = corpus.classes(catalog)
     with catalog.workspace() as folder:
-        reduction = material.prepare(catalog, head["embedding"], folder / "corpus", made, classes)
+        reduction = material.prepare(catalog, head["embedding"], folder / "corpus", made, classes, within=plan.within)
         if held_out:
             material.prepare(held_out, head["embedding"], folder / "test", made, classes, reduction, plan.test)
         inputs = Inputs(folder / "corpus")

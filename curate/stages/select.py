@@ -29,6 +29,7 @@ def select(
     balance_base: str = "proportional",
     scope: str = "global",
     where: str | None = None,
+    within: str | None = None,
     skip_hardest: float = 0.0,
     tolerance: float = 0.5,
     seed: int = 0,
@@ -38,12 +39,12 @@ def select(
 
     Every class keeps at least `balance` of the share it would have if all classes were pruned equally; the
     rest of the budget goes to the highest priorities anywhere. On an unlabelled corpus the groups are clusters.
-    `scope` class or cluster prunes every group equally. `where` narrows the candidates: SQL over the view
-    `sample_scores`; `keep` is then the fraction of these. Samples without a score come last, whatever the
-    strategy and the balance, and so does the fraction `skip_hardest` of each group with the highest scores, which
-    on a corpus with wrong labels are the wrong ones. `seed` breaks ties. `keep` auto takes the smallest validated
-    selection whose 95% interval shows no loss beyond `tolerance` points of accuracy, and leaves the other options
-    to the evidence. The default name tells the options that are not the defaults.
+    `scope` class or cluster prunes every group equally. `where` narrows the candidates by SQL over the view
+    `sample_scores`, `within` by another selection; `keep` is then the fraction of these. Samples without a score come
+    last, whatever the strategy and the balance, and so does the fraction `skip_hardest` of each group with the highest
+    scores, which on a corpus with wrong labels are the wrong ones. `seed` breaks ties. `keep` auto takes the smallest
+    validated selection whose 95% interval shows no loss beyond `tolerance` points of accuracy, and leaves the other
+    options to the evidence. The default name tells the options that are not the defaults.
     """
     check(keep=keep, strategy=strategy, balance=balance, balance_by=balance_by, balance_base=balance_base, scope=scope,
           skip_hardest=skip_hardest, tolerance=tolerance)  # fmt: skip
@@ -58,7 +59,11 @@ def select(
         "balance": balance, "balance_by": balance_by, "balance_base": balance_base, "where_sql": where,
         "skip_hardest": skip_hardest, "seed": seed,
     }  # fmt: skip
-    name = sets.check_name(name or _default_name(settings))
+    name = sets.check_name(name or _default_name(settings, within))
+    if within:
+        catalog.require("selection", within)
+        inside = f"sample_id in (select sample_id from members where selection = {sets.literal(within)})"
+        settings["where_sql"] = f"{inside} and ({where}\n)" if where else inside
     if scope != "global":
         settings |= {"balance": 1.0, "balance_by": {"class": "label"}.get(scope, scope)}
     settings["balance_by"] = settings["balance_by"] or _default_groups(catalog)
@@ -109,7 +114,7 @@ def check(
         raise CurateError(f"--scope {scope} prunes every {scope} equally: leave out --balance and --balance-by")
 
 
-def _default_name(settings: dict[str, Any]) -> str:
+def _default_name(settings: dict[str, Any], within: str | None) -> str:
     """Scoring, strategy and keep; and every other option that is not the default, so that no two selections share a name."""
     where = settings["where_sql"]
     parts = [
@@ -121,6 +126,7 @@ def _default_name(settings: dict[str, Any]) -> str:
         f"by_{settings['balance_by']}" if settings["balance_by"] else None,
         settings["balance_base"] if settings["balance_base"] != "proportional" else None,
         f"where{hashlib.sha256(where.encode()).hexdigest()[:6]}" if where else None,
+        f"in-{within}" if within else None,
         f"skip{settings['skip_hardest']:.10g}" if settings["skip_hardest"] else None,
         f"seed{settings['seed']}" if settings["seed"] else None,
     ]

@@ -30,6 +30,7 @@ def validate(
     seeds: int = 5,
     epochs: int | None = None,
     schedule: str = "epochs",
+    within: str | None = None,
     test: list[str] | str | None = None,
     embedding: str | None = None,
     seed: int = 0,
@@ -40,8 +41,9 @@ def validate(
 
     The selections are those named, or those of the grid `keep` × `strategy` by `scoring`, which are made, or all that the
     catalog has. `seeds` models train in each arm, paired by seed. `schedule` epochs trains every arm for as many passes;
-    iterations for as many steps as the whole corpus gets. Tested on the shards `test`, or on a fifth of the corpus held
-    out by a hash of the keys. Each training is kept when it ends, so that the same command goes on after an interruption.
+    iterations for as many steps as the whole corpus gets. `within` names a selection that is all the corpus for this
+    comparison. Tested on the shards `test`, or on a fifth of the corpus held out by a hash of the keys. Each training is
+    kept when it ends, so that the same command goes on after an interruption.
     """
     keeps = [keep] if isinstance(keep, int | float) else list(keep or [])
     chosen_strategies = [strategy] if isinstance(strategy, str) else list(strategy)
@@ -51,18 +53,19 @@ def validate(
     parent = catalog.require("embedding", embedding)
     embedding = str(parent["embedding"])
     names = [*(selections or [])]
-    names += [select(catalog, keep=one, scoring=scoring, strategy=other, balance=balance) for one in keeps
-              for other in chosen_strategies]  # fmt: skip
+    names += [select(catalog, keep=one, scoring=scoring, strategy=other, balance=balance, within=within)
+              for one in keeps for other in chosen_strategies]  # fmt: skip
     names = list(dict.fromkeys(names or catalog.names("selection")))
     heads = [catalog.require("selection", one) for one in names or [None]]  # type: ignore[list-item]
     held_out = material.embed_test(catalog, parent, [test] if isinstance(test, str) else test) if test else None
-    plan = Plan(model, seeds, epochs, schedule, seed, held_out[1] if held_out else [])
+    plan = Plan(model, seeds, epochs, schedule, seed, held_out[1] if held_out else [], within)
     settings = {"embedding": embedding, "selections": names, **plan._asdict()}
     content = [head["fingerprint"] for head in heads] + [catalog.embedding_fingerprint(embedding)]
     content += [held_out[0].embedding_fingerprint(embedding)] if held_out else []
+    content += [catalog.require("selection", within)["fingerprint"]] if within else []
     code = provenance.source(models.models[model.partition(":")[0]])
     fingerprint = provenance.fingerprint("validate", settings, *content, code)
-    name = sets.check_name(name or _default_name(model, schedule))
+    name = sets.check_name(name or _default_name(model, schedule, within))
     old = catalog.head("validation", name)
     if old and old["fingerprint"] == fingerprint and len(_done(catalog, name)) == old["num_trainings"]:
         log.info("nothing to do: '%s' is this validation already (%s trainings)", name, old["num_trainings"])
@@ -92,6 +95,7 @@ class Plan(NamedTuple):
     schedule: str
     seed: int
     test: list[str]
+    within: str | None
 
 
 class Verdict(NamedTuple):
@@ -119,9 +123,10 @@ def check(
         raise CurateError("--seeds must be at least 2, which an interval needs, and --epochs at least 1")
 
 
-def _default_name(model: str, schedule: str) -> str:
-    base = model.replace(":", "-").replace("/", "-")
-    return base if schedule == "epochs" else f"{base}-{schedule}"
+def _default_name(model: str, schedule: str, within: str | None) -> str:
+    parts = (model.replace(":", "-").replace("/", "-"), schedule if schedule != "epochs" else None,
+             f"in-{within}" if within else None)  # fmt: skip
+    return "-".join(filter(None, parts))
 
 
 def _done(catalog: Catalog, name: str) -> set[tuple[str, str | None, int]]:
@@ -141,7 +146,7 @@ def _compare(
 
     made, classes = models.make(plan.model), corpus.classes(catalog)
     with catalog.workspace() as folder:
-        reduction = material.prepare(catalog, head["embedding"], folder / "corpus", [made], classes)
+        reduction = material.prepare(catalog, head["embedding"], folder / "corpus", [made], classes, within=plan.within)
         inputs = test = Inputs(folder / "corpus")
         labelled = inputs.array("labels") >= 0
         train, places = labelled, np.array([], np.int64)

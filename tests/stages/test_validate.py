@@ -166,3 +166,23 @@ def test_verdicts_are_plain():
     assert "loses, -0.60 ± 0.30 points; no difference from random found" in _verdict("s", 0.5, 79, -0.6, 0.3, 0.1, 0.2).text
     assert "gains, +0.60" in _verdict("s", 0.5, 79, 0.6, 0.3, -0.5, 0.2).text
     assert "worse than random, -0.50" in _verdict("s", 0.5, 79, 0.6, 0.3, -0.5, 0.2).text
+
+
+def test_a_corpus_within_the_corpus_is_all_that_is_seen(coloured, tmp_path):
+    test = colours(tmp_path, "test", 60, 2)
+    small = select(coloured, keep=0.4, strategy="random", balance=0, name="small")
+    inside = set(members(coloured, small))
+    assert curate.probe(coloured, model="mlp:8", count=2, epochs=2, within="small") == "mlp-8-in-small"
+    score(coloured, "el2n")
+    assert {
+        row[0] for row in rows(coloured, "select sample_id from scores where scoring = 'el2n' and score is not null")
+    } == inside
+    options = {**OPTIONS, "scoring": "el2n"}
+    assert validate(coloured, keep=0.5, within="small", test=test, **options) == "mlp-16-in-small"
+    pruned = set(members(coloured, "el2n-hardest-0.5-in-small"))
+    assert len(pruned) == 60
+    assert pruned < inside
+    counts = dict(rows(coloured, "select arm, any_value(num_samples) from trainings group by arm"))
+    assert counts == {"full": 120, "pruned": 60, "random": 60}
+    with pytest.raises(CurateError, match="no selection called 'none'"):
+        select(coloured, keep=0.5, scoring="el2n", within="none")
