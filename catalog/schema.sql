@@ -95,3 +95,12 @@ create table class_accuracies (
     validation text not null, arm text not null, selection text, seed bigint not null, label text not null,
     num_test bigint not null, accuracy double not null
 );
+
+-- How the error falls with the number of samples: arms random (and everything), and pareto, the least over initial sizes and keeps.
+-- error = asymptote + amplitude · n^-exponent, or · exp(-exponent · n). fit_points holds what was fitted.
+create table fits (
+    fit text not null, model text not null, arms text not null, form text not null, exponent double not null,
+    exponent_low double not null, exponent_high double not null, amplitude double not null, asymptote double not null,
+    num_points integer not null, seeds integer not null, fingerprint text not null, run_id bigint not null
+);
+create table fit_points (fit text not null, num_samples double not null, error double not null, fitted double not null);

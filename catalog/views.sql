@@ -26,7 +26,8 @@ union all select 'probe', probe, run_id from probes
 union all select 'scoring', scoring, run_id from scorings
 union all select 'selection', selection, run_id from selections
 union all select 'export', export, run_id from exports
-union all select 'validation', validation, run_id from validations;
+union all select 'validation', validation, run_id from validations
+union all select 'fit', fit, run_id from fits;
 
 -- Every set with what it was made from. out_of_date: what it was made from has been replaced or has grown since.
 create or replace view lineage as

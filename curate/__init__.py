@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from curate.stages.compare import correlations as correlations
     from curate.stages.embed import embed as embed
     from curate.stages.export import export as export
+    from curate.stages.fit import fit as fit
     from curate.stages.gallery import gallery as gallery
     from curate.stages.probe import probe as probe
     from curate.stages.query import query as query
@@ -33,12 +34,25 @@ _HOME = {
     "run": "curate.recipe",
 } | {
     verb: f"curate.stages.{verb}"
-    for verb in ("embed", "cluster", "probe", "score", "select", "query", "export", "gallery", "report", "theory", "validate")
+    for verb in (
+        "embed",
+        "cluster",
+        "probe",
+        "score",
+        "select",
+        "query",
+        "export",
+        "fit",
+        "gallery",
+        "report",
+        "theory",
+        "validate",
+    )
 }
 
 __all__ = [
-    "Catalog", "CurateError", "cluster", "correlations", "embed", "export", "gallery", "kept", "probe", "query", "report",
-    "run", "score", "select", "theory", "validate",
+    "Catalog", "CurateError", "cluster", "correlations", "embed", "export", "fit", "gallery", "kept", "probe", "query",
+    "report", "run", "score", "select", "theory", "validate",
 ]  # fmt: skip
 
 

@@ -88,6 +88,37 @@ def comparisons(path: Path, names: list[str], differences: dict[str, tuple[np.nd
         axes.legend(fontsize=8)
 
 
+def scaling(
+    path: Path, arms: dict[str, tuple[np.ndarray, np.ndarray]], laws: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> None:  # fmt: skip
+    """Test error against the number of training samples: arms as points, laws as lines, as Fig. 3 of the paper."""
+    with figures.drawing(path, 7, 4.4) as (_, axes):
+        for index, (name, (sizes, errors)) in enumerate(arms.items()):
+            axes.plot(sizes, errors, "o" if name == "random" else "s", ms=4, label=name, ls="none",
+                      color=figures.RANDOM if name == "random" else figures.COLOURS[index % 7])  # fmt: skip
+        for (name, (sizes, errors)), style in zip(laws.items(), ("-", "--"), strict=False):
+            axes.plot(sizes, errors, style, color=figures.RANDOM if name == "random" else "black", label=f"{name}, fitted")
+        figures.logarithmic(axes)
+        figures.named(axes, "training samples", "test error")
+        axes.legend(fontsize=7, ncols=2)
+
+
+def crossover(path: Path, lines: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+    """Gain over random in points with its interval, against the size of the corpus, as Fig. 1D of the paper."""
+    with figures.drawing(path, 7, 4) as (_, axes):
+        for index, (name, (sizes, gains, intervals)) in enumerate(lines.items()):
+            style = {"color": figures.HARD if "hardest" in name else figures.EASY if "easiest" in name else figures.COLOURS[2],
+                     "alpha": 1 - 0.5 * (index // 2) / max(len(lines) // 2, 1)}  # fmt: skip
+            axes.errorbar(sizes, gains, yerr=intervals, fmt="o-", ms=4, capsize=2, label=name, **style)
+        axes.axhline(0, color="black", lw=0.8)
+        figures.logarithmic(axes, "x")
+        axes.set_yscale("symlog", linthresh=2)
+        axes.set_yticks(_ticks(*axes.get_ylim()), minor=False)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        figures.named(axes, "samples in the corpus", "accuracy over random (points, 95%)")
+        axes.legend(fontsize=7)
+
+
 def _ticks(low: float, high: float) -> list[float]:
     """1, 2, 5 … to both sides of 0, as far as the axis goes."""
     steps = [digit * 10.0**power for power in range(3) for digit in (1, 2, 5)]

@@ -16,7 +16,7 @@ from curate.errors import CurateError
 from curate.progress import log
 
 _LATER = ("CATALOG", "SELECTION")
-STAGES = ("embed", "cluster", "probe", "score", "select", "validate", "export", "gallery", "report")
+STAGES = ("embed", "cluster", "probe", "score", "select", "validate", "export", "fit", "gallery", "report")
 
 
 class Step(NamedTuple):

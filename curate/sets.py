@@ -16,6 +16,7 @@ HEADS = {
     "scoring": ("scorings", "curate score METRIC"),
     "selection": ("selections", "curate select --keep F"),
     "validation": ("validations", "curate validate"),
+    "fit": ("fits", "curate fit"),
     "export": ("exports", "curate export SELECTION OUT"),
 }
 _NAME = re.compile(r"[A-Za-z0-9@_][A-Za-z0-9@_.,+=-]{0,127}")

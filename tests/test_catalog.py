@@ -12,12 +12,13 @@ def columns(catalog: Catalog, table: str) -> list[tuple]:
 
 def test_a_catalog_of_the_first_schema_is_brought_up_to_date_when_it_is_read(catalog, tmp_path):
     score(catalog, "random")
-    tables = ("probes", "probe_models", "scorings", "scores", "validations", "trainings", "class_accuracies")
+    new = ("probes", "probe_models", "validations", "trainings", "class_accuracies", "fits", "fit_points")
+    tables = (*new, "scorings", "scores", "selections")
     wanted, kept = {table: columns(catalog, table) for table in tables}, rows(catalog, "select scoring, score from scores")
     with catalog.writing() as connection:
         for view in ("lineage", "named_sets", "sample_scores", "pruned_vs_random"):
             connection.execute(f"drop view {view}")
-        for table in ("probes", "probe_models", "validations", "trainings", "class_accuracies"):
+        for table in new:
             connection.execute(f"drop table {table}")
         connection.execute("alter table selections drop column skip_hardest")
         connection.execute("alter table scorings drop column reliability")

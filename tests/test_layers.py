@@ -17,6 +17,7 @@ LAYERS = [
         "provenance",
         "distances",
         "perceptron",
+        "scaling",
         "figures",
         "charts",
     },

@@ -62,7 +62,7 @@ def test_set_and_from_change_a_run(toml, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("text", "reason"), [
     ("[select]\nkep = 0.5", r"\[select\] .*'kep'; it takes: keep, scoring"),
-    ("[select]\nkeep = '0.5'", "keep = '0.5' is not a number"),
+    ("[select]\nkeep = '0.5'", "--keep '0.5': give a fraction"),
     ("[score]\nmetrics = 3", "metrics = 3 is not"),
     ("[cluster]\nk = true", "k = True is not a whole number"), ("", "has no step"),
     ("[score]\nmetrics = ['el3n']", "no metric called"),

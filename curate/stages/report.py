@@ -148,6 +148,24 @@ class Page:
             "tables": [self._table(resources.sql("queries/pruned_vs_random"))],
         }  # fmt: skip
 
+    def scaling(self) -> dict[str, Any] | None:
+        """How the error falls with the number of samples: what `curate fit` found and drew."""
+        table = self._table(
+            "select fit, form, round(exponent, 4) as exponent, round(exponent_low, 4) as low, round(exponent_high, 4) as high, "
+            "round(asymptote, 4) as asymptote, num_points, seeds from fits order by fit"
+        )
+        if table is None:
+            return None
+        drawn = sorted(
+            path for kind in ("scaling", "crossover") for path in (self.catalog.path / "figures").glob(f"{kind}-*.svg")
+        )
+        return {
+            "id": "scaling", "title": "Scaling", "tables": [table],
+            "figures": [{"alt": path.stem, "data": base64.b64encode(path.read_bytes()).decode("ascii")} for path in drawn],
+            "text": "error = asymptote + amplitude · samples^−exponent, with the exponent's 95% interval over seeds. Pareto: the "
+                    "least error over sizes of the corpus and fractions kept, chosen by other seeds than it is measured by.",
+        }  # fmt: skip
+
     def scorings(self) -> dict[str, Any] | None:
         """How the scores are spread, and how alike the scorings rank."""
         names = self.catalog.names("scoring")

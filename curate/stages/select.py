@@ -97,7 +97,7 @@ def check(
     """CurateError for options that cannot be, or that contradict each other."""
     strategies[strategy]
     if keep != "auto" and not (isinstance(keep, int | float) and 0 < keep <= 1):
-        raise CurateError(f"--keep {keep}: give a fraction above 0 and up to 1, such as 0.8, or auto")
+        raise CurateError(f"--keep {keep!r}: give a fraction above 0 and up to 1, such as 0.8, or auto")
     if not 0 <= skip_hardest < 1:
         raise CurateError(f"--skip-hardest {skip_hardest:g}: give a fraction from 0 to below 1, such as 0.1")
     if tolerance < 0:

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+
+from curate import scaling
+
+SIZES = np.array([250, 500, 1000, 2000, 5000, 10_000, 50_000])
+
+
+@pytest.mark.parametrize(("exponent", "asymptote"), [(0.5, 0.0), (0.3, 0.18), (1.0, 0.02)])
+def test_a_power_law_is_found_with_its_asymptote(exponent, asymptote):
+    law = scaling.fit(SIZES, asymptote + 3.0 * SIZES**-exponent)
+    assert law.exponent == pytest.approx(exponent, rel=2e-2)
+    assert law.asymptote == pytest.approx(asymptote, abs=2e-3)
+    np.testing.assert_allclose(law(SIZES), asymptote + 3.0 * SIZES**-exponent, rtol=2e-3)
+
+
+def test_an_exponential_is_found():
+    errors = 0.1 + 0.4 * np.exp(-SIZES / 5000)
+    law = scaling.fit(SIZES, errors, "exponential")
+    assert law.exponent == pytest.approx(1 / 5000, rel=2e-2)
+    assert law.asymptote == pytest.approx(0.1, abs=2e-3)
+
+
+def test_the_interval_of_the_exponent_holds_the_truth():
+    generator = np.random.default_rng(0)
+    errors = (0.05 + 3.0 * SIZES[:, None] ** -0.5) * (1 + 0.01 * generator.standard_normal((len(SIZES), 6)))
+    found = scaling.fit_arms(SIZES, errors, pareto=False)
+    assert found.low < 0.5 < found.high
+    assert found.high - found.low < 0.2
+
+
+def test_the_envelope_of_equal_arms_is_no_lower_than_they_are():
+    """Twenty arms of one size and one true error: the least of their means is too low, the envelope is not."""
+    generator = np.random.default_rng(0)
+    naive, careful = [], []
+    for _ in range(200):
+        errors = 0.2 + 0.01 * generator.standard_normal((20, 4))
+        naive.append(errors.mean(axis=1).min())
+        careful.append(scaling.envelope(np.full(20, 100), errors)[1][0])
+    assert np.mean(naive) < 0.192
+    assert np.mean(careful) == pytest.approx(0.2, abs=0.001)
+
+
+def test_the_envelope_takes_the_best_arm_that_is_not_larger():
+    sizes, errors = np.array([100, 100, 200, 300]), np.array([0.3, 0.2, 0.25, 0.1])[:, None].repeat(4, axis=1)
+    levels, found = scaling.envelope(sizes, errors)
+    assert levels.tolist() == [100, 200, 300]
+    np.testing.assert_allclose(found, [0.2, 0.2, 0.1])
