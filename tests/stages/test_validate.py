@@ -186,3 +186,12 @@ def test_a_corpus_within_the_corpus_is_all_that_is_seen(coloured, tmp_path):
     assert counts == {"full": 120, "pruned": 60, "random": 60}
     with pytest.raises(CurateError, match="no selection called 'none'"):
         select(coloured, keep=0.5, scoring="el2n", within="none")
+
+
+def test_networks_of_images_validate_too(coloured):
+    assert validate(coloured, keep=0.5, scoring="supervised_prototypes", model="conv:16", seeds=2, epochs=1) == "conv-16"
+    assert rows(coloured, "select arm, count(*) from trainings group by arm order by arm") == [
+        ("full", 2),
+        ("pruned", 2),
+        ("random", 2),
+    ]
