@@ -8,8 +8,9 @@ import numpy as np
 
 from curate import charts, images, resources
 from curate.catalog import Catalog
+from curate.errors import CurateError
 from curate.places import image_at
-from curate.progress import bar
+from curate.progress import bar, log
 from curate.stages.compare import correlations
 from curate.stages.validate import verdicts
 
@@ -192,14 +193,20 @@ class Page:
             ).fetchall():
                 kept.setdefault(sample_id, []).append(selection)
         how = images.Preprocessing(size, size, resize="longest", fill=(255, 255, 255))
-        shown = []
+        shown, problems = [], []
         with bar("thumbnails", len(rows)) as advance:
             for row in rows:
-                pixels = image_at(row["url"], row["byte_offset"], row["num_bytes"], how)
+                try:
+                    pixels = image_at(row["url"], row["byte_offset"], row["num_bytes"], how)
+                except CurateError as error:
+                    problems.append(str(error))
+                    continue
                 shown.append({"image": _jpeg(pixels), "row": {name: _plain(value) for name, value in row.items()},
                               "cluster": row.get(self.clustering) if self.clustering else None,
                               "kept": kept.get(row["sample_id"], [])})  # fmt: skip
                 advance(1, 1)
+        if problems:
+            log.warning("%d images are left out; the first: %s", len(problems), problems[0])
         return shown
 
     def gallery(self, samples: list[dict[str, Any]]) -> dict[str, Any]:

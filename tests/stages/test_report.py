@@ -130,3 +130,12 @@ def test_a_browser_shows_filters_and_sorts_without_a_complaint(whole, tmp_path, 
     assert result["dark"] == dark
     assert result["paper"] == ("rgb(20, 23, 28)" if dark else "rgb(255, 255, 255)")
     assert result["wide"], "nothing sticks out at the side"
+
+
+def test_images_of_a_shard_that_is_gone_are_left_out_and_counted(tmp_path, caplog):
+    catalog = make_catalog(tmp_path)
+    (tmp_path / "corpus" / "001.tar").rename(tmp_path / "elsewhere.tar")
+    with caplog.at_level("WARNING", "curate"):
+        page = Path(curate.report(catalog)).read_text()
+    assert "10 images are left out; the first: " in caplog.text
+    assert len(json.loads(re.search(r'id="samples">(.*?)</script>', page, re.DOTALL).group(1))) == 20
