@@ -4,6 +4,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -38,3 +39,5 @@ def test_a_wheel_in_a_fresh_environment_lists_its_queries_and_recipes(tmp_path):
     assert "class_balance" in run("list", "queries")
     assert "demo" in run("list", "recipes")
     assert run("run", "demo", "--dry-run").strip() == "curate-demo"
+    with zipfile.ZipFile(wheel) as archive:
+        assert {"curate/templates/report.html", "curate/shipped/catalog/migrations/2.sql"} <= set(archive.namelist())
