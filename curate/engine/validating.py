@@ -18,10 +18,13 @@ LABEL_SMOOTHING = 0.1
 
 
 class Arm(NamedTuple):
-    """Models that train on equally many samples; `subsets` is a file of places, int64 [m, k]."""
+    """Models that train on equally many samples; `subsets` is a file of places, int64 [m, k].
+
+    Random arms of several selections are one where they drew the same samples.
+    """
 
     arm: str
-    selection: str | None
+    selections: tuple[str | None, ...]
     keep: float
     seeds: list[int]
     epochs: int
@@ -54,9 +57,9 @@ class TrainArm:
         right = (logits.argmax(2) == labels).numpy()
         totals = np.bincount(labels.numpy(), minlength=self.classes)
         return [
-            {"arm": arm.arm, "selection": arm.selection, "keep": arm.keep, "seed": seed, "num_samples": subsets.shape[1],
+            {"arm": arm.arm, "selection": selection, "keep": arm.keep, "seed": seed, "num_samples": subsets.shape[1],
              "epochs": arm.epochs, "accuracy": float(right[place].mean()), "seconds": seconds,
              "loss": float(functional.cross_entropy(logits[place], labels)),
              "totals": totals, "rights": np.bincount(labels.numpy()[right[place]], minlength=self.classes)}
-            for place, seed in enumerate(arm.seeds)
+            for selection in arm.selections for place, seed in enumerate(arm.seeds)
         ]  # fmt: skip

@@ -1,7 +1,8 @@
 """Which samples each arm of a validation trains on: everything, a selection, and as many drawn at random."""
 
+import hashlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +29,39 @@ def held_out_by_key(catalog: Catalog, ids: np.ndarray) -> np.ndarray:
 def arms(
     catalog: Catalog, schedule: str, seeds: list[int], stack: int, selections: list[dict[str, Any]], ids: np.ndarray,
     train: np.ndarray, epochs: int, folder: Path,
-) -> Iterator[Arm]:  # fmt: skip
+) -> list[Arm]:  # fmt: skip
     """full, and for each selection pruned and random; as many seeds in one arm as train as one tensor program.
 
     `train` says which of the samples `ids` may be trained on, bool [n]; the places of each arm go to files in `folder`.
     """
     whole = np.flatnonzero(train)
+    made: dict[str, Arm] = {}
 
-    def stacks(arm: str, selection: str | None, keep: float, subsets: list[np.ndarray]) -> Iterator[Arm]:
+    def add(arm: str, selection: str | None, keep: float, subsets: list[np.ndarray]) -> None:
         passes = epochs
         if schedule == "iterations":
             passes = max(round(epochs * len(whole) / len(subsets[0])), 1)
         for start in range(0, len(seeds), stack):
-            file = folder / f"{arm}-{len(list(folder.glob('*.npy')))}.npy"
-            np.save(file, np.stack(subsets[start : start + stack]))
-            yield Arm(arm, selection, keep, seeds[start : start + stack], passes, file)
+            places = np.stack(subsets[start : start + stack])
+            # Selections of one size, such as the hardest and the easiest half, are compared with the same random samples.
+            key = f"{arm}-{start}-{hashlib.sha256(places.tobytes()).hexdigest()[:16]}"
+            if key in made:
+                made[key] = made[key]._replace(selections=(*made[key].selections, selection))
+                continue
+            np.save(folder / f"{key}.npy", places)
+            made[key] = Arm(arm, (selection,), keep, seeds[start : start + stack], passes, folder / f"{key}.npy")
 
-    yield from stacks("full", None, 1.0, [whole] * len(seeds))
+    add("full", None, 1.0, [whole] * len(seeds))
     for head in selections:
         with catalog.reading() as connection:
             found = connection.execute("select sample_id from members where selection = ?", [head["selection"]]).fetchnumpy()
         kept = np.flatnonzero(train & np.isin(ids, found["sample_id"]))
         if not len(kept):
             raise CurateError(f"the selection '{head['selection']}' has no labelled sample to train on")
-        yield from stacks("pruned", head["selection"], head["keep"], [kept] * len(seeds))
+        add("pruned", head["selection"], head["keep"], [kept] * len(seeds))
         draw = _random_draw(catalog, head, ids, train, len(kept))
-        yield from stacks("random", head["selection"], head["keep"], [draw(seed) for seed in seeds])
+        add("random", head["selection"], head["keep"], [draw(seed) for seed in seeds])
+    return list(made.values())
 
 
 def _random_draw(

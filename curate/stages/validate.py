@@ -163,12 +163,12 @@ def _compare(
         epochs = plan.epochs or models.epochs(made, int(train.sum()))
         seeds = [plan.seed + place for place in range(plan.seeds)]
         ids = inputs.array("ids")
-        every = list(arms(catalog, plan.schedule, seeds, made.stack, selections, ids, train, epochs, folder))
+        every = arms(catalog, plan.schedule, seeds, made.stack, selections, ids, train, epochs, folder)
         head |= {"epochs": epochs, "num_test": len(places), "num_samples": int(train.sum()),
-                 "num_trainings": sum(len(arm.seeds) for arm in every)}  # fmt: skip
+                 "num_trainings": sum(len(arm.seeds) * len(arm.selections) for arm in every)}  # fmt: skip
         _claim(catalog, head)
         done = _done(catalog, head["validation"])
-        todo = [arm for arm in every if (arm.arm, arm.selection, arm.seeds[0]) not in done]
+        todo = [arm for arm in every if not {(arm.arm, selection, arm.seeds[0]) for selection in arm.selections} <= done]
         task = TrainArm(plan.model, inputs, test, folder / "test.npy", len(classes), device)
         total = sum(arm.epochs * np.load(arm.subsets, mmap_mode="r").size for arm in todo)
         with bar("train", int(total)) as advance:
@@ -194,8 +194,13 @@ def _commit(catalog: Catalog, name: str, rows: list[dict[str, Any]], classes: li
     with catalog.writing() as connection:
         for row in rows:
             totals, rights = row.pop("totals"), row.pop("rights")
-            sets.insert(connection, "trainings", {"validation": name, **row})
             key = {"validation": name, "arm": row["arm"], "selection": row["selection"], "seed": row["seed"]}
+            for table in ("trainings", "class_accuracies"):  # an arm of two selections, one of which was there already
+                connection.execute(
+                    f"delete from {table} where validation = $validation and arm = $arm and seed = $seed "
+                    "and selection is not distinct from $selection", key,
+                )  # fmt: skip
+            sets.insert(connection, "trainings", {"validation": name, **row})
             for label, total, right in zip(classes, totals.tolist(), rights.tolist(), strict=True):
                 if total:
                     found = {"label": label, "num_test": total, "accuracy": right / total}

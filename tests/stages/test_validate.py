@@ -10,6 +10,7 @@ from scipy import stats
 import curate
 from curate import sets
 from curate.catalog import Catalog
+from curate.engine import validating
 from curate.errors import CurateError
 from curate.stages import arms
 from curate.stages.embed import embed
@@ -195,3 +196,14 @@ def test_networks_of_images_validate_too(coloured):
         ("pruned", 2),
         ("random", 2),
     ]
+
+
+def test_selections_of_one_size_share_their_random_samples(coloured, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(arms, "Arm", lambda *words: trained.append(words[0]) or arms_of(*words))
+    arms_of = validating.Arm
+    validate(coloured, keep=[0.5], strategy=["hardest", "easiest"], test=colours(tmp_path, "test", 30, 2), **OPTIONS)
+    assert sorted(trained) == ["full", "pruned", "pruned", "random"]
+    pairs = rows(coloured, "select seed, count(*), count(distinct accuracy) from trainings where arm = 'random' group by seed")
+    assert [pair[1:] for pair in pairs] == [(2, 1)] * 3
+    assert rows(coloured, "select count(*) from pruned_vs_random where seeds = 3") == [(2,)]
