@@ -1,5 +1,6 @@
 """What probes say of every sample, in Parquet: probes/<folder>/<part>/<shard_id>.parquet, one column an input of metrics."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from curate.errors import CurateError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TEST = "test.npz"
+TEST, SUMMARY = "test.npz", "part.json"
 
 
 def write(path: Path, sample_ids: np.ndarray, columns: dict[str, np.ndarray]) -> None:
@@ -48,6 +49,11 @@ def read_test(part: Path) -> dict[str, np.ndarray]:
         raise CurateError(
             f"'{part / TEST}' cannot be read: remove '{part}', and the same `curate probe` again makes it"
         ) from error
+
+
+def parts(folder: Path) -> dict[Path, dict[str, Any]]:
+    """The parts of a probe, each with its summary: `shards`, the ids of those it has files of, and `models`, a row each."""
+    return {path.parent: json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{SUMMARY}"))}
 
 
 def _nested(array: np.ndarray) -> "pa.Array":

@@ -1,7 +1,7 @@
 """The work of `curate probe` for one part: train its models, and write what they say of every sample, a file a shard.
 
 A part is a folder that appears when it is whole: PART/<shard_id>.parquet with the columns that metrics ask
-for by name, PART/test.npz with what holds of the test samples, PART/models.json with the accuracies.
+for by name, PART/test.npz with what holds of the test samples, PART/part.json with the shards there are and the accuracies.
 """
 
 import itertools
@@ -50,7 +50,8 @@ class TrainPart:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         rows = self._write(part, temporary)
-        (temporary / "models.json").write_text(json.dumps(rows, indent=1))
+        shards = [shard_id for shard_id, _ in _shards(self.inputs.array("ids"))]
+        (temporary / probes.SUMMARY).write_text(json.dumps({"shards": shards, "models": rows}, indent=1))
         for file in (*temporary.iterdir(), temporary):
             sync(file)
         os.replace(temporary, self.out / part.name)

@@ -109,7 +109,7 @@ def load(shard: Shard, inputs: list[str], distance: str) -> tuple[np.ndarray, Bl
         # Another embedding may have brought samples into the corpus that this one lacks, and the reverse.
         chosen = np.isin(shard.sample_ids, ids)
     columns = sorted({column for name in inputs for column in PROBED.get(name, ())})
-    found = {path: probes.read(path, columns) for path in shard.probe_files if path.is_file()}
+    found = {path: probes.read(path, columns) for path in shard.probe_files}
     if columns:
         chosen &= np.isin(shard.sample_ids, next(iter(found.values()))[0] if found else [])
     wanted = shard.sample_ids[chosen]

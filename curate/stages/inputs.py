@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from curate import corpus, distances, engine, metrics
+from curate import corpus, distances, engine, metrics, probes
 from curate.catalog import Catalog
 from curate.engine.scoring import PROBED, Shard, SumClasses
 from curate.errors import CurateError
@@ -138,7 +138,7 @@ class Corpus:
         for part in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(shard_ids)) + 1):
             if len(part):
                 shard_id = int(shard_ids[part[0]])
-                probed = tuple(folder / f"{shard_id:08d}.parquet" for folder in self._parts)
+                probed = tuple(folder / f"{shard_id:08d}.parquet" for folder, has in self._parts.items() if shard_id in has)
                 yield Shard(ids[part], labels[part], self._vector_files.get(shard_id), probed)
 
     @functools.cached_property
@@ -148,14 +148,14 @@ class Corpus:
         return {int(file.stem): file for file in self.catalog.vector_files(self.embedding)}
 
     @functools.cached_property
-    def _parts(self) -> list[Path]:
+    def _parts(self) -> dict[Path, set[int]]:
+        """The parts of the probe, and the shards that each has a file of."""
         if not self.of_probe:
-            return []
-        folder = self.catalog.probe_folder(self.probe)
-        parts = sorted(path.parent for path in folder.glob("*/models.json"))
-        if not parts:
+            return {}
+        found = probes.parts(self.catalog.probe_folder(self.probe))
+        if not found:
             raise CurateError(f"the files of the probe '{self.probe['probe']}' are gone: make it again with `curate probe`")
-        return parts
+        return {folder: set(summary["shards"]) for folder, summary in found.items()}
 
     @property
     def halves(self) -> bool:

@@ -1,11 +1,10 @@
 """`curate probe`: train small models on the corpus, and keep what they say of every sample, for metrics to read."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from curate import corpus, engine, models, provenance, sets
+from curate import corpus, engine, models, probes, provenance, sets
 from curate.atomic import sweep
 from curate.catalog import Catalog
 from curate.engine import Resources, inference
@@ -56,7 +55,7 @@ def probe(
     code = [provenance.source(models.models[spec.partition(":")[0]]) for spec in specs]
     fingerprint = provenance.fingerprint("probe", settings, *content, *code)
     old = catalog.head("probe", name)
-    if old and old["fingerprint"] == fingerprint and catalog.probe_folder(old).is_dir():
+    if old and old["fingerprint"] == fingerprint and _is_whole(catalog, old):
         log.info("nothing to do: '%s' is this probe already (%s models)", name, f"{old['num_models']:,}")
         return name
     head = {"probe": name, "embedding": embedding, "models": specs, "num_models": sum(plan.counts), "epochs": plan.epochs,
@@ -71,6 +70,13 @@ def probe(
         _commit(catalog, {**head, **counts, "run_id": run_id})
     _summarize(catalog, name, replaced=old is not None)
     return name
+
+
+def _is_whole(catalog: Catalog, head: dict[str, Any]) -> bool:
+    """Whether every model of a probe has its files; a part whose folder was removed is trained again."""
+    return bool(
+        sum(len(summary["models"]) for summary in probes.parts(catalog.probe_folder(head)).values()) == head["num_models"]
+    )
 
 
 class Plan(NamedTuple):
@@ -178,7 +184,7 @@ def _train(
 def _commit(catalog: Catalog, head: dict[str, Any]) -> None:
     """The probe's head and its models into the catalog; what an older probe of that name left goes."""
     folder = catalog.probe_folder(head)
-    rows = [row for file in sorted(folder.glob("*/models.json")) for row in json.loads(file.read_text())]
+    rows = [row for summary in probes.parts(folder).values() for row in summary["models"]]
     with catalog.writing() as connection:
         sets.replace(connection, "probe", "probe_models", head)
         for row in rows:

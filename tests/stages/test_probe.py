@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -289,3 +290,16 @@ def test_imbalance_is_amplified_by_a_metric_that_has_a_favourite(catalog):
     assert row["hardest_amplifies"]
     (favourite, other) = curate.query(catalog, "class_shares").to_pylist()
     assert (favourite["label"], favourite["growth"], other["growth"]) == ("1", 2, 0)
+
+
+def test_a_file_of_a_probe_that_is_gone_is_an_error_and_no_null(catalog):
+    probe(catalog, count=2, epochs=2)
+    part = catalog.probe_folder(catalog.require("probe", "mlp")) / "mlp-000000"
+    (part / "00000001.parquet").unlink()
+    with pytest.raises(CurateError, match=r"00000001\.parquet' is gone: remove its folder"):
+        score(catalog, "el2n")
+    assert rows(catalog, "select count(*) from scorings") == [(0,)]
+    shutil.rmtree(part)
+    probe(catalog, count=2, epochs=2)
+    score(catalog, "el2n")
+    assert rows(catalog, "select num_null from scorings") == [(0,)]
