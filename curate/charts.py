@@ -93,9 +93,10 @@ def scaling(
 ) -> None:  # fmt: skip
     """Test error against the number of training samples: arms as points, laws as lines, as Fig. 3 of the paper."""
     with figures.drawing(path, 7, 4.4) as (_, axes):
-        for index, (name, (sizes, errors)) in enumerate(arms.items()):
-            axes.plot(sizes, errors, "o" if name == "random" else "s", ms=4, label=name, ls="none",
-                      color=figures.RANDOM if name == "random" else figures.COLOURS[index % 7])  # fmt: skip
+        keeps = list(dict.fromkeys(name.rpartition(" ")[2] for name in sorted(arms)))
+        for name, (sizes, errors) in arms.items():
+            shape = "osD^vP*X"[keeps.index(name.rpartition(" ")[2]) % 8]
+            axes.plot(sizes, errors, shape, ms=4, label=name, ls="none", color=_colour(name))
         for (name, (sizes, errors)), style in zip(laws.items(), ("-", "--"), strict=False):
             axes.plot(sizes, errors, style, color=figures.RANDOM if name == "random" else "black", label=f"{name}, fitted")
         figures.logarithmic(axes)
@@ -103,13 +104,17 @@ def scaling(
         axes.legend(fontsize=7, ncols=2)
 
 
+def _colour(arm: str) -> str:
+    known = {"hardest": figures.HARD, "easiest": figures.EASY, "random": figures.RANDOM, "everything": figures.FULL}
+    return known.get(arm.partition(" ")[0], figures.COLOURS[2])
+
+
 def crossover(path: Path, lines: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
     """Gain over random in points with its interval, against the size of the corpus, as Fig. 1D of the paper."""
     with figures.drawing(path, 7, 4) as (_, axes):
         for index, (name, (sizes, gains, intervals)) in enumerate(lines.items()):
-            style = {"color": figures.HARD if "hardest" in name else figures.EASY if "easiest" in name else figures.COLOURS[2],
-                     "alpha": 1 - 0.5 * (index // 2) / max(len(lines) // 2, 1)}  # fmt: skip
-            axes.errorbar(sizes, gains, yerr=intervals, fmt="o-", ms=4, capsize=2, label=name, **style)
+            alpha = 1 - 0.5 * (index // 2) / max(len(lines) // 2, 1)
+            axes.errorbar(sizes, gains, yerr=intervals, fmt="o-", ms=4, capsize=2, label=name, color=_colour(name), alpha=alpha)
         axes.axhline(0, color="black", lw=0.8)
         figures.logarithmic(axes, "x")
         axes.set_yscale("symlog", linthresh=2)

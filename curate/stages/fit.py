@@ -35,14 +35,15 @@ def fit(
     catalog = Catalog(catalog)
     everything = {arms: _arms(catalog, model, schedule, arms) for arms in ("random", "pareto")}
     base = model.replace(":", "-").replace("/", "-")
+    suffix = "" if form == "power" else f"-{form}"
     found = {}
     for arms, points in everything.items():
-        name = sets.check_name(f"{base}-{arms}" + ("" if form == "power" else f"-{form}"))
+        name = sets.check_name(f"{base}-{arms}{suffix}")
         if len(np.unique(points.sizes)) < _LEAST:
             raise CurateError(f"the validations by '{model}' ({schedule}) have fewer than {_LEAST} sizes: "
                               "compare more, within smaller selections (curate validate --within SELECTION)")  # fmt: skip
         found[name] = _fit(catalog, name, model, arms, points, form, seed)
-    _draw(catalog, base, model, schedule, everything, found)
+    _draw(catalog, f"{base}{suffix}", model, schedule, everything, found)
     return list(found)
 
 
@@ -51,8 +52,8 @@ def _arms(catalog: Catalog, model: str, schedule: str, arms: str) -> Arms:
     with catalog.reading() as connection:
         rows = connection.execute(
             "select trainings.num_samples, trainings.seed, 1 - avg(accuracy), "
-            "case when arm = 'pruned' then regexp_extract(selection, '(hardest|easiest|random)', 1) || ' ' || trainings.keep "
-            "else 'random' end as name, validation || coalesce(selection, '') || arm as key "
+            "case when arm = 'pruned' "
+            "then regexp_extract(selection, '(hardest|easiest|random)', 1) || ' ' || trainings.keep when arm = 'full' then 'everything' else 'random' end as name, validation || coalesce(selection, '') || arm as key "
             "from trainings join validations using (validation) "
             "where model = $1 and schedule = $2 and arm in ('full', $3) group by all order by 1, key, 2",
             [model, schedule, "random" if arms == "random" else "pruned"],
