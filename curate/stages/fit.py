@@ -48,15 +48,18 @@ def fit(
 
 
 def _arms(catalog: Catalog, model: str, schedule: str, arms: str) -> Arms:
-    """The trainings: everything and random draws, or everything and selections; seeds that all arms have."""
+    """The trainings: everything and random draws, and for pareto the selections too; seeds that all arms have.
+
+    So many random samples are a corpus of that size of which everything is kept, so the envelope is over them as well.
+    """
     with catalog.reading() as connection:
         rows = connection.execute(
             "select trainings.num_samples, trainings.seed, 1 - avg(accuracy), "
-            "case when arm = 'pruned' "
-            "then regexp_extract(selection, '(hardest|easiest|random)', 1) || ' ' || trainings.keep when arm = 'full' then 'everything' else 'random' end as name, validation || coalesce(selection, '') || arm as key "
+            "case arm when 'pruned' then regexp_extract(selection, '(hardest|easiest|random)', 1) || ' ' || trainings.keep "
+            "when 'full' then 'everything' else arm end as name, validation || coalesce(selection, '') || arm as key "
             "from trainings join validations using (validation) "
-            "where model = $1 and schedule = $2 and arm in ('full', $3) group by all order by 1, key, 2",
-            [model, schedule, "random" if arms == "random" else "pruned"],
+            "where model = $1 and schedule = $2 and arm in (select unnest($3)) group by all order by 1, key, 2",
+            [model, schedule, ["full", "random"] if arms == "random" else ["full", "random", "pruned"]],
         ).fetchall()
     if not rows:
         raise CurateError(f"no validation by '{model}' ({schedule}) yet: make some with `curate validate --model {model}`")
