@@ -18,6 +18,7 @@ from curate.stages.export import export
 from curate.stages.query import query
 from curate.stages.score import score
 from curate.stages.select import select
+from curate.stages.validate import validate
 
 QUERIES = resources.names(resources.CATALOG / "queries", ".sql")
 
@@ -30,7 +31,7 @@ def full(tmp_path_factory):
     cluster(catalog, k=3)
     score(catalog, ["ssl_prototypes", "random"])
     export(catalog, select(catalog, keep=0.5), folder / "out")
-    select(catalog, keep=0.5, strategy="random")
+    validate(catalog, [select(catalog, keep=0.5, strategy="random")], model="mlp:8", seeds=2, epochs=2)
     return catalog
 
 
