@@ -32,7 +32,8 @@ def options(
 ) -> None:
     """Turn a corpus of images in WebDataset shards into the smallest part of it that trains as good a model.
 
-    [bold]embed[/] SHARDS → [bold]cluster[/] → [bold]score[/] → [bold]select[/] → [bold]validate[/] → [bold]export[/]. Begin with [bold]demo[/].
+    [bold]embed[/] SHARDS → [bold]cluster[/] → [bold]score[/] → [bold]select[/] → [bold]validate[/] → [bold]export[/].
+    Begin with [bold]demo[/].
     """
     from curate import progress
 

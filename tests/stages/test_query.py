@@ -94,7 +94,7 @@ def test_lineage_walks_from_the_export_to_the_embedding(full):
     assert chain == [("export", "out"), ("select", "ssl_prototypes-hardest-0.5"), ("score", "ssl_prototypes"),
                      ("cluster", "kmeans"), ("embed", "pixels")]  # fmt: skip
     newest = query(full, "lineage").to_pylist()
-    assert [row["name"] for row in newest] == ["random-0.5"]
+    assert [row["name"] for row in newest] == ["mlp-8", "random-0.5"]
 
 
 def test_the_same_scoring_is_meant_everywhere_when_none_is_named(full):
