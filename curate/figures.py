@@ -17,9 +17,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 HARD, EASY, RANDOM, FULL = COLOURS[1], COLOURS[0], "#7f7f7f", COLOURS[6]
 MAP = "viridis"
 DIVERGING = "RdBu_r"
+# Labels come from strangers: a dollar sign in one is no formula.
 _STYLE: dict[str, Any] = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "axes.titlesize": 11,
-    "figure.dpi": 100, "savefig.dpi": 150, "legend.frameon": False, "svg.hashsalt": "curate", "font.size": 10,
+    "figure.dpi": 100, "savefig.dpi": 150, "legend.frameon": False, "text.parse_math": False,
+    "svg.hashsalt": "curate", "font.size": 10,
 }  # fmt: skip
 
 

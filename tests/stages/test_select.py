@@ -210,6 +210,10 @@ def test_keep_auto_takes_the_smallest_selection_without_loss_and_says_why(ten, c
     trainings = [("full", None, 1.0, 0.8)]
     trainings += [(arm, name, float(name[-3:]), value) for name, value in accuracies.items() for arm in ("pruned", "random")]
     with ten.writing() as connection:
+        connection.execute(
+            "insert into validations "
+            "select 'v', 'pixels', 'mlp', 1, 'epochs', 3, 0, [], 5, 10, 21, '', max(run_id) + 1 from runs"
+        )
         for seed in range(3):
             for arm, name, keep, value in trainings:
                 accuracy = value + seed / 1000 * (arm == "pruned")
@@ -221,6 +225,9 @@ def test_keep_auto_takes_the_smallest_selection_without_loss_and_says_why(ten, c
     assert "'toy-easiest-0.5' is the smallest without a loss beyond 0.5 points: +0.30 ± 0.25" in caplog.text
     assert select(ten, keep="auto", name="mine") == "mine"
     assert members(ten, "mine") == members(ten, "toy-easiest-0.5")
+    with ten.writing() as connection:  # as if it had been made anew since
+        connection.execute("update selections set run_id = 1000 where selection = 'toy-easiest-0.5'")
+    assert select(ten, keep="auto", tolerance=0.5) == "toy-hardest-0.8"
     with ten.writing() as connection:
         connection.execute("update trainings set accuracy = 0.9 where arm = 'full'")
     with pytest.raises(CurateError, match="no validated selection is sure to lose no more than 0.5 points; nearest is"):
