@@ -112,8 +112,10 @@ def _draw(
                                                                                                    strict=True)})  # fmt: skip
     with catalog.reading() as connection:
         rows = connection.execute(
-            "select strategy || ' ' || pruned_vs_random.keep, validations.num_samples, over_random, over_random_interval "
+            "select concat_ws(' ', strategy, pruned_vs_random.keep, 'by ' || metric), validations.num_samples, "
+            "over_random, over_random_interval "
             "from pruned_vs_random join validations using (validation) join selections using (selection) "
+            "left join scorings on scorings.scoring = selections.scoring "
             "where model = ? and schedule = ? order by pruned_vs_random.keep desc, strategy desc, validations.num_samples",
             [model, schedule],
         ).fetchall()
