@@ -4,22 +4,57 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow lint clean
+PEER := .peers/clip-retrieval
+
+.PHONY: demo test coverage test-slow test-kills fuzz bench peers lint browser clean
 
 demo: $(READY)
 	$(BIN)/curate demo
 
-test: lint
-	$(BIN)/pytest -q -m "not slow"
+test: lint browser
+	$(BIN)/pytest -q -m "not slow and not kills"
+
+# The same tests, and which lines of the package they ran: 90% at least.
+coverage: lint browser
+	$(BIN)/coverage run -m pytest -q -m "not slow and not kills"
+	$(BIN)/coverage report --skip-covered --fail-under=90
 
 # Minutes, not seconds: CIFAR-10 and other full-size checks.
 test-slow: $(READY)
 	$(BIN)/pytest -q -m slow -s
 
+# Killed more than two hundred times, at every commit point and at random moments.
+test-kills: $(READY)
+	$(BIN)/pytest -q -m kills -s
+
+# The fuzzer of `make test` for a million runs and more.
+fuzz: $(READY)
+	CURATE_FUZZ_RUNS=1000000 $(BIN)/pytest -q tests/fuzz
+
+# Every stage beside its limit and a peer, about an hour alone on the machine: docs/performance.md and benchmarks/results.json.
+bench: $(READY) peers
+	$(BIN)/python -W ignore benchmarks/run.py
+
+# What benchmarks compare with, in virtual environments of their own, never among our dependencies.
+peers: $(PEER)/.ready
+
+$(PEER)/.ready:
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/pip install --quiet clip-retrieval==2.45
+	$(PEER)/bin/pip install --quiet 'setuptools<70' # it imports pkg_resources, which newer ones lack
+	@touch $(PEER)/.ready
+
 lint: $(READY)
 	$(BIN)/ruff format --check -q .
 	$(BIN)/ruff check -q .
 	$(BIN)/mypy
+
+# The report is tried in headless Chromium. In a container, that is as root beside apt-get, the browser comes by itself;
+# elsewhere install one, or that test is skipped.
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null \
+		|| (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends chromium) >/dev/null 2>&1 \
+		|| echo "no browser could be installed: the report's test is skipped"
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1)
@@ -28,4 +63,4 @@ $(READY): pyproject.toml
 	@touch $(READY)
 
 clean:
-	rm -rf .venv curate-demo
+	rm -rf .venv .peers curate-demo

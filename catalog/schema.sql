@@ -1,16 +1,18 @@
 -- Every table of a catalog. A stage makes a named set: one row in a head table, and its body.
 -- No foreign keys and no indexes: bodies are written in bulk and read by scans.
 
-create table meta (schema_version integer not null, next_shard_id bigint not null);
-insert into meta values (3, 0);
+create table meta (schema_version integer not null, next_shard_id bigint not null, files text);
+insert into meta values (6, 0, null);
 
 -- One row for each call of a stage that did work; rows stay when the set that a run made is replaced.
 -- made_from is the run that made the set this one read, so a chain of runs leads back to the embedding.
+-- profile: seconds that its workers spent on each kind of work and on waiting.
 create table runs (
     run_id bigint not null, stage text not null, name text not null, arguments json not null,
     made_from bigint, fingerprint text,
     version text not null, git_commit text, host text, process bigint, device text,
-    started_at timestamp not null, finished_at timestamp, status text not null
+    started_at timestamp not null, finished_at timestamp, status text not null,
+    profile json
 );
 
 -- The corpus. sample_id = (shard_id << 24) | position in the shard, so ids sort in tar order.
@@ -28,9 +30,10 @@ create table embeddings (
     embedding text not null, encoder text not null, checkpoint text, weights_sha256 text not null, dim integer not null,
     preprocessing json not null, label_source text not null, run_id bigint not null
 );
--- For every shard: shards.num_samples = num_embedded + num_failed.
+-- For every shard: shards.num_samples = num_embedded + num_failed. vectors: the fingerprint of its file, for `curate verify`.
 create table embedded_shards (
-    embedding text not null, shard_id bigint not null, num_embedded bigint not null, num_failed bigint not null
+    embedding text not null, shard_id bigint not null, num_embedded bigint not null, num_failed bigint not null,
+    vectors text
 );
 -- sample_id is null where a whole shard failed, or its end.
 create table failures (
@@ -41,7 +44,8 @@ create table failures (
 create table clusterings (
     clustering text not null, embedding text not null, distance text not null, k integer not null,
     iterations integer not null, seed bigint not null, objective double not null, centroids text not null,
-    sampled_rows bigint not null, num_samples bigint not null, fingerprint text not null, run_id bigint not null
+    sampled_rows bigint not null, num_samples bigint not null, fingerprint text not null, run_id bigint not null,
+    passes integer default 0, centroids_fingerprint text
 );
 create table assignments (
     clustering text not null, sample_id bigint not null, cluster_id integer not null, distance float not null
@@ -85,7 +89,7 @@ create table exports (
 create table validations (
     validation text not null, embedding text not null, model text not null, epochs integer not null, schedule text not null,
     seeds integer not null, seed bigint not null, test text[] not null, num_test bigint not null, num_samples bigint not null,
-    num_trainings integer not null, fingerprint text not null, run_id bigint not null
+    num_trainings integer not null, fingerprint text not null, run_id bigint not null, transfer text[] default []
 );
 create table trainings (
     validation text not null, arm text not null, selection text, keep double not null, seed bigint not null,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from curate.stages.export import export as export
     from curate.stages.fit import fit as fit
     from curate.stages.gallery import gallery as gallery
+    from curate.stages.plan import plan as plan
     from curate.stages.probe import probe as probe
     from curate.stages.query import query as query
     from curate.stages.report import report as report
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from curate.stages.select import select as select
     from curate.stages.theory import theory as theory
     from curate.stages.validate import validate as validate
+    from curate.stages.verify import verify as verify
 
 _HOME = {
     "Catalog": "curate.catalog",
@@ -44,15 +46,17 @@ _HOME = {
         "export",
         "fit",
         "gallery",
+        "plan",
         "report",
         "theory",
         "validate",
+        "verify",
     )
 }
 
 __all__ = [
-    "Catalog", "CurateError", "cluster", "correlations", "embed", "export", "fit", "gallery", "kept", "probe", "query",
-    "report", "run", "score", "select", "theory", "validate",
+    "Catalog", "CurateError", "cluster", "correlations", "embed", "export", "fit", "gallery", "kept", "plan", "probe", "query",
+    "report", "run", "score", "select", "theory", "validate", "verify",
 ]  # fmt: skip
 
 

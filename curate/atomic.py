@@ -9,13 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from curate.storage import is_remote, upload
+
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; when the block ends well, the file there becomes `path` in one step."""
+    """Yield a temporary path on this machine; when the block ends well, the file there becomes `path` in one step."""
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="curate-") as folder:
+            yield Path(folder) / path.name
+            upload(Path(folder) / path.name, path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
     try:
@@ -39,6 +46,8 @@ def sync(path: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove the temporary files and folders that a killed process left in `folder`; call it holding the folder's lock."""
+    if is_remote(folder):
+        return
     for path in [*folder.rglob(f"{TEMPORARY}*")]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -49,15 +58,20 @@ def sweep(folder: Path) -> None:
 @contextlib.contextmanager
 def workspace(folder: Path) -> Iterator[Path]:
     """A temporary folder inside `folder`, gone at the end; those that killed processes left go first."""
-    for old in folder.glob(f"{TEMPORARY}*"):
-        with contextlib.suppress(BlockingIOError), locked(old):  # a living process holds its own
-            shutil.rmtree(old)
+    sweep_workspaces(folder)
     path = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
     try:
         with locked(path):
             yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep_workspaces(folder: Path) -> None:
+    """Remove the workspaces in `folder` that killed processes left; a living process holds its own."""
+    for old in folder.glob(f"{TEMPORARY}*"):
+        with contextlib.suppress(BlockingIOError), locked(old):
+            shutil.rmtree(old)
 
 
 @contextlib.contextmanager

@@ -9,31 +9,31 @@ import hashlib
 import os
 import platform
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import duckdb
 
-from curate import provenance, resources, sets
-from curate.atomic import locked, workspace
+from curate import database, provenance, resources, runs, sets, storage
+from curate.atomic import locked, sweep_workspaces, workspace
+from curate.database import PATIENCE, SCHEMA_VERSION
 from curate.errors import CurateError
+from curate.memory import allowed
 from curate.progress import log
 
-SCHEMA_VERSION = 3
-PATIENCE = 600.0  # seconds to wait while another process has the database open
-
-
-class Busy(CurateError):
-    """Another process has had the database open for too long."""
+_MEMORY = 1 << 30  # bytes that the database may take; what needs more goes to the disk
 
 
 class Catalog:
     """A catalog folder. Opening one reads nothing; `create` makes it where it is missing."""
 
     def __init__(self, path: "str | Path | Catalog") -> None:
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+            raise CurateError(f"'{path}': a catalog lies in a folder of this machine (-c DIR); its vectors may lie under a URL "
+                              "(curate embed --files)")  # fmt: skip
         self.path: Path = path.path if isinstance(path, Catalog) else Path(path).expanduser().absolute()
+        self._files: Path | None = None
 
     def __repr__(self) -> str:
         return f"Catalog({str(self.path)!r})"
@@ -42,8 +42,17 @@ class Catalog:
     def database(self) -> Path:
         return self.path / "catalog.duckdb"
 
+    @property
+    def files(self) -> Path:
+        """Where vectors and centroids lie, for all workers to reach: this folder, or the URL that `create` was given."""
+        if self._files is None:
+            with self.reading() as connection:
+                ((url,),) = connection.execute("select files from meta").fetchall()
+            self._files = storage.at(url) if url else self.path
+        return self._files
+
     def embedding_folder(self, embedding: str) -> Path:
-        return self.path / "embeddings" / embedding
+        return self.files / "embeddings" / embedding
 
     def vector_file(self, embedding: str, shard_id: int) -> Path:
         return self.embedding_folder(embedding) / f"{shard_id:08d}.parquet"
@@ -59,16 +68,16 @@ class Catalog:
 
     def centroid_file(self, clustering: dict[str, Any]) -> Path:
         """Where the centroids of a clustering (its head row) lie."""
-        return self.path / "clusterings" / str(clustering["centroids"])
+        return self.files / "clusterings" / str(clustering["centroids"])
 
     def probe_folder(self, probe: dict[str, Any]) -> Path:
         """Where the parts of a probe (its head row) lie."""
         return self.path / "probes" / str(probe["folder"])
 
-    # -- opening ---------------------------------------------------------------------------------
-
-    def create(self) -> Self:
-        """Make the folder and the tables where they are missing. Raises CurateError."""
+    def create(self, files: str | None = None) -> Self:
+        """Make the folder and the tables where they are missing; `files` is a URL for vectors and centroids. CurateError."""
+        if files and not storage.is_url(files):
+            raise CurateError(f"--files {files}: give a URL such as s3://…; without it, files lie in the catalog's folder")
         if re.search(r"[*?\[]", str(self.path)):  # DuckDB would read the paths of the vectors as patterns
             raise CurateError(f"a catalog cannot lie at '{self.path}': choose a path without * ? and [ with -c")
         try:
@@ -81,17 +90,22 @@ class Catalog:
                 connection.execute(resources.sql("schema"))
                 connection.execute(resources.sql("views"))
                 sets.refresh_sample_scores(connection)
+                connection.execute("update meta set files = ?", [files])
                 connection.execute("commit")
-            _version(connection, self.path)
+            database.version(connection, self.path)
+        if files and str(self.files) != str(storage.at(files)):
+            raise CurateError(
+                f"the files of '{self.path}' lie at '{self.files}' already: leave out --files, or choose another -c"
+            )
         return self
 
     @contextlib.contextmanager
-    def reading(self, *, guarded: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A read-only connection; `guarded` also shuts out every file but the catalog's own vectors."""
+    def reading(self, *, guarded: bool = False, memory: int = _MEMORY) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A read-only connection; `guarded` also shuts out every file but the catalog's own vectors. `memory` is in bytes."""
         self._check_exists()
-        with self._connection(read_only=True) as connection:
-            if _version(connection, self.path) == SCHEMA_VERSION:
-                connection.execute("set variable catalog = ?", [str(self.path)])
+        with self._connection(read_only=True, memory=memory) as connection:
+            if database.version(connection, self.path) == SCHEMA_VERSION:
+                connection.execute("set variable catalog = (select coalesce(files, ?) from meta)", [str(self.path)])
                 if guarded:
                     connection.execute(f"set allowed_directories = [{sets.literal(str(self.path / 'embeddings'))}]")
                     connection.execute("set enable_external_access = false")
@@ -100,7 +114,7 @@ class Catalog:
                 return
         with self.writing():  # brings the catalog up to date
             pass
-        with self.reading(guarded=guarded) as connection:
+        with self.reading(guarded=guarded, memory=memory) as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -108,10 +122,10 @@ class Catalog:
         """One transaction: committed when the block ends well, undone when it does not. Raises Busy after `patience` s."""
         self._check_exists()
         with self._connection(read_only=False, patience=patience) as connection:
-            old = _version(connection, self.path)
+            old = database.version(connection, self.path)
             connection.execute("begin")
             try:
-                _upgrade(connection, old)
+                database.upgrade(connection, old)
                 yield connection
             except BaseException:
                 connection.execute("rollback")
@@ -123,42 +137,33 @@ class Catalog:
             raise CurateError(f"no catalog at '{self.path}': make one with `curate embed SHARDS -c {self.path}`")
 
     @contextlib.contextmanager
-    def _connection(self, *, read_only: bool, patience: float = PATIENCE) -> Iterator[duckdb.DuckDBPyConnection]:
-        connection = self._connect(read_only, patience)
+    def _connection(
+        self, *, read_only: bool, patience: float = PATIENCE, memory: int = _MEMORY
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
+        connection = database.connect(self.database, read_only, patience)
         try:
+            connection.execute(f"set memory_limit = '{min(memory, allowed() // 2) >> 20}MiB'")
             yield connection
         finally:
             connection.close()
-
-    def _connect(self, read_only: bool, patience: float) -> duckdb.DuckDBPyConnection:
-        """Open the database, waiting while another process commits or reads."""
-        begin, pause, told = time.monotonic(), 0.01, False
-        while True:
-            try:
-                return duckdb.connect(str(self.database), read_only=read_only)
-            except (duckdb.IOException, duckdb.ConnectionException) as error:
-                if "Conflicting lock" in str(error):  # a holder that has just let go is called PID 0
-                    holder = re.search(r"PID ([1-9]\d*)", str(error))
-                    who = f"process {holder.group(1)}" if holder else "another process"
-                elif "different configuration" in str(error):
-                    who = "this process, in another connection,"
-                else:
-                    raise CurateError(f"cannot open '{self.database}': {str(error).splitlines()[0]}") from error
-                waited = time.monotonic() - begin
-                if waited > patience:
-                    raise Busy(f"{who} keeps '{self.database}' open: close it there and try again") from error
-            if waited > 2 and not told:
-                log.warning("waiting: %s has the catalog open", who)
-                told = True
-            time.sleep(pause)
-            pause = min(2 * pause, 0.5)
-
-    # -- sets ------------------------------------------------------------------------------------
 
     def head(self, kind: str, name: str) -> dict[str, Any] | None:
         """The head row of a set, or None."""
         with self.reading() as connection:
             return sets.head(connection, kind, name)
+
+    def made(self, kind: str, name: str, fingerprint: str) -> dict[str, Any] | None:
+        """The head row of a set if it was made from just this, so that there is nothing to do but to sweep up after a kill."""
+        row = self.head(kind, name)
+        if row is None or row["fingerprint"] != fingerprint:
+            return None
+        with self.reading() as connection:
+            killed = runs.killed(connection)
+        if killed:
+            with self.writing() as connection:
+                runs.mark_killed(connection)
+        sweep_workspaces(self.path)
+        return row
 
     def names(self, kind: str) -> list[str]:
         """The names of all sets of a kind, oldest first."""
@@ -209,8 +214,6 @@ class Catalog:
                 digest.update(f"\n{shard}".encode())
         return digest.hexdigest()
 
-    # -- runs ------------------------------------------------------------------------------------
-
     @contextlib.contextmanager
     def run(
         self, stage: str, name: str, arguments: dict[str, Any], *,
@@ -221,7 +224,7 @@ class Catalog:
         `name` is the set it makes, `made_from` the run that made the set it reads.
         """
         with self.writing() as connection:
-            _mark_killed(connection)
+            runs.mark_killed(connection)
             (run_id,) = connection.execute("select coalesce(max(run_id), 0) + 1 from runs").fetchall()[0]
             sets.insert(connection, "runs", {
                 "run_id": run_id, "stage": stage, "name": name, "arguments": provenance.canonical(arguments),
@@ -242,9 +245,17 @@ class Catalog:
                     "update runs set finished_at = ?, status = ? where run_id = ?", [provenance.now(), status, run_id]
                 )
 
+    def record_profile(self, run_id: int, seconds: dict[str, float]) -> None:
+        """Keep where the time of a run went, by kind of work."""
+        with self.writing() as connection:
+            rounded = {kind: round(value, 3) for kind, value in seconds.items()}
+            connection.execute("update runs set profile = ? where run_id = ?", [provenance.canonical(rounded), run_id])
+
     @contextlib.contextmanager
     def only_writer(self, folder: Path, what: str) -> Iterator[None]:
         """Keep a second process out of `folder`; CurateError names the process that is in it."""
+        if storage.is_remote(folder):  # where no process can lock another out: the lock is in the catalog
+            folder = self.path / "locks" / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
         try:
             with locked(folder):
                 yield
@@ -257,37 +268,20 @@ class Catalog:
         with workspace(self.path) as folder:
             yield folder
 
-
-def _mark_killed(connection: duckdb.DuckDBPyConnection) -> None:
-    """Runs on this host whose process is gone did not come to their own end."""
-    rows = connection.execute(
-        "select run_id, process from runs where status = 'running' and host = ?", [platform.node()]
-    ).fetchall()
-    for run_id, process in rows:
+    @contextlib.contextmanager
+    def exchange(self, run_id: int) -> Iterator[Path]:
+        """A folder that every worker reaches too, gone at the end; of killed runs, those that begin later remove it."""
+        if not storage.is_remote(self.files):
+            with self.workspace() as folder:
+                yield folder
+            return
+        with self.reading() as connection:
+            rows = connection.execute("select run_id from runs where status = 'running'").fetchall()
+        work, alive = self.files / "work", {str(running) for (running,) in rows}
+        for old in storage.listed(work, "*"):
+            if old.name not in alive:
+                storage.remove(old)
         try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            connection.execute("update runs set status = 'killed' where run_id = ?", [run_id])
-        except PermissionError:  # it lives, and is another user's
-            continue
-
-
-def _version(connection: duckdb.DuckDBPyConnection, path: Path) -> int:
-    """The schema's version. Raises CurateError for a database that is no catalog, or a newer one."""
-    try:
-        ((version,),) = connection.execute("select schema_version from meta").fetchall()
-    except duckdb.CatalogException as error:
-        raise CurateError(f"'{path}' holds a database that is no catalog: choose another folder with -c") from error
-    if version > SCHEMA_VERSION:
-        raise CurateError(f"'{path}' was made by a newer curate (schema {version}): upgrade with pip install -U")
-    return int(version)
-
-
-def _upgrade(connection: duckdb.DuckDBPyConnection, old: int) -> None:
-    """In an open transaction: bring the tables and views of an older version up to date."""
-    for version in range(old + 1, SCHEMA_VERSION + 1):
-        connection.execute(resources.sql(f"migrations/{version}"))
-    if old < SCHEMA_VERSION:
-        connection.execute(resources.sql("views"))
-        sets.refresh_sample_scores(connection)
-        connection.execute("update meta set schema_version = ?", [SCHEMA_VERSION])
+            yield work / str(run_id)
+        finally:
+            storage.remove(work / str(run_id))

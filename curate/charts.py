@@ -84,7 +84,7 @@ def comparisons(path: Path, names: list[str], differences: dict[str, tuple[np.nd
         axes.set_xscale("symlog", linthresh=2)  # differences of tenths, and collapses by tens of points
         axes.set_xticks(_ticks(*axes.get_xlim()), minor=False)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        figures.named(axes, "difference in test accuracy (points, mean and 95% interval)", "")
+        figures.named(axes, "points of test accuracy (95% interval)", "")
         axes.legend(fontsize=8)
 
 
@@ -93,9 +93,10 @@ def scaling(
 ) -> None:  # fmt: skip
     """Test error against the number of training samples: arms as points, laws as lines, as Fig. 3 of the paper."""
     with figures.drawing(path, 7, 4.4) as (_, axes):
-        keeps = list(dict.fromkeys(name.rpartition(" ")[2] for name in sorted(arms)))
+        keep = {name: name.split()[1] if " " in name else name for name in arms}  # "hardest 0.5 by el2n"
+        keeps = sorted(set(keep.values()))
         for name, (sizes, errors) in arms.items():
-            shape = "osD^vP*X"[keeps.index(name.rpartition(" ")[2]) % 8]
+            shape = "osD^vP*X"[keeps.index(keep[name]) % 8]
             axes.plot(sizes, errors, shape, ms=4, label=name, ls="none", color=_colour(name))
         for (name, (sizes, errors)), style in zip(laws.items(), ("-", "--"), strict=False):
             axes.plot(sizes, errors, style, color=figures.RANDOM if name == "random" else "black", label=f"{name}, fitted")
@@ -125,8 +126,9 @@ def crossover(path: Path, lines: dict[str, tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 … to both sides of 0, as far as the axis goes."""
-    steps = [digit * 10.0**power for power in range(3) for digit in (1, 2, 5)]
+    """1, 2, 5 … to both sides of 0, as far as the axis goes; tenths where it goes no further than 1."""
+    powers = range(3) if max(-low, high) > 1 else range(-1, 1)
+    steps = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
     return [tick for tick in (*(-step for step in steps), 0.0, *steps) if low <= tick <= high]
 
 

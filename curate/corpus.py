@@ -5,13 +5,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from curate import shards
-from curate.catalog import PATIENCE, Catalog
+from curate import shards, storage
+from curate.catalog import Catalog
+from curate.database import PATIENCE
 from curate.errors import CurateError
 from curate.places import Places
 from curate.progress import log
 from curate.resources import sql
 from curate.shards import Stat
+
+_SHARD_FAILED = "insert into failures values (?, ?, null, null, null, 'shard', ?)"
 
 
 class Job(NamedTuple):
@@ -41,7 +44,7 @@ def register(catalog: Catalog, embedding: str, urls: list[str]) -> list[Job]:
     that no selection of its old samples can mean other ones. Raises CurateError if a sound one changed.
     """
     known = _known(catalog)
-    stats = {url: _stat(url) for url in urls}
+    stats = {url: stat(url) for url in urls}
     for url in urls:
         if url in known and _has_changed(catalog, known[url], stats[url]):
             _forget(catalog, known.pop(url))
@@ -53,7 +56,8 @@ def register(catalog: Catalog, embedding: str, urls: list[str]) -> list[Job]:
             "select shard_id, num_embedded from embedded_shards where embedding = ?", [embedding]
         ).fetchall()
     # A vector file that is gone is made again.
-    finished = {shard_id for shard_id, count in rows if not count or catalog.vector_file(embedding, shard_id).is_file()}
+    there = {path.name for path in storage.listed(catalog.embedding_folder(embedding), "[0-9]*.parquet")}
+    finished = {shard_id for shard_id, count in rows if not count or catalog.vector_file(embedding, shard_id).name in there}
     todo = [known[url] for url in urls if known[url].shard_id not in finished]
     return [Job(shard.shard_id, shard.url, stats[shard.url].num_bytes, shard.fingerprint) for shard in todo]
 
@@ -64,7 +68,8 @@ def _known(catalog: Catalog) -> dict[str, Known]:
     return {row[1]: Known(*row) for row in rows}
 
 
-def _stat(url: str) -> Stat:
+def stat(url: str) -> Stat:
+    """Size and version of a shard. Raises CurateError if it is not there."""
     try:
         return shards.stat(url)
     except OSError as error:
@@ -75,7 +80,7 @@ def _has_changed(catalog: Catalog, known: Known, found: Stat) -> bool:
     """Whether a damaged shard has other bytes than it had when it was read; CurateError if a sound one has."""
     if known.fingerprint is None or (known.num_bytes, known.version) == found:
         return False
-    if known.num_bytes != found.num_bytes or shards.sha256(known.url) != known.fingerprint:
+    if known.num_bytes != found.num_bytes or shards.fingerprint(known.url, known.fingerprint) != known.fingerprint:
         if known.complete:
             raise CurateError(
                 f"'{known.url}' has changed since it was embedded: restore it, or embed the new corpus elsewhere (-c NEW)"
@@ -104,8 +109,9 @@ def _follow_moves(catalog: Catalog, known: dict[str, Known], new: dict[str, Stat
         twins = [shard for shard in gone if shard.num_bytes == found.num_bytes]
         if not twins:
             continue
-        fingerprint = shards.sha256(url)
-        twins = [shard for shard in twins if shard.fingerprint == fingerprint]
+        of_each_kind = {len(shard.fingerprint): shard.fingerprint for shard in twins if shard.fingerprint}
+        found_here = {shards.fingerprint(url, like) for like in of_each_kind.values()}
+        twins = [shard for shard in twins if shard.fingerprint in found_here]
         twins.sort(key=lambda shard: Path(shard.url).name != Path(url).name)
         if twins:
             gone.remove(twins[0])
@@ -130,60 +136,87 @@ def _insert_new(catalog: Catalog, stats: dict[str, Stat]) -> None:
         new = [(url, *found) for url, found in stats.items() if url not in known]
         if new:
             ((first,),) = connection.execute("select next_shard_id from meta").fetchall()  # ids are never used again
-            rows = [(first + place, *row) for place, row in enumerate(new)]
-            connection.executemany("insert into shards (shard_id, url, num_bytes, version) values (?, ?, ?, ?)", rows)
+            columns = [list(column) for column in zip(*new, strict=True)]
+            connection.execute(
+                "insert into shards (shard_id, url, num_bytes, version) "
+                "select unnest(range($first, $first + len($urls))), unnest($urls), unnest($sizes), unnest($versions)",
+                {"first": first, **dict(zip(("urls", "sizes", "versions"), columns, strict=True))},
+            )
             connection.execute("update meta set next_shard_id = ?", [first + len(new)])
 
 
 def commit_pending(catalog: Catalog, embedding: str, run_id: int | None = None, patience: float = PATIENCE) -> None:
-    """Bring what workers have finished into the catalog; also what a killed run left finished. Raises Busy."""
-    import pyarrow.parquet as pq
-
-    folder = catalog.embedding_folder(embedding) / "pending"
-    files = sorted(folder.glob("[0-9]*.parquet"))
+    """Bring what workers have finished into the catalog, in one transaction; also what a killed run left. Raises Busy."""
+    files = storage.listed(catalog.embedding_folder(embedding) / "pending", "[0-9]*.parquet")
     if not files:
         return
-    with catalog.writing(patience) as connection:
-        for file in files:
-            facts = {key.decode(): value.decode() for key, value in pq.read_metadata(file).metadata.items()}
-            shard_id = int(file.stem)
-            where = [embedding, shard_id]
-            if connection.execute("select 1 from embedded_shards where embedding = ? and shard_id = ?", where).fetchone():
-                continue  # committed before a kill; only the removal of the file was left
-            connection.execute("delete from failures where embedding = ? and shard_id = ?", where)
-            problem = _disagreement(connection, shard_id, facts)
+    with storage.local(files) as copies, catalog.writing(patience) as connection:
+        # A kill may have come after the commit, when only the removal of the files was left.
+        done = connection.execute(
+            "select shard_id from embedded_shards where embedding = ? and shard_id in (select unnest(?))",
+            [embedding, [int(file.stem) for file in copies]],
+        ).fetchall()
+        finished = {shard_id for (shard_id,) in done}
+        facts = {int(file.stem): _facts(file) for file in copies if int(file.stem) not in finished}
+        ids = list(facts)
+        connection.execute("delete from failures where embedding = ? and shard_id in (select unnest(?))", [embedding, ids])
+        rows = connection.execute("select shard_id, fingerprint from shards where shard_id in (select unnest(?))", [ids])
+        known = dict(rows.fetchall())
+        for shard_id in ids:
+            problem = _disagreement(known, shard_id, facts[shard_id])
             if problem:
-                connection.execute("insert into failures values (?, ?, null, null, null, 'shard', ?)", [*where, problem])
-                continue
-            _commit(connection, embedding, file, facts)
+                connection.execute(_SHARD_FAILED, [embedding, shard_id, problem])
+                del facts[shard_id]
+        if facts:
+            _commit(connection, embedding, copies[0].parent, facts)
             if run_id is not None:
                 connection.execute("update embeddings set run_id = ? where embedding = ?", [run_id, embedding])
     for file in files:
         file.unlink()
 
 
-def _disagreement(connection: Any, shard_id: int, facts: dict[str, str]) -> str | None:
+def _facts(file: Path) -> dict[str, str]:
+    """What a worker noted of a whole shard."""
+    import pyarrow.parquet as pq
+
+    return {key.decode(): value.decode() for key, value in pq.read_metadata(file).metadata.items()}
+
+
+def _disagreement(known: dict[int, str | None], shard_id: int, facts: dict[str, str]) -> str | None:
     """What is wrong with a finished shard, if anything is; nothing of it is committed then."""
     counts = [int(facts[name]) for name in ("num_samples", "num_embedded", "num_failed")]
     if counts[0] != counts[1] + counts[2]:
         return f"{counts[0]} samples, but {counts[1]} embedded and {counts[2]} failed: please report this as a bug"
-    row = connection.execute("select fingerprint from shards where shard_id = ?", [shard_id]).fetchone()
-    if row is None:
+    if shard_id not in known:
         return "the shard is no longer in the catalog"
-    return "its bytes are not those that another embedding read" if row[0] not in (None, facts["fingerprint"]) else None
+    return (
+        "its bytes are not those that another embedding read" if known[shard_id] not in (None, facts["fingerprint"]) else None
+    )
 
 
-def _commit(connection: Any, embedding: str, file: Path, facts: dict[str, str]) -> None:
-    shard_id = int(file.stem)
-    connection.execute(sql("stages/commit_shard"), {"file": str(file)})
-    connection.execute(sql("stages/commit_failures"), {"file": str(file), "embedding": embedding})
-    counts = [int(facts["num_embedded"]), int(facts["num_failed"])]
-    connection.execute("insert into embedded_shards values (?, ?, ?, ?)", [embedding, shard_id, *counts])
+def _commit(connection: Any, embedding: str, folder: Path, facts: dict[int, dict[str, str]]) -> None:
+    """Samples and failures from the files of these shards, and what is known of each shard."""
+    import pyarrow as pa
+
+    files = [str(folder / f"{shard_id:08d}.parquet") for shard_id in facts]
+    ids = {"first": shards.first_sample_id(min(facts)), "last": shards.first_sample_id(max(facts) + 1)}
+    connection.execute(sql("stages/commit_shards"), {"files": files, **ids})
+    connection.execute(sql("stages/commit_failures"), {"files": files, "embedding": embedding})
+    found = list(facts.values())
+    numbers = {name: pa.array([int(fact[name]) for fact in found], pa.int64())
+               for name in ("num_bytes", "num_samples", "num_embedded", "num_failed")}  # fmt: skip
+    texts = {name: pa.array([fact.get(name) for fact in found], pa.string())
+             for name in ("version", "fingerprint", "complete", "vectors")}  # fmt: skip
+    connection.register("found", pa.table({"shard_id": pa.array(facts, pa.int64())} | numbers | texts))
     connection.execute(
-        "update shards set num_bytes = ?, version = ?, num_samples = ?, fingerprint = ?, complete = ? where shard_id = ?",
-        [int(facts["num_bytes"]), facts["version"], int(facts["num_samples"]), facts["fingerprint"],
-         facts["complete"] == "yes", shard_id],
-    )  # fmt: skip
+        "insert into embedded_shards select ?, shard_id, num_embedded, num_failed, vectors from found order by shard_id",
+        [embedding],
+    )
+    connection.execute(
+        "update shards set num_bytes = found.num_bytes, version = found.version, num_samples = found.num_samples, "
+        "fingerprint = found.fingerprint, complete = found.complete = 'yes' from found where found.shard_id = shards.shard_id"
+    )
+    connection.unregister("found")
 
 
 def record_unreadable(catalog: Catalog, embedding: str, problems: dict[int, str]) -> None:
@@ -196,9 +229,7 @@ def record_unreadable(catalog: Catalog, embedding: str, problems: dict[int, str]
             if (shard_id,) in finished:  # its group failed later, at another shard
                 continue
             connection.execute("delete from failures where embedding = ? and shard_id = ?", [embedding, shard_id])
-            connection.execute(
-                "insert into failures values (?, ?, null, null, null, 'shard', ?)", [embedding, shard_id, problem]
-            )
+            connection.execute(_SHARD_FAILED, [embedding, shard_id, problem])
 
 
 def classes(catalog: Catalog) -> dict[str, int]:

@@ -1,11 +1,14 @@
 """Two geometries. cosine: rows of length 1, distance 1 − x·c. euclidean: rows as they are, distance ‖x − c‖₂."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from curate.errors import CurateError
 
 DISTANCES = ("cosine", "euclidean")
-_TILE = 1 << 24  # numbers in a tile [rows, k] of the matrix product: 64 MiB
+_PIECE = 1 << 18  # numbers whose differences fit the processor's cache: 1 MiB
+TILE_BYTES = 1 << 26  # of a tile [rows, k] of the matrix product
 
 
 def check(distance: str) -> str:
@@ -26,25 +29,35 @@ def prepared(rows: np.ndarray, distance: str) -> np.ndarray:
     return unit(rows) if distance == "cosine" else rows
 
 
-def between(rows: np.ndarray, others: np.ndarray, distance: str) -> np.ndarray:
-    """The distance of each prepared row to the row beside it: [n, d], [n, d] -> float32 [n].
+def between(rows: np.ndarray, others: np.ndarray, distance: str, chosen: np.ndarray | None = None) -> np.ndarray:
+    """The distance of each prepared row to the row beside it, or to the one `chosen` for it: [n, d], [m, d] -> float32 [n].
 
     From the differences, because 1 − x·c and ‖x‖² − 2x·c + ‖c‖² lose the digits of short distances. For
     rows of length 1, 1 − x·c = ‖x − c‖²/2.
     """
-    squares = np.square(rows - others).sum(axis=1)
+    squares = np.empty(len(rows), np.float32)
+    step = max(_PIECE // max(rows.shape[1], 1), 1)
+    for start in range(0, len(rows), step):
+        piece = slice(start, start + step)
+        differences = rows[piece] - (others[piece] if chosen is None else others[chosen[piece]])
+        squares[piece] = np.einsum("nd,nd->n", differences, differences)
     return np.asarray(squares / 2 if distance == "cosine" else np.sqrt(squares))
 
 
-def nearest(rows: np.ndarray, centroids: np.ndarray, distance: str) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest centroid of each prepared row and the distance to it: [n, d], [k, d] -> int32 [n], float32 [n]."""
-    clusters = np.empty(len(rows), np.int32)
-    # argmax of x·c − ‖c‖²/2 is the nearest centroid in both distances; for unit centroids the term is constant.
+def nearest_tiles(rows: np.ndarray, centroids: np.ndarray, distance: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Tiles of prepared rows, float32 [t, d], one after the other, and the nearest prepared centroid of each row, int32 [t]."""
+    # argmax of x·c − ‖c‖²/2 is the nearest centroid; cosine's centroids are of length 1, so there the second term is constant.
     half_norms = 0.5 * np.einsum("kd,kd->k", centroids, centroids, dtype=np.float64).astype(np.float32)
-    step = max(_TILE // len(centroids), 1)
+    step = max(TILE_BYTES // 4 // len(centroids), 1)
     for start in range(0, len(rows), step):
-        tile = slice(start, start + step)
-        product = rows[tile] @ centroids.T
-        product -= half_norms
-        clusters[tile] = product.argmax(axis=1)
-    return clusters, between(rows, centroids[clusters], distance)
+        tile = rows[start : start + step]
+        product = tile @ centroids.T
+        if distance == "euclidean":
+            product -= half_norms
+        yield tile, product.argmax(axis=1).astype(np.int32)
+
+
+def nearest(rows: np.ndarray, centroids: np.ndarray, distance: str) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest of prepared centroids to each prepared row, and the distance: [n, d], [k, d] -> int32 [n], float32 [n]."""
+    clusters = np.concatenate([np.empty(0, np.int32), *(found for _, found in nearest_tiles(rows, centroids, distance))])
+    return clusters, between(rows, centroids, distance, clusters)

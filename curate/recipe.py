@@ -90,10 +90,11 @@ def find(recipe: str | Path) -> Path:
     path = Path(recipe).expanduser()
     if path.is_file():
         return path
-    if "/" in str(recipe):
+    name = str(recipe).removesuffix(".toml")
+    if "/" in name and name not in resources.names(resources.RECIPES, ".toml"):
         raise CurateError(f"no recipe at '{recipe}': check the path, or give a name from `curate list recipes`")
     try:
-        return resources.find(resources.RECIPES, ".toml", str(recipe).removesuffix(".toml"), "recipe")
+        return resources.find(resources.RECIPES, ".toml", name, "recipe")
     except CurateError as error:
         raise CurateError(f"{error}; and there is no file '{recipe}'") from error
 

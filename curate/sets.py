@@ -34,9 +34,8 @@ def check_name(name: str) -> str:
 def head(connection: "duckdb.DuckDBPyConnection", kind: str, name: str) -> dict[str, Any] | None:
     """The head row of a set, or None."""
     cursor = connection.execute(f"select * from {HEADS[kind][0]} where {kind} = ?", [name])
-    row = cursor.fetchone()
-    columns = [column[0] for column in cursor.description or []]
-    return dict(zip(columns, row, strict=True)) if row else None
+    columns, rows = [column[0] for column in cursor.description or []], cursor.fetchall()
+    return dict(zip(columns, rows[0], strict=True)) if rows else None
 
 
 def names(connection: "duckdb.DuckDBPyConnection", kind: str) -> list[str]:

@@ -1,6 +1,5 @@
 """WebDataset shards: which files a pattern names, and the samples inside one tar."""
 
-import contextlib
 import glob
 import os
 import re
@@ -9,12 +8,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from curate.errors import CurateError
+from curate.fingerprints import Fingerprint
+from curate.storage import has_ranges, is_url, options, reaching, streamed
 from curate.tar import Member, TarError
 
 # webdataset's own rule: the key ends at the first dot of the file's name, folders belong to the key.
 _KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)
 _POSITION_BITS = 24  # sample_id = shard_id << 24 | position: up to 16.7 million samples a shard
-_REMOTE = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class Sample(NamedTuple):
@@ -49,7 +49,7 @@ def expand(patterns: Iterable[str]) -> list[str]:
         except ValueError as error:
             raise CurateError(f"'{pattern}' is no brace pattern: {error}") from error
         for plain in plain_patterns:
-            urls = _expand_remote(plain) if _REMOTE.match(plain) else _expand_local(plain)
+            urls = _expand_remote(plain) if is_url(plain) else _expand_local(plain)
             if not urls:
                 raise CurateError(f"no shard at '{plain}': check the path (nothing was changed)")
             found.update(dict.fromkeys(urls))
@@ -80,7 +80,7 @@ def _expand_remote(pattern: str) -> list[str]:
         return [pattern]
     filesystem, path = _filesystem(pattern)
     try:
-        with _reaching():
+        with reaching():
             return [filesystem.unstrip_protocol(match) for match in filesystem.glob(path)]
     except OSError as error:
         raise CurateError(f"cannot list '{pattern}': {error.strerror or error}") from error
@@ -90,57 +90,58 @@ def _filesystem(url: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        with _reaching():
-            return cast("tuple[Any, str]", fsspec.core.url_to_fs(url))
+        with reaching():
+            return cast("tuple[Any, str]", fsspec.core.url_to_fs(url, **options(url)))
     except OSError as error:
         raise CurateError(f"cannot open '{url}': {error.strerror or error}") from error
 
 
-@contextlib.contextmanager
-def _reaching() -> Iterator[None]:
-    """Clients of remote file systems raise what they like; callers know OSError only."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:  # the boundary to other people's clients
-        raise OSError(f"{type(error).__name__}: {error}") from error
-
-
-def open_shard(url: str) -> BinaryIO:
+def open_shard(url: str, *, buffered: bool = True) -> BinaryIO:
     """The shard's bytes from the start. Raises OSError."""
-    if not _REMOTE.match(url):
-        return open(url, "rb")
+    if not is_url(url):
+        return open(url, "rb", buffering=-1 if buffered else 0)
     filesystem, path = _filesystem(url)
-    with _reaching():
-        return cast(BinaryIO, filesystem.open(path, "rb"))
+    with reaching():
+        return cast(BinaryIO, filesystem.open(path, "rb", **streamed(url)))
+
+
+def read_ranges(url: str, ranges: list[tuple[int, int]]) -> list[bytes]:
+    """The bytes [start, stop) of a shard in a store that has byte ranges, fetched side by side. Raises OSError."""
+    filesystem, path = _filesystem(url)
+    starts, stops = zip(*ranges, strict=True)
+    with reaching():
+        found = filesystem.cat_ranges([path] * len(ranges), list(starts), list(stops), on_error="return")
+    for data in found:
+        if isinstance(data, Exception):
+            raise data if isinstance(data, OSError) else OSError(f"{type(data).__name__}: {data}") from data
+    return list(found)
 
 
 def read_range(url: str, offset: int, length: int) -> bytes:
     """`length` bytes of a shard from `offset` on, fewer where it ends before. Raises OSError."""
-    with open_shard(url) as stream, _reaching():
+    if has_ranges(url):
+        return read_ranges(url, [(offset, offset + length)])[0]
+    with open_shard(url) as stream, reaching():
         stream.seek(offset)
         return stream.read(length)
 
 
 def stat(url: str) -> Stat:
     """Size and version of a shard. Raises OSError if it is not there."""
-    if not _REMOTE.match(url):
+    if not is_url(url):
         status = os.stat(url)
         return Stat(status.st_size, str(status.st_mtime_ns))
     filesystem, path = _filesystem(url)
-    with _reaching():
+    with reaching():
         info = filesystem.info(path)
     version = next((info[name] for name in ("ETag", "etag", "mtime", "LastModified", "updated") if info.get(name)), "")
     return Stat(int(info["size"] or 0), str(version))
 
 
-def sha256(url: str) -> str:
-    """The checksum of a whole shard, in hexadecimal. Raises OSError."""
-    import hashlib
-
-    with open_shard(url) as stream, _reaching():
-        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+def fingerprint(url: str, like: str | None) -> str:
+    """The fingerprint of a whole shard, of the same kind as `like`. Raises OSError."""
+    with open_shard(url) as stream, reaching():
+        return Fingerprint(like).of(stream)
 
 
 def first_sample_id(shard_id: int) -> int:

@@ -118,8 +118,9 @@ def test_ctrl_c_ends_politely_and_the_same_command_goes_on(tmp_path):
     words = ["embed", *shards, "--encoder", "pixels@48", "-c", str(tmp_path / "catalog"), "-j", "1"]
     for signal_, name in ((signal.SIGINT, "interrupted"), (signal.SIGTERM, "interrupted")):
         process = subprocess.Popen(
-            [sys.executable, "-m", "curate", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+            [sys.executable, "-m", "curate", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests run in the background may ignore it
+        )  # fmt: skip
         folder = tmp_path / "catalog" / "embeddings" / "pixels@48"
         ready, deadline = len(list(folder.glob("[0-9]*"))), time.monotonic() + 60
         while len(list(folder.glob("[0-9]*"))) <= ready:

@@ -67,6 +67,33 @@ def test_broken_bytes_give_a_reason(data, reason):
         decode(data, PLAIN)
 
 
+def photo(size: tuple[int, int]) -> Image.Image:
+    """Smooth colours, as in photos."""
+    noise = np.random.default_rng(0).integers(0, 256, (5, 4, 3), np.uint8)
+    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("size", [(300, 400), (400, 300), (256, 256), (90, 5000), (3000, 2000), (64, 64), (1, 1), (1, 90_000)])
+@pytest.mark.parametrize("how", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+def test_fast_decoding_gives_nearly_the_same_pixels(mode, size, how, interpolation):
+    data = encoded(photo(size).convert(mode), "TIFF")
+    exact = decode(data, Preprocessing(48, 64, how, interpolation))
+    fast = decode(data, Preprocessing(48, 64, how, interpolation, decode="fast"))
+    assert fast[1:] == exact[1:] == size
+    assert fast.pixels.shape == exact.pixels.shape == (48, 48, 3)
+    assert np.abs(fast.pixels.astype(int) - exact.pixels).max() <= 2
+
+
+def test_fast_decoding_is_another_way_and_is_for_large_images_only(monkeypatch):
+    ways = []
+    monkeypatch.setattr(Image.Image, "resize", lambda image, size, *how: ways.append(image.size) or image.crop((0, 0, *size)))
+    for size in ((300, 400), (100, 100)):
+        decode(encoded(Image.new("RGB", size), "JPEG"), Preprocessing(48, 64, decode="fast"))
+    assert ways == [(100, 100)]
+
+
 def test_no_other_program_is_run_to_read_an_image(monkeypatch, tmp_path):
     """Pillow hands EPS to Ghostscript, whatever the file is called."""
     program = tmp_path / "gs"

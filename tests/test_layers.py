@@ -9,6 +9,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "curate"
 LAYERS = [
     {
         "errors",
+        "fingerprints",
+        "memory",
+        "units",
+        "storage",
         "registry",
         "resources",
         "progress",
@@ -21,7 +25,7 @@ LAYERS = [
         "figures",
         "charts",
     },
-    {"tar", "shards", "vectors", "probes", "images", "places", "sets", "catalog", "corpus"},
+    {"tar", "shards", "vectors", "probes", "images", "places", "sets", "runs", "database", "catalog", "corpus"},
     {"encoders", "metrics", "models", "strategies", "membership"},
     {"engine"},
     {"stages"},

@@ -55,6 +55,22 @@ def test_photos_are_embedded_without_loss_and_their_neighbours_share_the_class(c
     assert accuracy >= 0.75
 
 
+def test_fast_decoding_moves_no_vector(data, tmp_path):
+    catalog = Catalog(tmp_path / "catalog")
+    for how in ("fast", "exact"):
+        curate.embed(
+            catalog, [str(data / "clothing/clothing-test-000.tar")], encoder="efficientnet_lite0", decode=how, name=how
+        )
+    fast, exact = labelled(catalog, "fast")[0], labelled(catalog, "exact")[0]
+    cosines = np.einsum("nd,nd->n", fast, exact)
+    print(f"cosine of fast and exact: {cosines.min():.6f} at least")
+    assert 0.9998 <= cosines.min() < 1
+    with pytest.raises(curate.CurateError, match="'fast' was begun with --decode fast: go on so"):
+        curate.embed(
+            catalog, [str(data / "clothing/clothing-*.tar")], encoder="efficientnet_lite0", decode="exact", name="fast"
+        )
+
+
 def test_the_selection_is_exact_balanced_and_repeatable(clothing):
     name = curate.select(clothing, keep=0.8)
     kept = members(clothing, name)

@@ -6,6 +6,7 @@ import subprocess
 import tarfile
 
 import pytest
+import xxhash
 
 from curate.tar import TarError, TarReader
 
@@ -28,7 +29,10 @@ def test_names_and_bytes_are_those_the_standard_library_wrote(format):
     data = tar_bytes(MEMBERS, format)
     reader = TarReader(io.BytesIO(data))
     assert {member.name: member.data for member in reader} == MEMBERS
-    assert (reader.num_bytes, reader.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert (reader.num_bytes, reader.fingerprint) == (len(data), f"xxh3:{xxhash.xxh3_128(data).hexdigest()}")
+    old = TarReader(io.BytesIO(data), like="0" * 64)
+    assert len(list(old)) == len(MEMBERS)
+    assert old.fingerprint == hashlib.sha256(data).hexdigest(), "as in catalogs of older versions"
 
 
 def test_ustar_prefix_is_part_of_the_name():

@@ -1,6 +1,6 @@
--- Record what failed in one shard, with the reason.
+-- Record what failed in finished shards, with the reason.
 insert into failures
 select $embedding, shard_id, sample_id, key, member, stage, error
-from read_parquet($file, hive_partitioning = false)
+from read_parquet($files, hive_partitioning = false)
 where error is not null
 order by sample_id;

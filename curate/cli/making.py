@@ -5,7 +5,22 @@ from typing import Annotated
 
 import typer
 
-from curate.cli.options import CATALOG, CatalogOption, Embedding, Name, Seed, Strict, Within, Workers, app, exit_partly, pair
+from curate.cli.options import (
+    CATALOG,
+    CatalogOption,
+    Embedding,
+    EngineOption,
+    Name,
+    RayAddress,
+    Seed,
+    Strict,
+    Within,
+    Workers,
+    app,
+    exit_partly,
+    pair,
+    working_on,
+)  # fmt: skip
 
 
 @app.command(epilog="Example: curate embed 'corpus/{00000..00099}.tar' --encoder open_clip:ViT-B-32/openai")
@@ -21,17 +36,28 @@ def embed(
     batch_size: Annotated[int | None, typer.Option(help="Images a batch.", min=1, show_default=False)] = None,
     workers: Workers = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    decode: Annotated[
+        str | None, typer.Option(help="Images: fast, or exact as the model's own transform.", show_default="fast")
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Say where the time went.")] = False,
+    files: Annotated[
+        str | None, typer.Option(help="Where a new catalog puts vectors and centroids.", metavar="URL", show_default=False)
+    ] = None,
     strict: Strict = False,
     name: Name = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddress = None,
     catalog: CatalogOption = CATALOG,
 ) -> None:
     """Stream shards through an encoder: vectors to Parquet, samples to the catalog."""
     from curate.stages import embed as stage
 
-    made = stage.embed(
-        catalog, shards, encoder=encoder or stage.DEFAULT_ENCODER, checkpoint=str(checkpoint) if checkpoint else None,
-        label=label, batch_size=batch_size, workers=workers, device=device, name=name,
-    )  # fmt: skip
+    with working_on(engine, ray_address, workers):
+        made = stage.embed(
+            catalog, shards, encoder=encoder or stage.DEFAULT_ENCODER, checkpoint=str(checkpoint) if checkpoint else None,
+            label=label, batch_size=batch_size, workers=workers, device=device, decode=decode, profile=profile, files=files,
+            name=name,
+        )  # fmt: skip
     print(made)
     exit_partly(catalog, made, strict=strict)
 
@@ -40,14 +66,20 @@ def embed(
 def cluster(
     k: Annotated[str, typer.Option(help="Number of clusters; auto = samples / 1000, from 10 to 50,000.")] = "auto",
     distance: Annotated[str, typer.Option(help="cosine or euclidean.")] = "cosine",
-    iterations: Annotated[int, typer.Option(help="Iterations of k-means.", min=1)] = 20,
+    iterations: Annotated[int, typer.Option(help="Iterations of k-means on the sample.", min=1)] = 12,
     sample: Annotated[
-        int | None, typer.Option(help="Rows to fit on (default: 256 a cluster).", min=1, show_default=False)
+        int | None, typer.Option(help="Rows to fit on (default: 64 a cluster, at least 65,536).", min=1, show_default=False)
+    ] = None,
+    passes: Annotated[int, typer.Option(help="Iterations over every row, after those on the sample.", min=0)] = 2,
+    memory: Annotated[
+        float | None, typer.Option(help="GiB that the fit may take (default: 3/4 of the memory).", min=0.01, show_default=False)
     ] = None,
     embedding: Embedding = None,
     seed: Seed = 0,
     workers: Workers = None,
     name: Annotated[str, typer.Option(help="Name of the result.")] = "kmeans",
+    engine: EngineOption = "local",
+    ray_address: RayAddress = None,
     catalog: CatalogOption = CATALOG,
 ) -> None:
     """k-means in an embedding: centroids, and a cluster and a distance for every sample."""
@@ -56,10 +88,11 @@ def cluster(
     if k != "auto" and not k.isdecimal():
         raise typer.BadParameter("give a whole number, or auto", param_hint="--k")
     number = "auto" if k == "auto" else int(k)
-    print(stage(
-        catalog, embedding=embedding, k=number, distance=distance, iterations=iterations,
-        sample=sample, seed=seed, workers=workers or 1, name=name,
-    ))  # fmt: skip
+    with working_on(engine, ray_address, workers):
+        print(stage(
+            catalog, embedding=embedding, k=number, distance=distance, iterations=iterations,
+            sample=sample, passes=passes, memory=memory, seed=seed, workers=workers or 1, name=name,
+        ))  # fmt: skip
 
 
 @app.command(
@@ -89,16 +122,18 @@ def probe(
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     name: Name = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddress = None,
     catalog: CatalogOption = CATALOG,
 ) -> None:
     """Train small models on the corpus, whose mistakes tell how hard each sample is."""
     from curate.stages.probe import probe as stage
 
-    print(stage(
-        catalog, model=model or "mlp", count=count, epochs=epochs, fraction=fraction, within=within, test=test,
-        embedding=embedding, seed=seed,
-        device=device, name=name,
-    ))  # fmt: skip
+    with working_on(engine, ray_address):
+        print(stage(
+            catalog, model=model or "mlp", count=count, epochs=epochs, fraction=fraction, within=within, test=test,
+            embedding=embedding, seed=seed, device=device, name=name,
+        ))  # fmt: skip
 
 
 @app.command(epilog="Examples: curate score ssl_prototypes el2n · curate score --from mine.py:my_metric")
@@ -125,6 +160,8 @@ def score(
     seed: Seed = 0,
     workers: Workers = None,
     name: Name = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddress = None,
     catalog: CatalogOption = CATALOG,
 ) -> None:
     """Score every sample. A high score always means worth keeping."""
@@ -134,10 +171,11 @@ def score(
     if not chosen or not all(":" in file for file in own or []):
         raise typer.BadParameter("name metrics (`curate list metrics`), or --from FILE.py:NAME", param_hint="METRICS")
     options = dict(pair(text, "--option") for text in option or [])
-    names = stage(
-        catalog, chosen, embedding=embedding, clustering=clustering, probe=probe, distance=distance, options=options, seed=seed,
-        workers=workers or 1, name=name,
-    )  # fmt: skip
+    with working_on(engine, ray_address, workers):
+        names = stage(
+            catalog, chosen, embedding=embedding, clustering=clustering, probe=probe, distance=distance, options=options,
+            seed=seed, workers=workers or 1, name=name,
+        )  # fmt: skip
     print("\n".join(names))
 
 
@@ -204,6 +242,12 @@ def validate(
             help="Test shards (default: a fifth of the corpus, by key); repeatable.", metavar="SHARDS", show_default=False
         ),
     ] = None,
+    transfer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Shards of another task to fine-tune on and test for; repeatable.", metavar="SHARDS", show_default=False
+        ),
+    ] = None,
     embedding: Embedding = None,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -215,15 +259,15 @@ def validate(
 
     print(stage(
         catalog, selections, keep=keep, strategy=strategy or "hardest", scoring=scoring, balance=balance, model=model,
-        seeds=seeds, epochs=epochs, schedule=schedule, within=within, test=test, embedding=embedding, seed=seed,
-        device=device, name=name,
+        seeds=seeds, epochs=epochs, schedule=schedule, within=within, test=test, transfer=transfer,
+        embedding=embedding, seed=seed, device=device, name=name,
     ))  # fmt: skip
 
 
 @app.command(epilog="Example: curate export $(curate select --keep 0.8) pruned/")
 def export(
     selection: Annotated[str, typer.Argument(help="A selection's name.")],
-    out: Annotated[Path, typer.Argument(help="New or empty folder.")],
+    out: Annotated[str, typer.Argument(help="New or empty folder, or a URL.")],
     samples_per_shard: Annotated[
         int | None, typer.Option(help="Repack into even shards of at most so many.", min=1, show_default=False)
     ] = None,
@@ -232,13 +276,15 @@ def export(
     ] = False,
     workers: Workers = None,
     name: Name = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddress = None,
     catalog: CatalogOption = CATALOG,
 ) -> None:
     """Write the selected samples as tar shards, byte for byte as they came, with a manifest."""
     from curate.stages.export import export as stage
 
-    print(
-        stage(
-            catalog, selection, out, samples_per_shard=samples_per_shard, index_only=index_only, workers=workers or 1, name=name
-        )
-    )
+    with working_on(engine, ray_address, workers):
+        print(stage(
+            catalog, selection, out, samples_per_shard=samples_per_shard, index_only=index_only, workers=workers or 1,
+            name=name,
+        ))  # fmt: skip

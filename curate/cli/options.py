@@ -1,5 +1,6 @@
 """The app, the options that several commands share, and how a command ends."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,14 @@ CATALOG = Path("curated")
 Name = Annotated[str | None, typer.Option("--name", help="Name of the result.", show_default=False)]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0)]
 Workers = Annotated[int | None, typer.Option("--workers", "-j", help="Worker processes.", min=1, show_default=False)]
+EngineOption = Annotated[
+    str,
+    typer.Option("--engine", help="Where the work runs: local, or ray (a cluster; needs the extra ray).", metavar="local|ray"),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray-address", help="Of a running cluster (default: one of this machine).", show_default=False),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 instead of 3 if any sample or shard failed.")]
 Within = Annotated[
     str | None, typer.Option(help="A selection that is all the corpus here.", metavar="SELECTION", show_default=False)
@@ -36,6 +45,19 @@ def pair(text: str, option: str = "--param") -> tuple[str, str]:
     if not equals:
         raise typer.BadParameter(f"'{text}' is not NAME=VALUE", param_hint=option)
     return name, value
+
+
+def working_on(engine: str, address: str | None, workers: int | None = None) -> AbstractContextManager[None]:
+    """The engine for the block; how many workers a cluster has, its size decides."""
+    from curate.engine import ENGINES, on
+
+    if engine not in ENGINES:
+        raise typer.BadParameter(f"choose one of {', '.join(ENGINES)}", param_hint="--engine")
+    if address and engine != "ray":
+        raise typer.BadParameter("goes with --engine ray", param_hint="--ray-address")
+    if workers and engine == "ray":
+        raise typer.BadParameter("on a cluster, its size decides", param_hint="--workers")
+    return on(engine, address)
 
 
 def exit_partly(catalog: Path | str, embedding: str | None = None, *, strict: bool) -> None:

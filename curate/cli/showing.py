@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from curate.cli.options import CATALOG, CatalogOption, Strict, app, exit_partly, pair
+from curate.cli.options import (
+    CATALOG,
+    FAILED,
+    CatalogOption,
+    EngineOption,
+    RayAddress,
+    Strict,
+    Workers,
+    app,
+    exit_partly,
+    pair,
+    working_on,
+)  # fmt: skip
 
 
 @app.command(epilog="Examples: curate query class_balance · curate query 'select count(*) from samples' --format csv")
@@ -21,6 +33,9 @@ def query(
         Path | None, typer.Option("--out", "-o", help="File to write (parquet needs one).", show_default=False)
     ] = None,
     limit: Annotated[int, typer.Option(help="Rows shown as a table; files and the other formats have all.", min=1)] = 200,
+    allow_files: Annotated[
+        bool, typer.Option("--allow-files", help="Let the SQL read other files too, by read_parquet('FILE') and the like.")
+    ] = False,
     catalog: CatalogOption = CATALOG,
 ) -> None:
     """Ask the catalog, read-only; also while another command runs."""
@@ -28,7 +43,7 @@ def query(
     from curate.stages.query import asking
 
     params = dict(pair(text) for text in param or [])
-    with asking(catalog, sql, params) as (connection, text):
+    with asking(catalog, sql, params, allow_files=allow_files) as (connection, text):
         answers.write(connection, text, format, out, limit)
 
 
@@ -116,6 +131,8 @@ def run(
     from_stage: Annotated[str | None, typer.Option("--from", help="Begin with this stage.", show_default=False)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and show its steps.")] = False,
     strict: Strict = False,
+    engine: EngineOption = "local",
+    ray_address: RayAddress = None,
     catalog: Annotated[
         Path | None,
         typer.Option("--catalog", "-c", envvar="CURATE_CATALOG", help="Folder of the catalog.", show_default="the recipe's"),
@@ -124,9 +141,68 @@ def run(
     """Run a whole chain from a recipe; one that stopped goes on where it stopped."""
     from curate import recipe as recipes
 
-    print(recipes.run(recipe, catalog, set=set, from_stage=from_stage, dry_run=dry_run))
+    with working_on(engine, ray_address):
+        print(recipes.run(recipe, catalog, set=set, from_stage=from_stage, dry_run=dry_run))
     if not dry_run:
         exit_partly(recipes.load(recipe, set or [], catalog)[0], strict=strict)
+
+
+@app.command(epilog="Examples: curate plan 'corpus/*.tar' --encoder efficientnet_lite0 · curate plan --samples 1000000000")
+def plan(
+    shards: Annotated[
+        list[str] | None, typer.Argument(help="What is to be embedded (default: what the catalog has).", show_default=False)
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="As many samples of the same kind.", min=1, show_default=False)] = None,
+    encoder: Annotated[str | None, typer.Option(help="For shards; see `curate list encoders`.", show_default=False)] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights from a file.", show_default=False)] = None,
+    k: Annotated[str, typer.Option(help="Number of clusters, or auto.")] = "auto",
+    keep: Annotated[float, typer.Option(help="Fraction to keep, above 0 and up to 1.")] = 0.8,
+    format: Annotated[str, typer.Option("--format", "-f", help="table or json (seconds and bytes).")] = "table",
+    workers: Workers = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddress = None,
+    catalog: CatalogOption = CATALOG,
+) -> None:
+    """What will it take? Time, memory and disk of each stage, from some seconds of measurement."""
+    from curate import answers
+    from curate.stages.embed import DEFAULT_ENCODER
+    from curate.stages.plan import plan as stage
+    from curate.units import duration, size
+
+    if k != "auto" and not k.isdecimal():
+        raise typer.BadParameter("give a whole number, or auto", param_hint="--k")
+    with working_on(engine, ray_address, workers):
+        rows = stage(
+            catalog, shards, samples=samples, encoder=encoder or DEFAULT_ENCODER, keep=keep, workers=workers,
+            checkpoint=str(checkpoint) if checkpoint else None, k="auto" if k == "auto" else int(k),
+        )  # fmt: skip
+    if format == "table":
+        rows = [
+            {"stage": row["stage"], "samples": f"{row['samples']:,}", "time": duration(row["seconds"]),
+             "memory": size(row["memory"]), "disk": size(row["disk"])} for row in rows
+        ]  # fmt: skip
+    answers.write_rows(rows, format)
+
+
+@app.command(epilog="Examples: curate verify · curate verify pruned --sources")
+def verify(
+    exports: Annotated[
+        list[str] | None,
+        typer.Argument(help="Exported folders (default: the catalog, and the exports it knows).", show_default=False),
+    ] = None,
+    sources: Annotated[
+        bool, typer.Option("--sources", help="Read the shards too, and compare exports with them byte by byte.")
+    ] = False,
+    catalog: CatalogOption = CATALOG,
+) -> None:
+    """Check that nothing is lost, doubled or damaged; one line a fault, and exit status 1 if there is any."""
+    from curate.stages.verify import verify as stage
+
+    faults = stage(catalog, list(exports or []), sources=sources)
+    for fault in faults:
+        print(fault)
+    if faults:
+        raise typer.Exit(FAILED)
 
 
 @app.command("list", epilog="Example: curate list queries")

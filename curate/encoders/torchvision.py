@@ -5,7 +5,7 @@ The encoder of Sorscher et al. 2022 is SwAV's ResNet-50; its published checkpoin
 
 from curate.encoders import Encoder, encoder, hash_weights, load_into
 from curate.errors import CurateError
-from curate.images import Preprocessing
+from curate.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 
 @encoder
@@ -28,7 +28,7 @@ def torchvision(variant: str, checkpoint: str | None, size: int | None) -> Encod
         size=pixels,
         resize_to=pixels * 256 // 224,
         interpolation="bilinear",
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
     )
     return Encoder(model.eval(), preprocessing, hash_weights(model))

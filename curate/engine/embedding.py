@@ -1,12 +1,14 @@
 """The work of `curate embed` for a group of shards: read, decode, encode, write. It knows no catalog."""
 
+import contextlib
 import itertools
 import json
-from collections import deque
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty, Queue
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +17,7 @@ from curate import engine, images, shards, vectors
 from curate.atomic import replacing
 from curate.corpus import Job
 from curate.engine import inference
+from curate.engine.profile import Clock
 from curate.images import ImageError, Preprocessing
 from curate.shards import DamagedShard, first_sample_id, readable
 from curate.tar import TarReader
@@ -69,28 +72,34 @@ class Unusable(Exception):
 
 @dataclass(frozen=True)
 class EmbedShards:
-    """The task: embed a group of shards, batches spanning them; return the problems by shard id.
+    """The task: embed a group of shards, batches spanning them; return the problems by shard id, and where the time went.
 
     A shard leaves two files, written in this order: `ID.parquet` with the vectors, and
     `pending/ID.parquet` with what the catalog is to know. When the second exists, both are whole.
     """
 
     model: inference.Model
-    folder: str
+    folder: Path
     label: str
     batch_size: int
     decoders: int
 
-    def __call__(self, jobs: Iterable[Job]) -> dict[int, str]:
+    def __call__(self, jobs: Iterable[Job]) -> tuple[dict[int, str], dict[str, float]]:
+        clock = Clock()
         rows = itertools.chain.from_iterable(map(self._read, jobs))
-        decoded = ahead(self._decode, rows, self.decoders, 2 * self.batch_size)
+        if self.decoders:  # they read and decode while this thread encodes: what is left to see is how long it waits
+            decoded = clock.each("wait for images", ahead(self._decode, rows, self.decoders, 2 * self.batch_size))
+        else:
+            decoded = clock.each("decode", map(self._decode, clock.each("read", rows)))
         problems: dict[int, str] = {}
-        for shard_id, group in itertools.groupby(self._encode(decoded), key=lambda row: row.shard_id):
+        for shard_id, group in itertools.groupby(self._encode(decoded, clock), key=lambda row: row.shard_id):
             *samples, end = group
-            problem = self._write(shard_id, samples, end)
+            with clock.during("write"):
+                problem = self._write(shard_id, samples, end)
             if problem:
                 problems[shard_id] = problem
-        return problems
+        clock.switch("other")
+        return problems, clock.seconds
 
     def _read(self, job: Job) -> Iterator[Row | End]:
         """The samples of a shard in tar order, then its End."""
@@ -98,7 +107,7 @@ class EmbedShards:
         try:
             before = shards.stat(job.url)
             with shards.open_shard(job.url) as stream:
-                yield from self._samples(job, TarReader(stream), end)
+                yield from self._samples(job, TarReader(stream, job.fingerprint), end)
             end.version = before.version
             if shards.stat(job.url) != before or end.num_bytes != before.num_bytes:
                 end.problem, end.fingerprint = "it changed while it was read", ""
@@ -123,7 +132,7 @@ class EmbedShards:
             if damage.key:
                 yield Row(job.shard_id, next(sample_ids), readable(damage.key)).fail("shard", end.problem)
             reader.drain()
-        end.num_bytes, end.fingerprint = reader.num_bytes, reader.sha256
+        end.num_bytes, end.fingerprint = reader.num_bytes, reader.fingerprint
         engine.tick((reader.num_bytes >> 10) - told, 0)
 
     def _decode(self, row: Row | End) -> Row | End:
@@ -135,32 +144,33 @@ class EmbedShards:
             row.members = {}
         return row
 
-    def _encode(self, rows: Iterable[Row | End]) -> Iterator[Row | End]:
+    def _encode(self, rows: Iterable[Row | End], clock: Clock) -> Iterator[Row | End]:
         """Give every decoded row its vector, in batches that pass over the ends of shards."""
-        forward = inference.load(self.model)
+        with clock.during("load the encoder"):
+            forward = inference.load(self.model)
         held: list[Row | End] = []
         ready = 0
         for row in rows:
             held.append(row)
             ready += isinstance(row, Row) and row.pixels is not None
             if ready == self.batch_size:
-                yield from _encoded(held, forward)
+                yield from _encoded(held, forward, clock)
                 held, ready = [], 0
-        yield from _encoded(held, forward)
+        yield from _encoded(held, forward, clock)
 
     def _write(self, shard_id: int, rows: list[Any], end: Any) -> str | None:
         """Write the shard's two files; return the problem of one that could not be read at all."""
         if end.problem and (not rows or not end.fingerprint):
             return str(end.problem)  # and leave no file
         good = [row for row in rows if not row.error]
-        folder, name = Path(self.folder), f"{shard_id:08d}.parquet"
+        folder, name = self.folder, f"{shard_id:08d}.parquet"
         dim = good[0].vector.shape[0] if good else 1
         matrix = np.stack([row.vector for row in good]) if good else np.empty((0, dim), np.float16)
-        if good:
-            vectors.write(folder / name, np.array([row.sample_id for row in good]), matrix)
+        written = vectors.write(folder / name, np.array([row.sample_id for row in good]), matrix) if good else ""
         counts = {"num_samples": len(rows), "num_embedded": len(good), "num_failed": len(rows) - len(good)}
         facts = {**counts, "num_bytes": end.num_bytes, "version": end.version, "fingerprint": end.fingerprint,
-                 "complete": "no" if end.problem else "yes"}  # fmt: skip
+                 "complete": "no" if end.problem else "yes",
+                 "vectors": written}  # fmt: skip
         if end.problem:
             rows = [*rows, Row(shard_id, None, None).fail("shard", end.problem)]
         _write_pending(folder / "pending" / name, rows, facts)
@@ -197,10 +207,10 @@ def label_of(members: dict[str, bytes], source: str) -> str | None:
         raise Unusable("label", f"cannot read the label: {error}") from error
 
 
-def _encoded(held: list[Row | End], forward: inference.Forward) -> Iterator[Row | End]:
+def _encoded(held: list[Row | End], forward: inference.Forward, clock: Clock) -> Iterator[Row | End]:
     batch = [row for row in held if isinstance(row, Row) and row.pixels is not None]
     if batch:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"), clock.during("encode"):
             found = forward(np.stack([row.pixels for row in batch if row.pixels is not None])).astype(np.float16)
         engine.tick(0, len(batch))
         for row, vector in zip(batch, found, strict=True):
@@ -225,15 +235,30 @@ def _write_pending(path: Path, rows: list[Row], facts: dict[str, Any]) -> None:
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T], threads: int, most: int) -> Iterator[R]:
-    """`map` with so many threads working ahead, in order, at most so many items in flight; 0 threads: plain map."""
-    if not threads:
-        yield from map(function, items)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        window: deque[Any] = deque()
-        for item in items:
-            window.append(pool.submit(function, item))
-            if len(window) >= most:
-                yield window.popleft().result()
-        while window:
-            yield window.popleft().result()
+    """`map` by so many threads working ahead, in order, at most so many results waiting; another thread takes the items."""
+    results: Queue[Future[R] | None] = Queue(most)
+    stopped = threading.Event()
+
+    def submit(pool: ThreadPoolExecutor) -> None:
+        try:
+            for item in items:
+                if stopped.is_set():
+                    return
+                results.put(pool.submit(function, item))
+        except BaseException as error:  # handed on to whoever takes the results
+            failed: Future[R] = Future()
+            failed.set_exception(error)
+            results.put(failed)
+        finally:
+            results.put(None)
+
+    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as feeder:
+        fed = feeder.submit(submit, pool)
+        try:
+            while (result := results.get()) is not None:
+                yield result.result()
+        finally:
+            stopped.set()
+            while not fed.done():  # let go of a feeder that waits for room
+                with contextlib.suppress(Empty):
+                    results.get(timeout=0.05)

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from curate.encoders import Encoder
 from curate.errors import CurateError
 from curate.images import Preprocessing
 from curate.progress import log
+from curate.storage import is_remote, upload
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +45,7 @@ class Model:
 
 def devices(wanted: str) -> tuple[str, tuple[int, ...]]:
     """The device to use and the GPUs there are, for `auto`, `cpu` or `cuda`. Raises CurateError."""
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise CurateError(f"no device called '{wanted}'; there are: auto, cpu, cuda")
+    check_device(wanted)
     if wanted == "cpu" or (wanted == "auto" and not _has_driver()):
         return "cpu", ()
     import torch
@@ -53,6 +54,12 @@ def devices(wanted: str) -> tuple[str, tuple[int, ...]]:
     if wanted == "cuda" and not count:
         raise CurateError("--device cuda, but torch sees no GPU: check the driver, or use --device cpu")
     return ("cuda", tuple(range(count))) if count else ("cpu", ())
+
+
+def check_device(wanted: str) -> None:
+    """CurateError for a device that there is none of."""
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise CurateError(f"no device called '{wanted}'; there are: auto, cpu, cuda")
 
 
 def _has_driver() -> bool:
@@ -103,9 +110,10 @@ def _session(path: Path, threads: int, device: str) -> Forward:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    network = path.read_bytes() if is_remote(path) else str(path)
     wanted = ["CUDAExecutionProvider"] if device == "cuda" else []
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-    session = onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(network, options, providers=[*providers, "CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
     def forward(images: np.ndarray) -> np.ndarray:
@@ -145,6 +153,12 @@ def _export(network: "torch.nn.Module", how: Preprocessing, path: Path) -> Path 
     """Write the network as ONNX; None where that fails or does not give the same vectors."""
     import torch
 
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="curate-") as folder:
+            here = _export(network, how, Path(folder) / path.name)
+            if here is not None:
+                upload(here, path)
+            return path if here else None
     images = torch.rand(2, 3, how.size, how.size, generator=torch.Generator().manual_seed(0))
     attention_fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its fused operator has no ONNX counterpart

@@ -33,6 +33,35 @@ def map(  # noqa: A001 - the word for it
         yield from _pool(task, todo, workers, resources, advance)
 
 
+def reduce(
+    task: Callable[[Any], Any], items: Iterable[Any], merge: Callable[[Any, Any], Any], resources: Resources, advance: Advance
+) -> Outcome:
+    """See `curate.engine.reduce`; this process merges."""
+    failed: list[Outcome] = []
+
+    def results() -> Iterator[Any]:
+        for outcome in map(task, items, resources, advance):
+            if outcome.error:
+                failed.append(outcome)
+                return
+            yield outcome.result
+
+    merged = engine.tree(results(), merge)
+    return failed[0] if failed else Outcome(None, merged, None)
+
+
+def devices(wanted: str) -> tuple[str, tuple[int, ...]]:
+    """The device to use and this machine's GPUs, for `auto`, `cpu` or `cuda`. Raises CurateError."""
+    from curate.engine import inference
+
+    return inference.devices(wanted)
+
+
+def cores(device: str = "cpu") -> tuple[int, int]:
+    """The processor cores that work may use, in all and on one machine: the same here."""
+    return engine.cores(), engine.cores()
+
+
 def _here(task: Callable[[Any], Any], todo: Iterator[Any], advance: Advance) -> Iterator[Outcome]:
     engine._tick = advance
     try:
@@ -86,26 +115,22 @@ def _pool(
             while not future.done():
                 time.sleep(0.02)
                 tell()
-            outcome = _outcome(item, future)
+            outcome = future.result()._replace(item=item)
             submit(1)  # one in, one out: a bounded window of tasks in flight
             yield outcome
         tell()
-    except BaseException:
+    except BaseException as error:
         for process in list((pool._processes or {}).values()):
             process.terminate()
+        # What a task raises is an outcome; a pool that broke, or whose pipe is closed, has lost a worker.
+        if isinstance(error, BrokenProcessPool | OSError):
+            raise CurateError(
+                "a worker process died, perhaps for want of memory: run the same command again with fewer --workers "
+                "or a smaller --batch-size (finished shards are kept)"
+            ) from error
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _outcome(item: Any, future: "Future[Outcome]") -> Outcome:
-    try:
-        return future.result()._replace(item=item)
-    except BrokenProcessPool as error:
-        raise CurateError(
-            "a worker process died, perhaps for want of memory: run the same command again with fewer --workers "
-            "or a smaller --batch-size (finished shards are kept)"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -17,13 +17,11 @@ import torch
 from curate import engine, shards
 from curate.engine import Advance, Resources
 from curate.errors import CurateError
-from curate.images import Preprocessing
+from curate.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from curate.places import Places, image_at, image_in
 
 CACHE_BYTES = 4 << 30
 _AHEAD = 4  # batches that threads decode ahead
-# Mean and standard deviation of ImageNet's pixels, which do for any photos (He et al. 2016).
-_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def _finished(pixels: torch.Tensor, augmented: bool) -> torch.Tensor:
     """uint8 [b, edge, edge, 3] -> normalised float32 [1, b, 3, edge, edge], channels last in memory."""
     if augmented:
         pixels = augment(pixels)
-    mean, std = torch.tensor(_MEAN), torch.tensor(_STD)
+    mean, std = 255 * torch.tensor(IMAGENET_MEAN), 255 * torch.tensor(IMAGENET_STD)
     return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)[None]
 
 

@@ -20,6 +20,7 @@ from curate import models, probes, shuffle
 from curate.atomic import TEMPORARY, sync
 from curate.engine import fitting
 from curate.engine.fitting import Inputs, Work
+from curate.fingerprints import of_file
 from curate.shards import shard_of
 
 
@@ -51,7 +52,9 @@ class TrainPart:
         temporary.mkdir(parents=True)
         rows = self._write(part, temporary)
         shards = [shard_id for shard_id, _ in _shards(self.inputs.array("ids"))]
-        (temporary / probes.SUMMARY).write_text(json.dumps({"shards": shards, "models": rows}, indent=1))
+        fingerprints = {path.name: of_file(path) for path in sorted(temporary.iterdir())}
+        summary = {"shards": shards, "models": rows, "fingerprints": fingerprints}
+        (temporary / probes.SUMMARY).write_text(json.dumps(summary, indent=1))
         for file in (*temporary.iterdir(), temporary):
             sync(file)
         os.replace(temporary, self.out / part.name)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from curate import distances, engine, metrics, probes, vectors
+from curate import distances, engine, metrics, probes, storage, vectors
 from curate.atomic import replacing
 from curate.errors import CurateError
 from curate.metrics import influence
@@ -169,7 +169,8 @@ class ScoreShard:
 @functools.lru_cache(maxsize=1)
 def _arrays(folder: Path) -> dict[str, np.ndarray]:
     """The arrays that the stage left for its workers, read once in each."""
-    return {file.stem: np.load(file, allow_pickle=False) for file in folder.glob("*.npy")}
+    with storage.local(storage.listed(folder, "*.npy")) as files:
+        return {file.stem: np.load(file, allow_pickle=False) for file in files}
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,18 @@
 """Which samples each arm of a validation trains on: everything, a selection, and as many drawn at random."""
 
 import hashlib
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from curate import corpus
 from curate.catalog import Catalog
 from curate.engine.validating import Arm
 from curate.errors import CurateError
-from curate.stages.select import candidates
+from curate.stages.candidates import candidates
 from curate.strategies import balance as balancing
 from curate.strategies import strategies
-
-HELD_OUT = 0.2  # of the corpus, where no test shards are given
-
-
-def held_out_by_key(catalog: Catalog, ids: np.ndarray) -> np.ndarray:
-    """A fifth of the samples, by a hash of their keys, whatever shard they lie in: bool [n]."""
-    keys = corpus.columns(catalog, ids, "key")["key"]
-    limit = int(HELD_OUT * 2**32)
-    return np.array([zlib.crc32(str(key).encode("utf-8", "surrogatepass")) < limit for key in keys])
 
 
 def arms(
@@ -68,16 +57,14 @@ def _random_draw(
     catalog: Catalog, head: dict[str, Any], ids: np.ndarray, train: np.ndarray, count: int
 ) -> Callable[[int], np.ndarray]:
     """A function from seed to as many places, drawn from the same candidates under the selection's own balance."""
-    rows = candidates(catalog, head)
-    order = np.searchsorted(ids, rows["sample_id"]).clip(max=len(ids) - 1)
-    known = (ids[order] == rows["sample_id"]) & train[order]
-    places = order[known]
-    codes, groups = np.unique(np.asarray(rows["group_id"])[known], return_inverse=True)
-    sizes = np.bincount(groups, minlength=len(codes))
-    floors = balancing.floors(sizes, count / len(places), head["balance"], head["balance_base"])
+    found = candidates(catalog, head)
+    order = np.searchsorted(ids, found.sample_ids).clip(max=len(ids) - 1)
+    known = (ids[order] == found.sample_ids) & train[order]
+    places, groups = order[known], found.groups[known]
+    floors = balancing.floors(np.bincount(groups), count / len(places), head["balance"], head["balance_base"])
 
     def draw(seed: int) -> np.ndarray:
         priorities = strategies["random"](ids[places], seed)
-        return np.asarray(places[balancing.drawn(groups, priorities, floors, count)])
+        return np.asarray(places[balancing.drawn(groups, priorities, ids[places], floors, count, seed)])
 
     return draw

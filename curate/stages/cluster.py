@@ -1,19 +1,24 @@
 """`curate cluster`: k-means in an embedding; centroids to a file, assignments to the catalog."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from curate import distances, engine, provenance, sets, vectors
-from curate.atomic import replacing
+from curate import distances, engine, provenance, sets, storage, vectors
+from curate.atomic import TEMPORARY
 from curate.catalog import Catalog
 from curate.engine import Resources, kmeans
 from curate.errors import CurateError
+from curate.memory import allowed
 from curate.progress import bar, log
+from curate.stages import lloyd
+from curate.stages.lloyd import Begun
+from curate.units import size
 
-# faiss' own rule of thumb: beyond so many rows a centroid, more change the centroids little.
-_ROWS_PER_CENTROID = 256
+# The fit only has to come near: the passes over every row take away what is peculiar to the sample.
+_ROWS_PER_CENTROID = 64
 _ROWS_THAT_COST_NOTHING = 1 << 16
 
 
@@ -23,16 +28,20 @@ def cluster(
     embedding: str | None = None,
     k: int | str = "auto",
     distance: str = "cosine",
-    iterations: int = 20,
+    iterations: int = 12,
     sample: int | None = None,
+    passes: int = 2,
+    memory: float | None = None,
     seed: int = 0,
     workers: int = 1,
     name: str = "kmeans",
 ) -> str:
     """Cluster an embedding into `k` clusters, and return the clustering's name.
 
-    `k` auto is a thousandth of the corpus, from 10 to 50,000. The centroids are fitted on `sample` rows (default
-    256 a centroid, at least 65,536, all if there are fewer); then every sample is assigned.
+    `k` auto is a thousandth of the corpus, from 10 to 50,000. The centroids are fitted by so many `iterations` on `sample`
+    rows (default 64 a centroid, at least 65,536, all if there are fewer), then by `passes` more over every row; then
+    every sample is assigned. `memory` in GiB (default three quarters of what this process may have) bounds the default
+    sample. A run that was killed goes on from its last finished pass.
     """
     catalog = Catalog(catalog)
     catalog.check_column("clustering", name)
@@ -43,35 +52,39 @@ def cluster(
     files = catalog.vector_files(embedding)
     if not files:
         raise CurateError(f"the embedding '{embedding}' is empty: look at `curate query failures`")
-    total = sum(files.values())
-    k = _number_of_clusters(k, total)
-    if iterations < 1:
-        raise CurateError("--iterations must be at least 1")
-    rows = min(sample or max(_ROWS_PER_CENTROID * k, _ROWS_THAT_COST_NOTHING), total)
-    settings = {"embedding": embedding, "k": k, "distance": distance, "iterations": iterations, "sample": rows, "seed": seed}
+    if iterations < 1 or passes < 0:
+        raise CurateError("--iterations must be at least 1, --passes 0 or more")
+    k = _number_of_clusters(k, sum(files.values()))
+    limit = int(memory * (1 << 30)) if memory else allowed() * 3 // 4
+    rows = _rows_to_fit_on(files, k, int(parent["dim"]), sample, limit)
+    settings = {"embedding": embedding, "k": k, "distance": distance, "iterations": iterations, "sample": rows,
+                "passes": passes, "seed": seed}  # fmt: skip
     fingerprint = provenance.fingerprint("cluster", settings, content)
-    old = catalog.head("clustering", name)
-    if old and old["fingerprint"] == fingerprint and catalog.centroid_file(old).is_file():
-        log.info("nothing to do: '%s' is this clustering already (objective %.6g)", name, old["objective"])
+    made = catalog.made("clustering", name, fingerprint)
+    if made and catalog.centroid_file(made).is_file():
+        _remove_old_centroids(catalog, name)
+        log.info("nothing to do: '%s' is this clustering already (objective %.6g)", name, made["objective"])
         return name
+    old = catalog.head("clustering", name)
     with catalog.run("cluster", name, settings, made_from=parent["run_id"], fingerprint=fingerprint) as run_id:
-        with bar("read", rows) as advance:
-            training = vectors.sample(list(files), list(files.values()), rows, seed, advance)
-        fitted = kmeans.fit(training, k, distance, iterations, seed)
-        del training
         row = {"clustering": name, "embedding": embedding, "distance": distance, "k": k, "iterations": iterations,
-               "seed": seed, "sampled_rows": fitted.sampled_rows, "num_samples": total,
-               # A file of its own, so that the centroids of the old set stay until the new set is committed.
-               "centroids": f"{name}-{run_id:06d}.npy", "fingerprint": fingerprint, "run_id": run_id}  # fmt: skip
-        objective = _assign_and_commit(catalog, row, fitted.centroids, list(files), Resources(workers))
+               "seed": seed, "sampled_rows": rows, "passes": passes, "num_samples": sum(files.values()),
+               "centroids": _file_name(name, run_id), "fingerprint": fingerprint, "run_id": run_id}  # fmt: skip
+        centroids = _fit(catalog, row, files, int(parent["dim"]), Resources(workers))
+        objective = _assign_and_commit(catalog, row, centroids, list(files), Resources(workers))
     log.info("clustering '%s'%s: %s samples, k = %s, fitted on %s rows, objective %.6g", name, " replaced" if old else "",
-             f"{total:,}", f"{k:,}", f"{fitted.sampled_rows:,}", objective)  # fmt: skip
+             f"{row['num_samples']:,}", f"{k:,}", f"{rows:,}", objective)  # fmt: skip
     return name
 
 
 def auto_k(num_samples: int) -> int:
     """A thousandth of the corpus, clamped to 10…50,000, and never more than there are samples."""
     return min(max(num_samples // 1000, 10), 50_000, max(num_samples, 1))
+
+
+def default_sample(k: int) -> int:
+    """How many rows the centroids are fitted on, where nothing else is asked for and there are as many."""
+    return max(_ROWS_PER_CENTROID * k, _ROWS_THAT_COST_NOTHING)
 
 
 def _number_of_clusters(k: int | str, total: int) -> int:
@@ -82,12 +95,49 @@ def _number_of_clusters(k: int | str, total: int) -> int:
     return k
 
 
+def _rows_to_fit_on(files: dict[Path, int], k: int, dim: int, sample: int | None, limit: int) -> int:
+    """How many rows are sampled within a limit of memory, in bytes. CurateError where it is too low for the work."""
+    rows = min(sample or default_sample(k), sum(files.values()))
+    fit, worker = _memory(files, rows, k, dim)
+    if fit > limit and not sample:
+        fixed, _ = _memory(files, 0, k, dim)
+        rows = max(rows * (limit - fixed) // (fit - fixed), 0)
+        fit, _ = _memory(files, rows, k, dim)
+        told = f"{rows:,} rows, {rows / k:.1f} a centroid"
+        log.warning("fitting on %s: no more fit into %s (see --memory)", told, size(limit))
+    if max(fit, worker) > limit or rows < k:
+        raise CurateError(f"k = {k:,} in {dim} dimensions takes {size(max(fit, worker))} of memory, and {size(limit)} are "
+                          "allowed: raise --memory, or lower --k or --sample")  # fmt: skip
+    return rows
+
+
+def _memory(files: dict[Path, int], rows: int, k: int, dim: int) -> tuple[int, int]:
+    return kmeans.memory(rows, max(files.values()), dim, k, len(lloyd.groups(files)))
+
+
+def _fit(catalog: Catalog, row: dict[str, Any], files: dict[Path, int], dim: int, resources: Resources) -> np.ndarray:
+    """The centroids by the sample and by the passes over every row, from where a killed run of just this clustering was."""
+    rows, distance = row["sampled_rows"], row["distance"]
+    fit, worker = _memory(files, rows, row["k"], dim)
+    log.info("memory: %s for the fit on %s rows, then %s a worker", size(fit), f"{rows:,}", size(worker))
+    kept = catalog.files / "clusterings" / f"{row['clustering']}-{row['fingerprint'][:16]}.begun.npz"
+    state = lloyd.begun(kept)
+    if state is None:
+        with bar("read", rows) as advance:
+            sample = vectors.sample(files, rows, row["seed"], advance, lambda found: distances.prepared(found, distance))
+        state = lloyd.keep(kept, Begun(0, kmeans.fit(sample, row["k"], distance, row["iterations"], row["seed"])))
+        del sample
+    else:
+        log.info("going on after pass %s of %s", state.passes, row["passes"])
+    shared = catalog.centroid_file(row)
+    return lloyd.iterate(state, files, row["passes"], distance, resources, kept=kept, shared=shared)
+
+
 def _assign_and_commit(
     catalog: Catalog, row: dict[str, Any], centroids: np.ndarray, files: list[Path], resources: Resources
 ) -> float:
-    with replacing(catalog.centroid_file(row)) as temporary, temporary.open("wb") as file:
-        np.save(file, centroids)
-    with catalog.workspace() as folder:
+    row["centroids_fingerprint"] = lloyd.save(catalog.centroid_file(row), centroids)
+    with catalog.exchange(row["run_id"]) as folder:
         task = kmeans.Assign(catalog.centroid_file(row), row["distance"], folder)
         objective = 0.0
         with bar("assign", row["num_samples"]) as advance:
@@ -95,17 +145,32 @@ def _assign_and_commit(
                 if outcome.error:
                     raise CurateError(f"cannot assign {outcome.item.name}: {outcome.error}")
                 objective += outcome.result
-        with catalog.writing() as connection:
+        with storage.local(storage.listed(folder, "*.parquet")) as written, catalog.writing() as connection:
             sets.check_column(connection, "clustering", row["clustering"])
             sets.replace(connection, "clustering", "assignments", {**row, "objective": objective})
             connection.execute(
                 "insert into assignments select $name, sample_id, cluster_id, distance "
-                "from read_parquet($files, hive_partitioning = false) order by sample_id",
-                {"name": row["clustering"], "files": f"{folder}/*.parquet"},
+                "from read_parquet($files, hive_partitioning = false)",  # in the order of the names, which is that of the ids
+                {"name": row["clustering"], "files": list(map(str, written))},
             )
             sets.refresh_sample_scores(connection)
-            kept = {name for (name,) in connection.execute("select centroids from clusterings").fetchall()}
-    for path in catalog.centroid_file(row).parent.glob("*.npy"):
-        if path.name not in kept and path.name.startswith(f"{row['clustering']}-"):
-            path.unlink(missing_ok=True)
+    _remove_old_centroids(catalog, row["clustering"])
     return objective
+
+
+def _remove_old_centroids(catalog: Catalog, name: str) -> None:
+    """Those of sets that were replaced and of runs that were killed; another process that clusters keeps its own."""
+    with catalog.reading() as connection:
+        kept = {file for (file,) in connection.execute("select centroids from clusterings").fetchall()}
+        running = connection.execute("select name, run_id from runs where stage = 'cluster' and status = 'running'").fetchall()
+    kept |= {_file_name(other, run_id) for other, run_id in running}
+    ours = re.compile(rf"({re.escape(TEMPORARY)}\w+-)?({re.escape(name)}-(\d{{6,}}\.npy|[0-9a-f]{{16}}\.begun\.npz))")
+    for path in storage.listed(catalog.files / "clusterings", "*"):
+        match = ours.fullmatch(path.name)
+        if match and match.group(2) not in kept:
+            path.unlink(missing_ok=True)
+
+
+def _file_name(name: str, run_id: int) -> str:
+    """A file of its own for each run, so that the centroids of the old set stay until the new set is committed."""
+    return f"{name}-{run_id:06d}.npy"

@@ -1,19 +1,25 @@
 """`curate embed`: stream shards through an encoder; one Parquet file of vectors a shard, one row a sample."""
 
 import contextlib
-from dataclasses import asdict
+import json
+import logging
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from curate import corpus, encoders, engine, provenance, sets
-from curate.atomic import TEMPORARY, sweep
-from curate.catalog import Busy, Catalog
+from curate.atomic import sweep
+from curate.catalog import Catalog
 from curate.corpus import Job
+from curate.database import Busy
 from curate.engine import Resources, inference
+from curate.engine import profile as profiles
 from curate.engine.embedding import EmbedShards
 from curate.errors import CurateError
 from curate.progress import bar, log
 from curate.shards import expand
+from curate.storage import is_remote
 
 DEFAULT_ENCODER = "open_clip:ViT-B-32/laion2b_s34b_b79k"
 # Workers take neighbouring shards in groups of about so many bytes, so that batches span small shards.
@@ -30,22 +36,27 @@ def embed(
     batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
+    decode: str | None = None,
+    profile: bool = False,
+    files: str | None = None,
     name: str | None = None,
 ) -> str:
     """Embed every sample of the shards, and return the embedding's name.
 
     Shards that are in the embedding already are left alone; new ones are added. Samples that cannot
     be read go to `failures`: for every shard, samples = embedded + failed. `label` is `cls` or
-    `json:FIELD`. Raises CurateError if a shard's bytes have changed, or if the name is taken by
-    another encoder.
+    `json:FIELD`. `decode` fast resizes by tensor operators, exact as the model's own transform
+    does; the default is what the embedding was begun with, else fast. `profile` says where the time
+    went, which the table `runs` keeps in any case. `files` is a URL where a new catalog puts vectors and centroids.
+    Raises CurateError if a shard's bytes have changed, or if the name is taken by another encoder.
     """
-    check(encoder=encoder, checkpoint=checkpoint, label=label)
+    check(encoder=encoder, checkpoint=checkpoint, label=label, decode=decode)
     encoder, checkpoint = _absolute(encoder, checkpoint)
     embedding = sets.check_name(name or default_name(encoder))
     urls = expand([shards] if isinstance(shards, str) else shards)
     if not urls:
         raise CurateError("no shards given: name paths, folders, globs, brace ranges or URLs")
-    catalog = Catalog(catalog).create()
+    catalog = Catalog(catalog).create(files)
     folder = catalog.embedding_folder(embedding)
     with catalog.only_writer(folder, f"the embedding '{embedding}'"):
         sweep(folder)
@@ -53,36 +64,46 @@ def embed(
         corpus.commit_pending(catalog, embedding)
         todo = corpus.register(catalog, embedding, urls)
         if todo:
-            arguments = {"shards": shards, "encoder": encoder, "checkpoint": checkpoint, "label": label}
-            _embed(catalog, embedding, arguments, todo, batch_size, workers, device)
-        with contextlib.suppress(OSError):  # it is not there, or not empty
-            (folder / "pending").rmdir()
+            arguments = {"shards": shards, "encoder": encoder, "checkpoint": checkpoint, "label": label,
+                         "decode": _decoding(catalog, embedding, decode)}  # fmt: skip
+            _embed(catalog, embedding, arguments, todo, batch_size, workers, device, profile)
+        if not is_remote(folder):
+            with contextlib.suppress(OSError):  # it is not there, or not empty
+                (folder / "pending").rmdir()
     _summarize(catalog, embedding, len(urls), len(todo))
     return embedding
 
 
-def check(*, encoder: str = DEFAULT_ENCODER, checkpoint: str | None = None, label: str = "cls", **others: Any) -> None:
+def check(
+    *,
+    encoder: str = DEFAULT_ENCODER,
+    checkpoint: str | None = None,
+    label: str = "cls",
+    decode: str | None = None,
+    **others: Any,
+) -> None:
     """CurateError for an encoder, a file or a label source that cannot be."""
     encoders.check(encoder, checkpoint)
+    if decode not in (None, "fast", "exact"):
+        raise CurateError(f"--decode {decode}: choose one of fast, exact")
     if label != "cls" and not label.startswith("json:"):
         raise CurateError(f"no label source '{label}'; write cls, or json:FIELD for a field of the .json member")
 
 
 def _embed(
     catalog: Catalog, embedding: str, arguments: dict[str, Any], todo: list[Job],
-    batch_size: int | None, workers: int | None, device: str,
+    batch_size: int | None, workers: int | None, device: str, profiled: bool,
 ) -> None:  # fmt: skip
     """Load the encoder, claim the name for it, and embed the shards; one run in the catalog's books."""
     encoder, checkpoint, label = (arguments[name] for name in ("encoder", "checkpoint", "label"))
-    device, gpus = inference.devices(device)
+    device, gpus = engine.current().devices(device)
     resources = _resources(device, gpus, workers)
     old = catalog.head("embedding", embedding)
     with catalog.run("embed", embedding, arguments, made_from=old["run_id"] if old else None, device=device) as run_id:
         made = encoders.make(encoder, checkpoint)
-        threads = engine.cores() if resources.workers == 1 else resources.threads
-        onnx = catalog.embedding_folder(embedding) / f"{TEMPORARY}encoder.onnx"
-        try:
-            model = inference.prepare(made, encoder, checkpoint, device, threads, onnx)
+        made = replace(made, preprocessing=replace(made.preprocessing, decode=arguments["decode"]))
+        with catalog.exchange(run_id) as folder:
+            model = inference.prepare(made, encoder, checkpoint, device, resources.threads, folder / "encoder.onnx")
             _claim_name(catalog, {
                 "embedding": embedding, "encoder": encoder, "checkpoint": checkpoint, "weights_sha256": made.weights_sha256,
                 "dim": _dim(model), "label_source": label, "run_id": run_id,
@@ -90,11 +111,24 @@ def _embed(
             })  # fmt: skip
             size = batch_size or (256 if device == "cuda" else 8)
             # Beside a GPU, threads decode ahead of it; on a CPU the cores are busy with a worker each.
-            decoders = max(engine.cores() // max(len(gpus), 1), 1) if device == "cuda" else 0
-            task = EmbedShards(model, str(catalog.embedding_folder(embedding)), label, size, decoders)
-            _map(catalog, embedding, run_id, task, todo, resources)
-        finally:
-            onnx.unlink(missing_ok=True)
+            decoders = resources.threads if device == "cuda" else 0
+            task = EmbedShards(model, catalog.embedding_folder(embedding), label, size, decoders)
+            _map(catalog, embedding, run_id, task, todo, resources, profiled)
+
+
+def preprocessing_of(head: dict[str, Any]) -> dict[str, Any]:
+    """How an embedding's images were prepared; older catalogs, where all decoding was exact, do not say so."""
+    known: dict[str, Any] = json.loads(head["preprocessing"])
+    return {"decode": "exact"} | known
+
+
+def _decoding(catalog: Catalog, embedding: str, wanted: str | None) -> str:
+    """fast or exact. Raises CurateError if an embedding was begun with the other one."""
+    old = catalog.head("embedding", embedding)
+    begun = str(preprocessing_of(old)["decode"]) if old else wanted or "fast"
+    if wanted not in (None, begun):
+        raise CurateError(f"the embedding '{embedding}' was begun with --decode {begun}: go on so, or choose another --name")
+    return begun
 
 
 def _absolute(encoder: str, checkpoint: str | None) -> tuple[str, str | None]:
@@ -112,11 +146,10 @@ def default_name(encoder: str) -> str:
 
 
 def _resources(device: str, gpus: tuple[int, ...], workers: int | None) -> Resources:
-    """One worker a GPU; on a CPU one a core, each with one thread, which beat threads inside the encoder."""
-    if device == "cuda":
-        return Resources(workers or len(gpus), 1, gpus)
-    count = workers or engine.cores()
-    return Resources(count, max(engine.cores() // count, 1))
+    """One worker a GPU, with its share of the cores; on a CPU one a core, whose one thread beat threads inside the encoder."""
+    cores, _ = engine.current().cores(device)
+    count = workers or len(gpus) or cores
+    return Resources(count, max(cores // count, 1), gpus)
 
 
 def _dim(model: inference.Model) -> int:
@@ -153,26 +186,38 @@ def _claim_name(catalog: Catalog, row: dict[str, Any]) -> None:
             sets.insert(connection, "embeddings", row)
             return
     for field in ("weights_sha256", "dim", "preprocessing"):
-        if old[field] != row[field]:
+        same = preprocessing_of(old) == preprocessing_of(row) if field == "preprocessing" else old[field] == row[field]
+        if not same:
             raise CurateError(
                 f"the embedding '{row['embedding']}' was made with other weights or preprocessing ({field} differs): "
                 "choose another --name"
             )
 
 
-def _map(catalog: Catalog, embedding: str, run_id: int, task: EmbedShards, todo: list[Job], resources: Resources) -> None:
+def _map(
+    catalog: Catalog, embedding: str, run_id: int, task: EmbedShards, todo: list[Job], resources: Resources, profiled: bool
+) -> None:  # fmt: skip
     """Run the task on groups of shards, committing what is finished as it comes."""
     groups = _groups(todo, resources.workers)
     unreadable: dict[int, str] = {}
+    seconds: dict[str, float] = {}
     with bar("embed", sum(job.num_bytes for job in todo) >> 10) as advance:
+        rest_until = 0.0
         for outcome in engine.map(task, groups, resources, advance=advance):
-            with contextlib.suppress(Busy):  # somebody reads for long: the next commit, or the last, takes it along
-                corpus.commit_pending(catalog, embedding, run_id, patience=0)
-            problems = outcome.result or {}
+            if (begin := time.monotonic()) >= rest_until:
+                with contextlib.suppress(Busy):  # somebody reads for long: the next commit, or the last, takes it along
+                    corpus.commit_pending(catalog, embedding, run_id, patience=0)
+                rest_until = time.monotonic() + 9 * (time.monotonic() - begin)  # a tenth of the time goes to commits at most
             if outcome.error:
-                problems = {job.shard_id: outcome.error for job in outcome.item}
-            unreadable |= problems
+                unreadable |= {job.shard_id: outcome.error for job in outcome.item}
+            else:
+                problems, spent = outcome.result
+                unreadable |= problems
+                profiles.add(seconds, spent)
     corpus.commit_pending(catalog, embedding, run_id)
+    catalog.record_profile(run_id, seconds)
+    log.log(logging.INFO if profiled else logging.DEBUG, "profile: %.1f s of %s workers: %s", sum(seconds.values()),
+            resources.workers, profiles.shares(seconds))  # fmt: skip
     corpus.record_unreadable(catalog, embedding, unreadable)
 
 

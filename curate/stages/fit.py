@@ -55,10 +55,12 @@ def _arms(catalog: Catalog, model: str, schedule: str, arms: str) -> Arms:
     with catalog.reading() as connection:
         rows = connection.execute(
             "select trainings.num_samples, trainings.seed, 1 - avg(accuracy), "
-            "case arm when 'pruned' then regexp_extract(selection, '(hardest|easiest|random)', 1) || ' ' || trainings.keep "
+            "case arm when 'pruned' then concat_ws(' ', strategy, trainings.keep, 'by ' || metric) "
             "when 'full' then 'everything' else arm end as name, validation || coalesce(selection, '') || arm as key "
-            "from trainings join validations using (validation) "
-            "where model = $1 and schedule = $2 and arm in (select unnest($3)) group by all order by 1, key, 2",
+            "from trainings join validations using (validation) left join selections using (selection) "
+            "left join scorings on scorings.scoring = selections.scoring "
+            "where model = $1 and schedule = $2 and len(transfer) = 0 and arm in (select unnest($3)) "
+            "group by all order by 1, key, 2",
             [model, schedule, ["full", "random"] if arms == "random" else ["full", "random", "pruned"]],
         ).fetchall()
     if not rows:
@@ -116,7 +118,8 @@ def _draw(
             "over_random, over_random_interval "
             "from pruned_vs_random join validations using (validation) join selections using (selection) "
             "left join scorings on scorings.scoring = selections.scoring "
-            "where model = ? and schedule = ? order by pruned_vs_random.keep desc, strategy desc, validations.num_samples",
+            "where model = ? and schedule = ? and len(transfer) = 0 "
+            "order by pruned_vs_random.keep desc, strategy desc, validations.num_samples",
             [model, schedule],
         ).fetchall()
     lines = {

@@ -93,7 +93,8 @@ class Corpus:
         path = self.catalog.centroid_file(self.clustering)
         if not path.is_file():
             raise CurateError(f"the centroids '{path}' are gone: make them again with `curate cluster`")
-        return np.asarray(np.load(path, allow_pickle=False))
+        with path.open("rb") as file:
+            return np.asarray(np.load(file, allow_pickle=False))
 
     @functools.cached_property
     def classes(self) -> dict[str, int]:
@@ -126,15 +127,15 @@ class Corpus:
             yield from self._read(known[start], known[start : start + _SHARDS_A_READ][-1])
 
     def _read(self, first: int, last: int) -> Iterator[Shard]:
+        labelled = bool({"labels", "class_means"} & set(self.inputs))
         with self.catalog.reading() as connection:
             rows = connection.execute(
-                "select sample_id, shard_id, label from samples where shard_id between ? and ? order by sample_id",
+                f"select sample_id, shard_id{', label' * labelled} from samples where shard_id between ? and ? "
+                "order by sample_id",
                 [int(first), int(last)],
             ).fetchnumpy()
         ids, shard_ids = np.asarray(rows["sample_id"], np.int64), np.asarray(rows["shard_id"], np.int64)
-        labels = (
-            corpus.codes(rows["label"], self.classes) if {"labels", "class_means"} & set(self.inputs) else np.full(len(ids), -1)
-        )
+        labels = corpus.codes(rows["label"], self.classes) if labelled else np.full(len(ids), -1)
         for part in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(shard_ids)) + 1):
             if len(part):
                 shard_id = int(shard_ids[part[0]])

@@ -12,15 +12,17 @@ from curate.errors import CurateError
 from curate.models import Model
 from curate.progress import bar
 from curate.shards import expand
-from curate.stages.embed import embed
+from curate.stages.embed import embed, preprocessing_of
 
 
-def embed_test(catalog: Catalog, parent: dict[str, Any], patterns: list[str]) -> tuple[Catalog, list[str]]:
-    """Embed the test shards, by the same encoder, into the catalog `test` inside this one; return it and the urls."""
-    inner = Catalog(catalog.path / "test")
+def embed_beside(
+    catalog: Catalog, parent: dict[str, Any], patterns: list[str], folder: str = "test"
+) -> tuple[Catalog, list[str]]:
+    """Embed test shards, or another task's, by the same encoder into a catalog inside this one; return it and the urls."""
+    inner = Catalog(catalog.path / folder)
     urls = expand(patterns)
     embed(inner, urls, encoder=parent["encoder"], checkpoint=parent["checkpoint"], label=parent["label_source"],
-          name=parent["embedding"])  # fmt: skip
+          decode=preprocessing_of(parent)["decode"], name=parent["embedding"])  # fmt: skip
     return inner, urls
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from curate import corpus, engine, models, probes, provenance, sets
 from curate.atomic import sweep
 from curate.catalog import Catalog
-from curate.engine import Resources, inference
+from curate.engine import Resources
 from curate.errors import CurateError
 from curate.progress import bar, log
 from curate.stages import material
@@ -39,12 +39,12 @@ def probe(
     """
     specs = [model] if isinstance(model, str) else list(model)
     check(model=specs, count=count, epochs=epochs, fraction=fraction)
-    device, gpus = inference.devices(device)
+    device, gpus = engine.current().devices(device)
     catalog = Catalog(catalog)
     parent = catalog.require("embedding", embedding)
     embedding = str(parent["embedding"])
     name = sets.check_name(name or default_name(specs, fraction, within))
-    held_out = material.embed_test(catalog, parent, [test] if isinstance(test, str) else test) if test else None
+    held_out = material.embed_beside(catalog, parent, [test] if isinstance(test, str) else test) if test else None
     passes = epochs or _epochs(catalog, embedding, specs, fraction, within)
     urls = held_out[1] if held_out else []
     plan = Plan(specs, _counts(specs, count, fraction), passes, fraction, seed, urls, within)
@@ -54,10 +54,13 @@ def probe(
     content += [catalog.require("selection", within)["fingerprint"]] if within else []
     code = [provenance.source(models.models[spec.partition(":")[0]]) for spec in specs]
     fingerprint = provenance.fingerprint("probe", settings, *content, *code)
-    old = catalog.head("probe", name)
-    if old and old["fingerprint"] == fingerprint and _is_whole(catalog, old):
-        log.info("nothing to do: '%s' is this probe already (%s models)", name, f"{old['num_models']:,}")
+    made = catalog.made("probe", name, fingerprint)
+    if made and _is_whole(catalog, made):
+        with catalog.only_writer(catalog.probe_folder(made).parent, f"the probe '{name}'"):
+            _remove_others(catalog.probe_folder(made))
+        log.info("nothing to do: '%s' is this probe already (%s models)", name, f"{made['num_models']:,}")
         return name
+    old = catalog.head("probe", name)
     head = {"probe": name, "embedding": embedding, "models": specs, "num_models": sum(plan.counts), "epochs": plan.epochs,
             "fraction": fraction, "seed": seed, "test": plan.test, "folder": f"{name}/{fingerprint[:12]}",
             "fingerprint": fingerprint}  # fmt: skip
@@ -171,8 +174,9 @@ def _train(
             raise CurateError(f"the embedding '{head['embedding']}' has {labelled} labelled samples: too few to train on")
         task = TrainPart(inputs, test, len(classes), plan.fraction, plan.epochs, device, catalog.probe_folder(head))
         work = sum(len(part.seeds) * (plan.epochs if models.make(part.spec).build else 1) for part in _parts(plan))
-        workers = max(len(gpus), 1)  # a part a GPU; on a CPU one part at a time, whose program uses all cores
-        resources = Resources(workers, max(engine.cores() // workers, 1), gpus)
+        cores, of_machine = engine.current().cores(device)
+        # A part a GPU; on CPUs a part a machine, whose program uses all its cores.
+        resources = Resources(len(gpus), max(cores // len(gpus), 1), gpus) if gpus else Resources(1, of_machine)
         with bar("train", work * round(plan.fraction * labelled)) as advance:
             for outcome in engine.map(task, _parts(plan), resources, advance=advance):
                 if outcome.error:
@@ -189,9 +193,15 @@ def _commit(catalog: Catalog, head: dict[str, Any]) -> None:
         sets.replace(connection, "probe", "probe_models", head)
         for row in rows:
             sets.insert(connection, "probe_models", {"probe": head["probe"], **row})
+    _remove_others(folder)
+
+
+def _remove_others(folder: Path) -> None:
+    """Parts of probes that were replaced, and of models that were not finished."""
     for other in folder.parent.iterdir():
         if other.is_dir() and other != folder:
             shutil.rmtree(other, ignore_errors=True)
+    sweep(folder)
 
 
 def _summarize(catalog: Catalog, name: str, *, replaced: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from curate import resources, sets
 from curate.catalog import Catalog
 from curate.errors import CurateError
+from curate.memory import allowed
 
 if TYPE_CHECKING:
     import duckdb
@@ -18,13 +19,15 @@ _PARAMETER = re.compile(r"getvariable\('(\w+)'\)")
 _CHOSEN = re.compile(r"\bchosen_(\w+)\(\)")  # the macros of views.sql, which look at a variable too
 
 
-def query(catalog: Catalog | str | Path, sql: str, *, params: dict[str, str] | None = None) -> "pa.Table":
+def query(
+    catalog: Catalog | str | Path, sql: str, *, params: dict[str, str] | None = None, allow_files: bool = False
+) -> "pa.Table":
     """The answer to SQL, or to the saved query of that name, as an Arrow table (`.to_pandas()`, `.to_pylist()`).
 
     `params` become DuckDB variables: `getvariable('scoring')` in the SQL. One SELECT can be asked, and it reads
-    no file but the catalog's own vectors. Raises CurateError with the database's reason.
+    no file but the catalog's own vectors, unless `allow_files`. Raises CurateError with the database's reason.
     """
-    with asking(catalog, sql, params) as (connection, text):
+    with asking(catalog, sql, params, allow_files=allow_files) as (connection, text):
         return connection.sql(text).to_arrow_table()
 
 
@@ -37,13 +40,13 @@ def _text(sql: str) -> str:
 
 @contextlib.contextmanager
 def asking(
-    catalog: Catalog | str | Path, sql: str, params: dict[str, str] | None = None
+    catalog: Catalog | str | Path, sql: str, params: dict[str, str] | None = None, *, allow_files: bool = False
 ) -> "Iterator[tuple[duckdb.DuckDBPyConnection, str]]":
     """A connection that can only read, with the parameters set, and the SQL: for answers that need not fit into memory."""
     import duckdb
 
     text, params = _text(sql), params or {}
-    with Catalog(catalog).reading(guarded=True) as connection:
+    with Catalog(catalog).reading(guarded=not allow_files, memory=allowed()) as connection:
         try:
             sets.check_reads_only(connection, text)
             _check_params(connection, text, params)

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from curate import engine, provenance, resources, sets
+from curate import engine, provenance, resources, sets, storage
 from curate import metrics as known_metrics
+from curate.atomic import replacing
 from curate.catalog import Catalog
 from curate.engine import Resources
 from curate.engine.scoring import OF_SHARD, ScoreShard
@@ -102,14 +103,15 @@ def _score_one(corpus: Corpus, name: str, given: dict[str, str], workers: int) -
     if "seed" in corpus.inputs:
         arguments["seed"] = corpus.seed
     fingerprint = provenance.fingerprint("score", arguments, content, known_metrics.source(metric))
-    old = catalog.head("scoring", name)
-    if old and old["fingerprint"] == fingerprint:
-        log.info("nothing to do: '%s' is this scoring already (%s samples)", name, f"{old['num_samples']:,}")
+    made = catalog.made("scoring", name, fingerprint)
+    if made:
+        log.info("nothing to do: '%s' is this scoring already (%s samples)", name, f"{made['num_samples']:,}")
         return name
+    old = catalog.head("scoring", name)
     of_corpus = options | {key: OF_CORPUS[key](corpus) for key in corpus.inputs if key in OF_CORPUS}
     with (
         catalog.run("score", name, {**arguments, "source": source}, made_from=made_from, fingerprint=fingerprint) as run_id,
-        catalog.workspace() as folder,
+        catalog.exchange(run_id) as folder,
     ):
         _map(corpus, of_corpus, folder, Resources(workers))
         row = {"scoring": name, "metric": metric.rpartition("/")[2], "source": source,
@@ -140,10 +142,10 @@ def _source(corpus: Corpus) -> tuple[str | None, int | None, str]:
 
 def _map(corpus: Corpus, of_corpus: dict[str, Any], folder: Path, resources: Resources) -> None:
     shared = folder / "shared"
-    shared.mkdir()
     for name, value in of_corpus.items():
         if isinstance(value, np.ndarray):
-            np.save(shared / f"{name}.npy", value)
+            with replacing(shared / f"{name}.npy") as temporary:
+                np.save(temporary, value)
     options = {name: value for name, value in of_corpus.items() if not isinstance(value, np.ndarray)}
     distance = corpus.distance if corpus.of_vectors else "cosine"
     task = ScoreShard(corpus.metric, options, distance, shared, folder, corpus.halves)
@@ -156,8 +158,8 @@ def _map(corpus: Corpus, of_corpus: dict[str, Any], folder: Path, resources: Res
 
 
 def _commit(catalog: Catalog, row: dict[str, Any], folder: Path, halves: bool) -> None:
-    files = {"files": f"{folder}/*.parquet"}
-    with catalog.writing() as connection:
+    with storage.local(storage.listed(folder, "*.parquet")) as written, catalog.writing() as connection:
+        files = {"files": list(map(str, written))}  # by their names, and so the ids, in order
         sets.check_column(connection, "scoring", row["scoring"])
         ((count, null),) = connection.execute(
             "select count(*), count(*) - count(score) from read_parquet($files, hive_partitioning = false)", files
@@ -170,7 +172,7 @@ def _commit(catalog: Catalog, row: dict[str, Any], folder: Path, halves: bool) -
         })  # fmt: skip
         connection.execute(
             "insert into scores select $name, sample_id, score, standard_error "
-            "from read_parquet($files, hive_partitioning = false) order by sample_id",
+            "from read_parquet($files, hive_partitioning = false)",
             {"name": row["scoring"], **files},
         )
         sets.refresh_sample_scores(connection)

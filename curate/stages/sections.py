@@ -78,7 +78,8 @@ class Page:
         names = [f"{row[0]}: {row[1]}" if several else row[1] for row in rows]
         columns = np.array([row[2:] for row in rows], float).T
         differences = {"pruned − random": (columns[0], columns[1]), "pruned − everything": (columns[2], columns[3])}
-        lines = [line for name in self.catalog.names("validation") for line in verdicts(self.catalog, name)]
+        lines = [line._replace(text=f"{name}: {line.text}") if several else line
+                 for name in self.catalog.names("validation") for line in verdicts(self.catalog, name)]  # fmt: skip
         return {
             "id": "validation", "title": "Pruned against random", "verdicts": lines,
             "text": "Small models trained on each selection, on as many random samples and on everything; paired by seed.",
@@ -175,13 +176,16 @@ class Page:
 
     def samples(self, most: int, size: int) -> list[dict[str, Any]]:
         """The images to show, each with its row, its cluster and the selections that keep it."""
-        groups = self._ask("select count(distinct label) from samples")[0][0] + len(
-            self._ask("select distinct cluster_id from assignments where clustering = ?", self.clustering)
-        )
+        ((classes, clusters),) = self._ask(
+            "select (select count(distinct label) from samples), "
+            "(select count(distinct cluster_id) from assignments where clustering = ?)", self.clustering,
+        )  # fmt: skip
         with self.catalog.reading() as connection:
             parameters = {"scoring": self.scoring, "clustering": self.clustering, "most": most,
-                          "count": max(most // (4 * max(groups, 1)), 2)}  # fmt: skip
-            ids = [row[0] for row in connection.execute(resources.sql("stages/thumbnails"), parameters).fetchall()]
+                          "of_class": max(most // (4 * max(classes, 1)), 2),
+                          "of_cluster": max(most // (4 * max(clusters, 1)), 1)}  # fmt: skip
+            ranks = dict(connection.execute(resources.sql("stages/thumbnails"), parameters).fetchall())
+            ids = list(ranks)
             cursor = connection.execute(
                 "select * from sample_scores where sample_id in (select unnest(?)) order by sample_id", [ids]
             )
@@ -203,7 +207,7 @@ class Page:
                     continue
                 shown.append({"image": _jpeg(pixels), "row": {name: _plain(value) for name, value in row.items()},
                               "cluster": row.get(self.clustering) if self.clustering else None,
-                              "kept": kept.get(row["sample_id"], [])})  # fmt: skip
+                              "ranks": ranks[row["sample_id"]], "kept": kept.get(row["sample_id"], [])})  # fmt: skip
                 advance(1, 1)
         if problems:
             log.warning("%d images are left out; the first: %s", len(problems), problems[0])
@@ -220,7 +224,7 @@ class Page:
                 "labels": sorted({str(one["row"]["label"]) for one in samples if one["row"]["label"] is not None}),
                 "clusters": sorted({one["cluster"] for one in samples if one["cluster"] is not None}),
                 "selections": self.catalog.names("selection"), "scorings": list(dict.fromkeys(ordered)),
-                "shown": f"{len(samples):,}", "total": f"{total:,}",
+                "scoring": self.scoring, "shown": f"{len(samples):,}", "total": f"{total:,}",
             },
         }  # fmt: skip
 

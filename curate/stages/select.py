@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from curate import provenance, resources, sets, shuffle
+from curate import provenance, resources, sets
 from curate.catalog import Catalog
 from curate.errors import CurateError
+from curate.fingerprints import Fingerprint
 from curate.progress import log
+from curate.stages.candidates import Candidates, candidates
 from curate.strategies import balance as balancing
 from curate.strategies import strategies
 
@@ -67,24 +69,28 @@ def select(
     if scope != "global":
         settings |= {"balance": 1.0, "balance_by": {"class": "label"}.get(scope, scope)}
     settings["balance_by"] = settings["balance_by"] or _default_groups(catalog)
-    rows = candidates(catalog, settings)
-    ids = np.asarray(rows["sample_id"], np.int64)
+    found = candidates(catalog, settings)
+    ids = found.sample_ids
     if round(keep * len(ids)) < 1:
         raise CurateError(f"--keep {keep:g} of {len(ids):,} candidates keeps no sample: raise it, or widen --where")
     if by_score:
         catalog.warn_if_out_of_date("scoring", scoring)
-    content = hashlib.sha256(ids.tobytes() + np.asarray(rows["group_id"], np.int64).tobytes()).hexdigest()
-    sources = (parent.get("fingerprint", ""), content, provenance.source(function))
+    content = Fingerprint()
+    content.update(ids.data)
+    content.update(found.groups.data)
+    sources = (parent.get("fingerprint", ""), content.text, provenance.source(function))
     fingerprint = provenance.fingerprint("select", settings, *sources)
-    old = catalog.head("selection", name)
-    if old and old["fingerprint"] == fingerprint:
-        log.info("nothing to do: '%s' is this selection already (%s samples)", name, f"{old['num_samples']:,}")
+    made = catalog.made("selection", name, fingerprint)
+    if made:
+        log.info("nothing to do: '%s' is this selection already (%s samples)", name, f"{made['num_samples']:,}")
         return name
-    priorities = _priorities(function, rows, ids, seed)
-    priorities[_hardest(rows, skip_hardest)] = np.nan
+    old = catalog.head("selection", name)
+    priorities = _priorities(function, found, seed)
+    if skip_hardest:
+        priorities = np.where(_hardest(found, skip_hardest), np.nan, priorities)
     with catalog.run("select", name, settings, made_from=parent.get("run_id"), fingerprint=fingerprint) as run_id:
         head = {"selection": name, **settings, "num_candidates": len(ids), "fingerprint": fingerprint, "run_id": run_id}
-        count = _commit(catalog, head, rows, ids, priorities)
+        count = _commit(catalog, head, found, priorities)
     log.info("selection '%s'%s: %s of %s samples", name, " replaced" if old else "", f"{count:,}", f"{len(ids):,}")
     return name
 
@@ -154,11 +160,10 @@ def _by_evidence(catalog: Catalog, tolerance: float, name: str | None) -> str:
                   name=name or selection, **options)  # fmt: skip
 
 
-def _hardest(rows: dict[str, np.ndarray], share: float) -> np.ndarray:
+def _hardest(found: Candidates, share: float) -> np.ndarray:
     """The given share of each group's scored samples, those with the highest scores: bool [n]."""
-    scores = np.ma.filled(np.ma.asarray(rows["score"], np.float64), -np.inf)
-    order = np.lexsort((-scores, rows["group_id"]))
-    _, starts, sizes = np.unique(np.asarray(rows["group_id"])[order], return_index=True, return_counts=True)
+    order = np.lexsort((np.where(np.isnan(found.scores), np.inf, -found.scores), found.groups))
+    _, starts, sizes = np.unique(found.groups[order], return_index=True, return_counts=True)
     place = np.arange(len(order)) - np.repeat(starts, sizes)
     skipped = np.zeros(len(order), bool)
     skipped[order] = place < np.repeat(np.floor(share * sizes), sizes)
@@ -173,90 +178,44 @@ def _default_groups(catalog: Catalog) -> str:
     return "cluster" if catalog.names("clustering") else "none"
 
 
-def _clustering(catalog: Catalog, scoring: str | None) -> str:
-    """The clustering that the scoring was made from, else the newest."""
-    names = catalog.names("clustering")
-    source = (catalog.head("scoring", scoring) or {}).get("source") if scoring else None
-    if not names:
-        raise CurateError("the catalog has no clustering yet: make one with `curate cluster`")
-    return source if source in names else names[-1]
-
-
-def candidates(catalog: Catalog, settings: dict[str, Any]) -> dict[str, np.ndarray]:
-    """sample_id, group_id and score (masked where NULL) of every candidate, in order of sample_id.
-
-    `settings` are the columns of `selections`: scoring, balance_by, where_sql.
-    """
-    clustering = _clustering(catalog, settings["scoring"]) if settings["balance_by"] == "cluster" else None
-    group = {
-        "label": "coalesce(dense_rank() over (order by label nulls last), 0)",
-        "cluster": "coalesce(cluster_id, -1)",
-        "none": "0",
-    }[settings["balance_by"]]
-    where = settings["where_sql"]
-    text = (
-        f"select samples.sample_id, {group} as group_id, score from samples "
-        "left join (select sample_id, score from scores where scoring = $scoring) using (sample_id) "
-        "left join (select sample_id, cluster_id from assignments where clustering = $clustering) using (sample_id) "
-        f"where sample_id in (select sample_id from sample_scores where ({where or 'true'}\n)) order by sample_id"
-    )
-    # On a guarded read-only connection, because `where` is free text.
-    with catalog.reading(guarded=True) as connection:
-        import duckdb
-
-        try:
-            sets.check_reads_only(connection, text)
-            return connection.execute(text, {"scoring": settings["scoring"], "clustering": clustering}).fetchnumpy()
-        except (duckdb.Error, CurateError) as error:
-            if where is None:
-                raise
-            reason = str(error).splitlines()[0]
-            raise CurateError(f"--where {where!r}: {reason}; columns: `curate query 'describe sample_scores'`") from error
-
-
-def _priorities(function: Any, rows: dict[str, np.ndarray], ids: np.ndarray, seed: int) -> np.ndarray:
-    """The strategy's priorities; NaN for samples without a score, which therefore come last."""
+def _priorities(function: Any, found: Candidates, seed: int) -> np.ndarray:
+    """The strategy's priorities, float64 [n]; NaN for samples without a score, which therefore come last."""
     inputs = inspect.signature(function).parameters
-    scores = np.ma.filled(np.ma.asarray(rows["score"], np.float64), np.nan)
-    scored = ~np.isnan(scores) if "scores" in inputs else np.ones(len(ids), bool)
-    if not scored.all():
-        log.warning("%s samples have no score: they come last, whatever the strategy", f"{int((~scored).sum()):,}")
-    known = {"scores": scores[scored], "sample_ids": ids[scored], "seed": seed}
+    scored: Any = ~np.isnan(found.scores) if "scores" in inputs else np.ones(len(found.scores), bool)
+    count = int(scored.sum())
+    if count < len(scored):
+        log.warning("%s samples have no score: they come last, whatever the strategy", f"{len(scored) - count:,}")
+    else:
+        scored = slice(None)  # a view of all of them, not a copy
+    known = {"scores": found.scores[scored], "sample_ids": found.sample_ids[scored], "seed": seed}
     unknown = [key for key in inputs if key not in known]
     if unknown:
         raise CurateError(f"the strategy asks for '{unknown[0]}', which is no input; there are: {', '.join(known)}")
-    if not scored.any():
+    if not count:
         raise CurateError("no candidate has a score: choose another --scoring, or a --where that has some")
-    found = np.asarray(function(**{key: known[key] for key in inputs}))
-    if found.shape != ids[scored].shape or np.isnan(found).any():
-        raise CurateError(f"the strategy gave no number for every one of {len(ids[scored])} samples (shape {found.shape})")
-    priorities = np.full(len(ids), np.nan)
-    priorities[scored] = found
+    given = np.asarray(function(**{key: known[key] for key in inputs}))
+    if given.shape != (count,) or np.isnan(given).any():
+        raise CurateError(f"the strategy gave no number for every one of {count} samples (shape {given.shape})")
+    if count == len(found.scores):
+        return np.asarray(given, np.float64)
+    priorities = np.full(len(found.scores), np.nan)
+    priorities[scored] = given
     return priorities
 
 
-def _commit(
-    catalog: Catalog, head: dict[str, Any], rows: dict[str, np.ndarray], ids: np.ndarray, priorities: np.ndarray
-) -> int:
+def _commit(catalog: Catalog, head: dict[str, Any], found: Candidates, priorities: np.ndarray) -> int:
     import pyarrow as pa
 
-    codes, places, sizes = np.unique(np.asarray(rows["group_id"], np.int64), return_inverse=True, return_counts=True)
+    total: int = round(head["keep"] * len(found.sample_ids))
+    sizes = np.bincount(found.groups)
     # A floor secures samples with a score only.
-    scored = np.bincount(places, weights=~np.isnan(priorities), minlength=len(codes)).astype(np.int64)
+    scored = sizes - np.bincount(found.groups[np.isnan(priorities)], minlength=len(sizes))
     floors = np.minimum(balancing.floors(sizes, head["keep"], head["balance"], head["balance_base"]), scored)
-    total: int = round(head["keep"] * len(ids))
+    kept = found.sample_ids[balancing.drawn(found.groups, priorities, found.sample_ids, floors, total, head["seed"])]
+    if len(kept) != total:
+        raise CurateError(f"the selection has {len(kept)} samples instead of {total}: please report this as a bug")
     with catalog.writing() as connection:
         sets.replace(connection, "selection", "members", {**head, "num_samples": total})
-        connection.register("floors", pa.table({"group_id": codes, "floor": floors}))
-        connection.register("priorities", pa.table({
-            "sample_id": ids,
-            "group_id": np.asarray(rows["group_id"], np.int64),
-            "priority": pa.array(priorities, mask=np.isnan(priorities)),
-            "tiebreak": shuffle.random_bits(ids, head["seed"]),
-        }))  # fmt: skip
-        rest = total - int(floors.sum())
-        connection.execute(resources.sql("stages/select"), {"selection": head["selection"], "rest": rest})
-        counts = connection.execute("select count(*) from members where selection = ?", [head["selection"]]).fetchone()
-        if counts != (total,):
-            raise CurateError(f"the selection has {counts} samples instead of {total}: please report this as a bug")
+        connection.register("kept", pa.table({"sample_id": kept}))
+        connection.execute("insert into members select $selection, sample_id from kept", {"selection": head["selection"]})
     return total

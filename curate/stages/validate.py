@@ -32,6 +32,7 @@ def validate(
     schedule: str = "epochs",
     within: str | None = None,
     test: list[str] | str | None = None,
+    transfer: list[str] | str | None = None,
     embedding: str | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -42,8 +43,9 @@ def validate(
     The selections are those named, or those of the grid `keep` × `strategy` by `scoring`, which are made, or all that the
     catalog has. `seeds` models train in each arm, paired by seed. `schedule` epochs trains every arm for as many passes;
     iterations for as many steps as the whole corpus gets. `within` names a selection that is all the corpus for this
-    comparison. Tested on the shards `test`, or on a fifth of the corpus held out by a hash of the keys. Each training is
-    kept when it ends, so that the same command goes on after an interruption.
+    comparison. Tested on the shards `test`, or on a fifth of the corpus held out by a hash of the keys. With the shards of
+    another task in `transfer`, every model is then fine-tuned on that task and tested for it (Fig. 4B). Each training
+    is kept when it ends, so that the same command goes on after an interruption.
     """
     keeps = [keep] if isinstance(keep, int | float) else list(keep or [])
     chosen_strategies = [strategy] if isinstance(strategy, str) else list(strategy)
@@ -57,15 +59,18 @@ def validate(
               for one in keeps for other in chosen_strategies]  # fmt: skip
     names = list(dict.fromkeys(names or catalog.names("selection")))
     heads = [catalog.require("selection", one) for one in names or [None]]  # type: ignore[list-item]
-    held_out = material.embed_test(catalog, parent, [test] if isinstance(test, str) else test) if test else None
-    plan = Plan(model, seeds, epochs, schedule, seed, held_out[1] if held_out else [], within)
+    beside = "transfer" if transfer else "test"  # test shards are of the task that is tested
+    others = [material.embed_beside(catalog, parent, [urls] if isinstance(urls, str) else urls, beside) if urls else None
+              for urls in (test, transfer)]  # fmt: skip
+    plan = Plan(model, seeds, epochs, schedule, seed, within, *(made[1] if made else [] for made in others))
+    _check_apart(catalog, plan)
     settings = {"embedding": embedding, "selections": names, **plan._asdict()}
     content = [head["fingerprint"] for head in heads] + [catalog.embedding_fingerprint(embedding)]
-    content += [held_out[0].embedding_fingerprint(embedding)] if held_out else []
+    content += [made[0].embedding_fingerprint(embedding) for made in others if made]
     content += [catalog.require("selection", within)["fingerprint"]] if within else []
     code = provenance.source(models.models[model.partition(":")[0]])
     fingerprint = provenance.fingerprint("validate", settings, *content, code)
-    name = sets.check_name(name or _default_name(model, schedule, within))
+    name = sets.check_name(name or _default_name(model, schedule, within, transfer))
     old = catalog.head("validation", name)
     if old and old["fingerprint"] == fingerprint and len(_done(catalog, name)) == old["num_trainings"]:
         log.info("nothing to do: '%s' is this validation already (%s trainings)", name, old["num_trainings"])
@@ -77,25 +82,25 @@ def validate(
             ) as run,
         ):
             head = {"validation": name, "embedding": embedding, "model": model, "schedule": schedule, "seeds": seeds,
-                    "seed": seed, "test": plan.test, "fingerprint": fingerprint, "run_id": run}  # fmt: skip
-            _compare(
-                catalog, head, plan, heads, held_out[0] if held_out else None, Resources(max(len(gpus), 1), 1, gpus), device
-            )
+                    "seed": seed, "test": plan.test, "transfer": plan.transfer, "fingerprint": fingerprint,
+                    "run_id": run}  # fmt: skip
+            _compare(catalog, head, plan, heads, Resources(max(len(gpus), 1), 1, gpus), device)
     for line in verdicts(catalog, name):
         (log.warning if line.alarming else log.info)("%s", line.text)
     return name
 
 
 class Plan(NamedTuple):
-    """How every arm is trained, and the urls of the test shards."""
+    """How every arm is trained, and the urls of the test shards and of another task's."""
 
     model: str
     seeds: int
     epochs: int | None
     schedule: str
     seed: int
-    test: list[str]
     within: str | None
+    test: list[str]
+    transfer: list[str]
 
 
 class Verdict(NamedTuple):
@@ -123,9 +128,20 @@ def check(
         raise CurateError("--seeds must be at least 2, which an interval needs, and --epochs at least 1")
 
 
-def _default_name(model: str, schedule: str, within: str | None) -> str:
+def _check_apart(catalog: Catalog, plan: Plan) -> None:
+    """CurateError where a shard would be trained on and tested with."""
+    with catalog.reading() as connection:
+        trained = plan.transfer or [url for (url,) in connection.execute("select url from shards").fetchall()]
+    both = sorted(set(plan.test) & set(trained))
+    if both:
+        raise CurateError(
+            f"'{both[0]}' is among the shards to train on too: give others with --test, or none, to hold a fifth out"
+        )
+
+
+def _default_name(model: str, schedule: str, within: str | None, transfer: list[str] | str | None) -> str:
     parts = (model.replace(":", "-").replace("/", "-"), schedule if schedule != "epochs" else None,
-             f"in-{within}" if within else None)  # fmt: skip
+             f"in-{within}" if within else None, "transfer" if transfer else None)  # fmt: skip
     return "-".join(filter(None, parts))
 
 
@@ -136,46 +152,35 @@ def _done(catalog: Catalog, name: str) -> set[tuple[str, str | None, int]]:
 
 
 def _compare(
-    catalog: Catalog, head: dict[str, Any], plan: Plan, selections: list[dict[str, Any]], held_out: Catalog | None,
-    resources: Resources, device: str,
-) -> None:  # fmt: skip
+    catalog: Catalog, head: dict[str, Any], plan: Plan, selections: list[dict[str, Any]], resources: Resources, device: str
+) -> None:
     """Train what is missing, and put each arm into the catalog when it ends."""
     from curate.engine.fitting import Inputs
     from curate.engine.validating import TrainArm
-    from curate.stages.arms import arms, held_out_by_key
+    from curate.stages.arms import arms
+    from curate.stages.tasks import split
 
     made, classes = models.make(plan.model), corpus.classes(catalog)
     with catalog.workspace() as folder:
         reduction = material.prepare(catalog, head["embedding"], folder / "corpus", [made], classes, within=plan.within)
-        inputs = test = Inputs(folder / "corpus")
-        labelled = inputs.array("labels") >= 0
-        train, places = labelled, np.array([], np.int64)
-        if held_out:
-            material.prepare(held_out, head["embedding"], folder / "test", [made], classes, reduction, plan.test)
-            test = Inputs(folder / "test")
-            places = np.flatnonzero(test.array("labels") >= 0)
-        else:
-            out = held_out_by_key(catalog, inputs.array("ids")) & labelled
-            train, places = labelled & ~out, np.flatnonzero(out)
-        if not len(places) or train.sum() < 2:
-            raise CurateError("too few labelled samples: give test shards with --test, or a larger corpus")
-        np.save(folder / "test.npy", places)
+        train, test, transfer, labels = split(catalog, head["embedding"], folder, made, reduction, plan)
         epochs = plan.epochs or models.epochs(made, int(train.sum()))
         seeds = [plan.seed + place for place in range(plan.seeds)]
-        ids = inputs.array("ids")
-        every = arms(catalog, plan.schedule, seeds, made.stack, selections, ids, train, epochs, folder)
-        head |= {"epochs": epochs, "num_test": len(places), "num_samples": int(train.sum()),
+        inputs = Inputs(folder / "corpus")
+        every = arms(catalog, plan.schedule, seeds, made.stack, selections, inputs.array("ids"), train, epochs, folder)
+        head |= {"epochs": epochs, "num_test": len(np.load(test.places, mmap_mode="r")), "num_samples": int(train.sum()),
                  "num_trainings": sum(len(arm.seeds) * len(arm.selections) for arm in every)}  # fmt: skip
         _claim(catalog, head)
         done = _done(catalog, head["validation"])
         todo = [arm for arm in every if not {(arm.arm, selection, arm.seeds[0]) for selection in arm.selections} <= done]
-        task = TrainArm(plan.model, inputs, test, folder / "test.npy", len(classes), device)
-        total = sum(arm.epochs * np.load(arm.subsets, mmap_mode="r").size for arm in todo)
+        task = TrainArm(plan.model, inputs, len(classes), test, transfer, device)
+        after = transfer.presented(made) if transfer else 0
+        total = sum(arm.epochs * np.load(arm.subsets, mmap_mode="r").size + after * len(arm.seeds) for arm in todo)
         with bar("train", int(total)) as advance:
             for outcome in engine.map(task, todo, resources, advance=advance):
                 if outcome.error:
                     raise CurateError(f"cannot train the arm {outcome.item.arm}: {outcome.error}")
-                _commit(catalog, head["validation"], outcome.result, list(classes))
+                _commit(catalog, head["validation"], outcome.result, labels)
 
 
 def _claim(catalog: Catalog, head: dict[str, Any]) -> None:

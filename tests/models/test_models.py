@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from curate import models
+from curate import encoders, models
+from curate.engine.pixels import _finished
 from curate.errors import CurateError
 from curate.metrics import influence
 from curate.models import ridge
@@ -71,12 +72,15 @@ def test_the_penalty_is_that_of_least_leave_one_out_error():
 
 def test_unknown_models_and_variants_are_named():
     for spec, reason in (
-        ("lineal", "no model called 'lineal'; there are: conv, linear, mlp, resnet18, resnet50, ridge, timm"),
+        ("lineal", "no model called 'lineal'; there are: conv, finetune, linear, mlp, resnet18, resnet50, ridge, timm"),
         ("linear:3", "the model 'linear' has no variants: write linear"),
         ("mlp:wide", "'mlp:wide': write the widths"),
         ("conv:31", "'conv:31': the edge of the images is one of"),
         ("timm", "needs a variant: write timm:NAME"),
         ("timm:resnet_of_dreams", "timm has no model 'resnet_of_dreams'"),
+        ("finetune", "needs a variant: write finetune:NAME"),
+        ("finetune:pixels", "no network of torch, so it cannot be trained"),
+        ("finetune:encoder_of_dreams", "no encoder called 'encoder_of_dreams'"),
     ):
         with pytest.raises(CurateError, match=reason):
             models.make(spec)
@@ -96,3 +100,19 @@ def test_a_small_corpus_has_enough_steps():
         assert models.epochs(mlp, rows) * models.steps(mlp, rows) >= 250
     assert models.epochs(mlp, 50_000) == 10
     assert models.epochs(models.make("ridge"), 20) == 1
+
+
+def test_fine_tuning_begins_with_what_the_encoder_sees():
+    made = models.make("finetune:efficientnet_lite0@32")
+    assert (made.edge, made.batch) == (32, 64)
+    body, features = made.build(3)
+    assert features == 1280
+    assert all(parameter.requires_grad for parameter in body.parameters())
+    encoder = encoders.make("efficientnet_lite0@32")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    seen = _finished(torch.from_numpy(pixels), augmented=False)[0]
+    with torch.inference_mode():
+        wanted = encoder.network(torch.from_numpy(encoder.preprocessing.normalize(pixels)))
+        torch.testing.assert_close(body.eval()(seen), wanted, rtol=1e-3, atol=1e-4)
+    again, _ = made.build(3)
+    assert not {parameter.data_ptr() for parameter in again.parameters()} & {one.data_ptr() for one in body.parameters()}

@@ -1,10 +1,14 @@
 import hashlib
 import importlib
+import itertools
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ from conftest import png, rows, write_corpus, write_shard
 
 from curate import corpus, vectors
 from curate.catalog import Catalog
+from curate.engine.embedding import ahead
 from curate.errors import CurateError
 from curate.stages.cluster import cluster
 from curate.stages.embed import default_name, embed, num_failures
@@ -91,6 +96,30 @@ def test_two_workers_give_the_same_files_as_one(tmp_path, shards):
     assert rows(one, query) == rows(two, query)
 
 
+def test_threads_that_decode_ahead_give_the_same_rows_and_hand_on_what_fails():
+    """The way beside a GPU: reading and decoding in threads, however little is taken."""
+    items = iter(range(200))
+    assert list(ahead(lambda item: item * 2, items, 3, 8)) == [item * 2 for item in range(200)]
+
+    def broken() -> Iterator[int]:
+        yield from range(20)
+        raise ValueError("the end of the tape")
+
+    with pytest.raises(ValueError, match="the end of the tape"):
+        list(ahead(lambda item: item, broken(), 2, 4))
+    taken = ahead(lambda item: item, itertools.count(), 2, 4)
+    assert [next(taken) for _ in range(5)] == [0, 1, 2, 3, 4]
+    taken.close()  # a source without an end must not keep the threads
+
+
+def test_a_profile_says_where_the_time_went(tmp_path, shards, caplog):
+    with caplog.at_level("INFO", "curate"):
+        embed(tmp_path / "catalog", shards, encoder="pixels", workers=1, profile=True)
+    assert re.search(r"profile: \d+\.\d s of 1 workers: .*decode \d+%", caplog.text)
+    ((text,),) = rows(Catalog(tmp_path / "catalog"), "select profile from runs")
+    assert {"read", "decode", "encode", "write"} <= set(json.loads(text))
+
+
 def test_a_second_embedding_shares_the_corpus(catalog, shards):
     embed(catalog, shards, encoder="pixels@4", workers=1)
     assert rows(catalog, "select count(*) from samples") == [(30,)]
@@ -152,6 +181,21 @@ def test_a_changed_shard_is_an_error_and_a_touched_one_is_not(catalog, shards):
     Path(shards[0]).write_bytes(bytes(data))
     with pytest.raises(CurateError, match="has changed since it was embedded"):
         embed(catalog, shards, encoder="pixels")
+
+
+def test_shards_of_an_older_catalog_are_known_by_their_sha256(catalog, shards, tmp_path, caplog):
+    with catalog.writing() as connection:
+        for url in shards:
+            old = hashlib.sha256(Path(url).read_bytes()).hexdigest()
+            connection.execute("update shards set fingerprint = ?, version = 'touched' where url = ?", [old, url])
+    with caplog.at_level("INFO", "curate"):
+        embed(catalog, shards, encoder="pixels")
+    assert "nothing to do" in caplog.text
+    embed(catalog, shards, encoder="pixels@4", name="again")
+    assert rows(catalog, "select count(*), bool_and(complete), max(length(fingerprint)) from shards") == [(3, True, 64)]
+    (tmp_path / "corpus").rename(tmp_path / "elsewhere")
+    embed(catalog, [str(tmp_path / "elsewhere")], encoder="pixels")
+    assert rows(catalog, "select count(*), bool_and(contains(url, 'elsewhere')) from shards") == [(3, True)]
 
 
 def test_a_moved_corpus_is_known_by_its_bytes(catalog, shards, tmp_path):
@@ -246,7 +290,7 @@ def test_two_encoders_at_once_register_each_shard_once(catalog, shards, monkeypa
     def look_then_lose_the_race(catalog: Catalog) -> dict:
         known = look(catalog)
         monkeypatch.setattr(corpus, "_known", look)
-        corpus._insert_new(catalog, {more: corpus._stat(more)})
+        corpus._insert_new(catalog, {more: corpus.stat(more)})
         return known
 
     monkeypatch.setattr(corpus, "_known", look_then_lose_the_race)
@@ -389,7 +433,7 @@ def test_a_killed_embed_goes_on_and_gives_the_same_files(tmp_path, workers):
     embed(whole, shards, encoder="pixels@48", workers=1)
     catalog = Catalog(tmp_path / "killed")
     process = start(catalog.path, shards, workers)
-    folder, deadline = catalog.embedding_folder("pixels@48"), time.monotonic() + 60
+    folder, deadline = catalog.path / "embeddings" / "pixels@48", time.monotonic() + 60
     while len(list(folder.glob("[0-9]*.parquet"))) < 3:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+import xxhash
 from conftest import add_scoring, members, png, rows, write_corpus, write_shard
 
 import curate
@@ -16,7 +17,8 @@ from curate.errors import CurateError
 from curate.shards import expand, samples
 from curate.stages.cluster import cluster
 from curate.stages.embed import embed
-from curate.stages.export import _below_common_folder, export
+from curate.stages.export import export
+from curate.stages.packing import _below_common_folder
 from curate.stages.score import score
 from curate.stages.select import select
 from curate.tar import TarReader
@@ -90,10 +92,10 @@ def test_the_manifest_and_the_index_tell_what_is_there(selected, tmp_path):
     assert [(step["stage"], step["name"]) for step in manifest["lineage"]] == [("select", "half")]
     for shard in manifest["shards"]:
         data = (out / shard["path"]).read_bytes()
-        assert (len(data), hashlib.sha256(data).hexdigest()) == (shard["num_bytes"], shard["sha256"])
+        assert (len(data), f"xxh3:{xxhash.xxh3_128(data).hexdigest()}") == (shard["num_bytes"], shard["fingerprint"])
     assert sum(shard["num_samples"] for shard in manifest["shards"]) == 15
     assert {source["fingerprint"] for source in manifest["sources"]} == {
-        hashlib.sha256(Path(url).read_bytes()).hexdigest() for (url,) in rows(selected, "select url from shards")
+        f"xxh3:{xxhash.xxh3_128(Path(url).read_bytes()).hexdigest()}" for (url,) in rows(selected, "select url from shards")
     }
     index = pq.read_table(out / "index.parquet").to_pylist()
     assert [row["sample_id"] for row in index] == members(selected, "half")

@@ -15,6 +15,7 @@ from curate.errors import CurateError
 from curate.stages.cluster import cluster
 from curate.stages.embed import embed
 from curate.stages.export import export
+from curate.stages.plan import plan
 from curate.stages.query import query
 from curate.stages.score import score
 from curate.stages.select import select
@@ -28,6 +29,7 @@ def full(tmp_path_factory):
     """A catalog with one set of every kind, and two selections; only to be read."""
     folder = tmp_path_factory.mktemp("full")
     catalog = make_catalog(folder)
+    plan(catalog, k=3)
     cluster(catalog, k=3)
     score(catalog, ["ssl_prototypes", "random"])
     export(catalog, select(catalog, keep=0.5), folder / "out")
@@ -200,3 +202,24 @@ def test_formats(full, tmp_path):
         assert (asked.returncode, asked.stdout) == (1, "")
         assert reason in asked.stderr
         assert len(asked.stderr.splitlines()) == 1
+
+
+def test_other_files_are_read_only_where_that_is_allowed(catalog, tmp_path):
+    file = tmp_path / "marks.csv"
+    file.write_text("sample_id,mark\n0,7\n")
+    text = f"select label, mark from samples join read_csv('{file}') using (sample_id)"
+    with pytest.raises(CurateError, match="disabled by configuration"):
+        query(catalog, text)
+    assert query(catalog, text, allow_files=True).to_pylist() == [{"label": "1", "mark": 7}]
+    with pytest.raises(CurateError, match="only one SELECT"):
+        query(catalog, f"copy samples to '{tmp_path}/out.csv'", allow_files=True)
+
+
+def test_an_export_leads_back_to_the_shards(catalog, tmp_path):
+    score(catalog, "random")
+    select(catalog, keep=0.5, scoring="random", name="half")
+    export(catalog, "half", tmp_path / "out", samples_per_shard=4)
+    found = query(catalog, "sources", params={"export": "out"}).to_pylist()
+    assert sum(row["num_samples"] for row in found) == 15
+    shards = dict(rows(catalog, "select url, fingerprint from shards"))
+    assert {row["url"]: row["shard_fingerprint"] for row in found} == shards

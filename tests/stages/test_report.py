@@ -21,6 +21,9 @@ set("by-label", "1"); result.label = count(); set("by-label", "");
 set("by-selection", document.querySelectorAll("#by-selection option")[1].value);
 set("by-kept", "kept"); result.kept = count(); set("by-kept", "dropped"); result.dropped = count(); set("by-kept", "");
 set("low", "0.5"); result.above = count(); set("low", "");
+const rows_of = (by) => { at("by-group").value = by; at("by-group").dispatchEvent(new Event("input"));
+  return [...at("rows").children].map((row) => [...row.querySelectorAll("button")].map((one) => one.title)); };
+result.rows = {class: rows_of("class"), cluster: rows_of("cluster"), all: rows_of("all")};
 const first = () => document.querySelector("#grid button").title;
 result.easiest = first(); set("order", "hardest first"); result.hardest = first();
 document.querySelector("#grid button").click();
@@ -36,6 +39,11 @@ result.wide = document.documentElement.scrollWidth <= innerWidth;
 result.problems = problems;
 document.body.append(Object.assign(document.createElement("pre"), {id: "result", textContent: JSON.stringify(result)}));
 </script>"""
+
+
+def ends(keys: list[str]) -> list[str]:
+    """The six easiest and the six hardest, none twice."""
+    return keys if len(keys) <= 12 else keys[:6] + keys[-6:]
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +131,11 @@ def test_a_browser_shows_filters_and_sorts_without_a_complaint(whole, tmp_path, 
     assert (result["all"], result["label"], result["kept"], result["dropped"]) == (30, 6, 15, 15)
     assert 0 <= result["above"] < 30
     assert result["easiest"] != result["hardest"]
+    for kind, column in (("class", "label"), ("cluster", "cluster_id"), ("all", "true")):
+        order = rows(whole, "select list(key order by score, sample_id) from samples join scores using (sample_id) "
+                            "join assignments using (sample_id) "
+                            f"where scoring = 'ssl_prototypes' group by {column}")  # fmt: skip
+        assert sorted(result["rows"][kind]) == sorted(ends(keys) for (keys,) in order)
     assert result["open"]
     assert result["detail"] > 50
     assert result["up"] == sorted(result["up"])

@@ -68,6 +68,13 @@ def test_ties_are_not_broken_by_tar_order(ten):
     assert members(ten, select(ten, keep=0.5, scoring="flat", balance=0)) != [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    "where", ["true) union all select 42 where (true", "true) union all select sample_id from samples where (true"]
+)
+def test_a_where_that_closes_its_bracket_adds_no_sample_and_none_twice(ten, where):
+    assert members(ten, select(ten, keep=1.0, scoring="toy", where=where)) == list(range(10))
+
+
 def test_where_narrows_the_candidates(ten):
     name = select(ten, keep=0.5, scoring="toy", where="label = 'a' and toy < 0.95", balance=0, name="narrow")
     assert members(ten, name) == [1, 2, 3, 4]  # round(0.5 · 7), which Python rounds to even
@@ -212,7 +219,7 @@ def test_keep_auto_takes_the_smallest_selection_without_loss_and_says_why(ten, c
     with ten.writing() as connection:
         connection.execute(
             "insert into validations "
-            "select 'v', 'pixels', 'mlp', 1, 'epochs', 3, 0, [], 5, 10, 21, '', max(run_id) + 1 from runs"
+            "select 'v', 'pixels', 'mlp', 1, 'epochs', 3, 0, [], 5, 10, 21, '', max(run_id) + 1, [] from runs"
         )
         for seed in range(3):
             for arm, name, keep, value in trainings:

@@ -12,7 +12,7 @@ from curate import sets
 from curate.catalog import Catalog
 from curate.engine import validating
 from curate.errors import CurateError
-from curate.stages import arms
+from curate.stages import arms, tasks
 from curate.stages.embed import embed
 from curate.stages.score import score
 from curate.stages.select import select
@@ -29,6 +29,18 @@ def colours(folder: Path, name: str, count: int, seed: int) -> str:
         file = io.BytesIO()
         Image.fromarray(pixels.astype(np.uint8)).save(file, format="PNG")
         samples.append((f"{name}{place:04d}", {"png": file.getvalue(), "cls": b"%d" % label}))
+    return str(write_shard(folder / f"{name}.tar", samples))
+
+
+def stripes(folder: Path, name: str, count: int, seed: int) -> str:
+    """Another task: dark images and light ones."""
+    generator = np.random.default_rng(seed)
+    samples = []
+    for place in range(count):
+        file = io.BytesIO()
+        pixels = (60 + 130 * (place % 2) + generator.normal(0, 10, (6, 6, 3))).clip(0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(file, format="PNG")
+        samples.append((f"{name}{place:04d}", {"png": file.getvalue(), "cls": (b"dark", b"light")[place % 2]}))
     return str(write_shard(folder / f"{name}.tar", samples))
 
 
@@ -74,7 +86,7 @@ def test_without_test_shards_a_fifth_is_held_out_by_key_from_every_class(coloure
     assert 40 <= num_test <= 80
     assert {label for (label,) in rows(coloured, "select label from class_accuracies where num_test > 5")} == {"0", "1", "2"}
     ids = np.array([row[0] for row in rows(coloured, "select sample_id from samples order by 1")])
-    assert arms.held_out_by_key(coloured, ids).sum() == num_test
+    assert tasks.held_out_by_key(coloured, ids).sum() == num_test
 
 
 def test_a_random_arm_is_what_select_draws(coloured):
@@ -127,6 +139,12 @@ def test_selections_that_exist_are_compared_when_none_are_named(coloured):
 def test_what_cannot_be_is_refused(coloured, options, reason):
     with pytest.raises(CurateError, match=reason):
         validate(coloured, **{"keep": 0.5, **OPTIONS, **options})
+
+
+def test_what_was_trained_on_is_no_test(coloured):
+    (url,) = rows(coloured, "select url from shards where shard_id = 0")[0]
+    with pytest.raises(CurateError, match="is among the shards to train on too"):
+        validate(coloured, keep=0.5, test=url, **OPTIONS)
 
 
 def with_trainings(catalog: Catalog, pruned: list[float], random: list[float], full: list[float]) -> Catalog:
@@ -196,6 +214,26 @@ def test_networks_of_images_validate_too(coloured):
         ("pruned", 2),
         ("random", 2),
     ]
+
+
+@pytest.mark.parametrize("model", ["mlp:16", "conv:16"])
+def test_what_was_trained_is_fine_tuned_on_another_task_and_tested_for_it(coloured, tmp_path, model):
+    other = stripes(tmp_path, "other", 160, 3)
+    options = {"keep": 0.5, "scoring": "supervised_prototypes", "model": model, "seeds": 2, "epochs": 2}
+    name = validate(coloured, transfer=other, test=stripes(tmp_path, "tests", 60, 4), **options)
+    assert name == f"{model.replace(':', '-')}-transfer"
+    head = rows(coloured, "select num_test, num_samples, num_trainings, transfer from validations")
+    assert head == [(60, 300, 6, [other])]
+    assert {label for (label,) in rows(coloured, "select distinct label from class_accuracies")} == {"dark", "light"}
+    assert rows(coloured, "select min(accuracy) > 0.9 from trainings") == [(True,)], "the other task was learned"
+    assert rows(coloured, "select count(*) from samples") == [(300,)]
+    with pytest.raises(CurateError, match="is among the shards to train on too"):
+        validate(coloured, transfer=other, test=other, **options)
+    validate(coloured, transfer=other, name="held", **options)
+    ((num_test,),) = rows(coloured, "select num_test from validations where validation = 'held'")
+    assert 15 <= num_test <= 50
+    with pytest.raises(CurateError, match="no validated selection|validate"):
+        select(coloured, keep="auto", scoring="supervised_prototypes")
 
 
 def test_selections_of_one_size_share_their_random_samples(coloured, tmp_path, monkeypatch):

@@ -1,0 +1,2 @@
+-- Validations on another task: its shards.
+alter table validations add column transfer text[] default [];
