@@ -71,10 +71,15 @@ def iterate(
     return state.centroids
 
 
+def group_size(rows: int) -> int:
+    """How many of so many rows go into a group."""
+    return max(_ROWS_A_GROUP, -(-rows // _GROUPS))
+
+
 def groups(files: dict[Path, int]) -> list[tuple[Path, ...]]:
     """Neighbouring files, by their rows alone: whoever works on them, the sums are the same."""
     found: dict[int, list[Path]] = {}
-    size = max(_ROWS_A_GROUP, -(-sum(files.values()) // _GROUPS))
+    size = group_size(sum(files.values()))
     before = 0
     for file, rows in files.items():
         found.setdefault(before // size, []).append(file)

@@ -12,6 +12,7 @@ from curate.progress import log
 from curate.shards import expand
 from curate.stages.cluster import auto_k, default_sample
 from curate.stages.embed import DEFAULT_ENCODER
+from curate.stages.lloyd import group_size
 from curate.units import size
 
 _ITERATIONS, _PASSES = 12, 2  # the defaults of `curate cluster`
@@ -102,7 +103,7 @@ def _rows(found: Measured, k: int, keep: float, cores: int, folder: Path) -> lis
     write, here = rates.copying(folder), engine.cores()  # the products of a matrix use all cores of this machine
     fitted = min(default_sample(k), n)
     a_shard = math.ceil(n / found.shards)
-    fit, passes = kmeans.memory(fitted, a_shard, dim, k, math.ceil(n / (1 << 20)))
+    fit, passes = kmeans.memory(fitted, a_shard, dim, k, math.ceil(n / group_size(n)))
     over_rows = n * (assign * here + read) / cores
     return [
         {"stage": stage, "samples": count, "seconds": seconds, "memory": _PROCESS + memory, "disk": disk}

@@ -107,7 +107,7 @@ def test_embed_and_export_lose_and_double_nothing(cluster, forty, tmp_path, lose
         return start(cluster, pause, ("export", [catalog.path, "half", tmp_path / "other"], {}))
 
     cluster.add()
-    driver = embed(1.0)
+    driver = embed(0.4)
     wait_for(driver, lambda: len(list(catalog.path.glob("embeddings/pixels/*.parquet"))), 40 // 3)
     lose(cluster, driver, embed)
     counts = "select count(*), sum(num_samples), sum(num_embedded), sum(num_failed) from embedded_shards join shards using "

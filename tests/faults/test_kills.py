@@ -136,8 +136,8 @@ def die_after(folder: Path, corpus: list[str], wanted: dict[str, Any], seconds: 
 def test_killed_at_commit_points(tmp_path, corpus, undisturbed):
     points, wanted = undisturbed
     assert points > 80
-    for place in range(8):
-        die_at(tmp_path / str(place), corpus, wanted, points * place // 8 + place % 3)
+    with ThreadPoolExecutor(engine.cores()) as pool:
+        list(pool.map(lambda n: die_at(tmp_path / str(n), corpus, wanted, points * n // 8 + n % 3), range(8)))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

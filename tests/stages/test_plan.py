@@ -6,8 +6,14 @@ from conftest import rows, write_corpus
 
 import curate
 from curate.catalog import Catalog
+from curate.engine import rates
 from curate.errors import CurateError
 from curate.stages.plan import plan
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(rates, "_SECONDS", 0.1)
 
 
 def test_a_plan_of_shards_knows_what_a_tenfold_corpus_takes(tmp_path):
