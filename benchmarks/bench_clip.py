@@ -55,7 +55,7 @@ def measure() -> list[Row]:
         torch.save(open_clip.create_model("ViT-B-32").state_dict(), weights)
         made = encoders.make("open_clip:ViT-B-32", str(weights))
         model = inference.prepare(made, "open_clip:ViT-B-32", str(weights), "cpu", 1, folder / "encoder.onnx")
-        task = EmbedShards(model, str(folder / "out"), "cls", BATCH, 0)
+        task = EmbedShards(model, folder / "out", "cls", BATCH, 0)
         (folder / "out" / "pending").mkdir(parents=True)
         job = [Job(0, url, Path(url).stat().st_size, None)]
         ways = {"ours": lambda: task(job), "limit": lambda: Forward(model, BATCH)(None)}

@@ -104,7 +104,7 @@ def measure() -> list[Row]:
         how = made.preprocessing.__class__(**(made.preprocessing.__dict__ | {"decode": "fast"}))
         made = encoders.Encoder(made.network, how, made.weights_sha256)
         model = inference.prepare(made, ENCODER, None, "cpu", 1, folder / "encoder.onnx")
-        task = EmbedShards(model, str(folder / "out"), "cls", BATCH, 0)
+        task = EmbedShards(model, folder / "out", "cls", BATCH, 0)
         (folder / "out" / "pending").mkdir(parents=True)
         jobs = [[Job(number, url, Path(url).stat().st_size, None)] for number, url in enumerate(urls)]
         transform = open_clip.image_transform(224, is_train=False)
