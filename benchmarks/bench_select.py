@@ -22,7 +22,8 @@ ROWS, CLASSES = 50_000_000, 1_000
 _STARTED = "import json, resource, sys, time; sys.path.insert(0, sys.argv[2])\n"
 _ENDED = """
 used = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20]))
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # ru_maxrss would know the parent's too
+print(json.dumps([used.ru_utime + used.ru_stime, int(peak.split()[1]) / 2**20]))
 """
 _VARIANTS = {
     "ours": "from curate.stages.select import select\nselect(sys.argv[1], keep=0.5, scoring='toy', name='ours')",

@@ -8,7 +8,7 @@ from curate.errors import CurateError
 
 DISTANCES = ("cosine", "euclidean")
 _PIECE = 1 << 18  # numbers whose differences fit the processor's cache: 1 MiB
-TILE_BYTES = 1 << 26  # of a tile [rows, k] of the matrix product
+TILE_BYTES, _TILE_ROWS = 1 << 26, 1 << 11  # of a tile [rows, k] of the matrix product, at most
 
 
 def check(distance: str) -> str:
@@ -48,10 +48,11 @@ def nearest_tiles(rows: np.ndarray, centroids: np.ndarray, distance: str) -> Ite
     """Tiles of prepared rows, float32 [t, d], one after the other, and the nearest prepared centroid of each row, int32 [t]."""
     # argmax of x·c − ‖c‖²/2 is the nearest centroid; cosine's centroids are of length 1, so there the second term is constant.
     half_norms = 0.5 * np.einsum("kd,kd->k", centroids, centroids, dtype=np.float64).astype(np.float32)
-    step = max(TILE_BYTES // 4 // len(centroids), 1)
-    for start in range(0, len(rows), step):
+    step = min(max(TILE_BYTES // 4 // len(centroids), 1), _TILE_ROWS, len(rows))
+    products = np.empty((step, len(centroids)), np.float32)  # one for all tiles, which so stays in the processor's cache
+    for start in range(0, len(rows), step or 1):
         tile = rows[start : start + step]
-        product = tile @ centroids.T
+        product = np.matmul(tile, centroids.T, out=products[: len(tile)])
         if distance == "euclidean":
             product -= half_norms
         yield tile, product.argmax(axis=1).astype(np.int32)
