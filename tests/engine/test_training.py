@@ -32,6 +32,23 @@ def test_a_stack_trains_each_model_as_if_it_were_alone():
     assert (both[2].correct[1] == alone[2].correct[0]).mean() > 0.999
 
 
+def test_products_of_a_stack_are_what_each_network_gives():
+    stack, data, _ = train([3, 4, 5])
+    inputs = torch.randn(3, 7, data.channels)
+    assert training._has_products_only(stack.network)
+    for found, wanted in zip(stack(inputs), torch.vmap(stack._one)(stack.stacked, inputs), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_a_body_of_other_layers_trains_too():
+    values, labels = world()
+    model = models.Model(lambda inputs: (torch.nn.Sequential(torch.nn.LayerNorm(inputs)), inputs))
+    data, seeds = Rows(values), [1, 2]
+    stack = Stack(model, data.channels, 3, seeds, "cpu")
+    training.train(stack, model, data, labels, np.tile(np.arange(len(labels)), (2, 1)), seeds, 40)
+    assert (logits(stack, data, 2).argmax(dim=2).numpy() == labels).mean() > 0.9
+
+
 def test_the_same_seed_gives_the_same_models_and_another_seed_others():
     first, again, other = train([1]), train([1]), train([2])
     assert torch.equal(logits(*first[:2], 1), logits(*again[:2], 1))
