@@ -4,7 +4,7 @@
 libraries, most of it to faiss, which is built for GPUs too; pyarrow's own allocator would reserve another GiB, so it is told
 to use malloc.
 
-    python benchmarks/beyond_memory.py        (about 5 minutes and 11 GB of disk)
+    python benchmarks/beyond_memory.py        (about 10 minutes and 11 GB of disk)
 """
 
 import contextlib

@@ -87,8 +87,9 @@ class Stack:
         return self._product("head", features), features
 
     def _product(self, layer: str, inputs: torch.Tensor) -> torch.Tensor:
+        # Weights first, as they lie: so their gradient comes as they lie too, without a copy.
         parameters = cast(dict[str, torch.Tensor], self.stacked)
-        return torch.baddbmm(parameters[f"{layer}.bias"][:, None], inputs, parameters[f"{layer}.weight"].mT)
+        return torch.baddbmm(parameters[f"{layer}.bias"][..., None], parameters[f"{layer}.weight"], inputs.mT).mT
 
 
 def _has_products_only(network: nn.Module) -> bool:
@@ -156,9 +157,7 @@ def train(
                 targets = targets_of[places.to(stack.device)]
                 logits, _ = stack(inputs.to(stack.device, non_blocking=True))
                 logits = logits.float()
-                # Classes before rows: the softmax then runs over whole vectors of rows, four times as fast for few classes;
-                # the matrix products want the gradient the other way round again.
-                logits.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
+                # Classes before rows: the softmax then runs over whole vectors of rows, four times as fast for few classes.
                 loss = functional.cross_entropy(
                     logits.transpose(1, 2).contiguous(), targets, label_smoothing=model.label_smoothing, reduction="sum"
                 )
