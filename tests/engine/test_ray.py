@@ -23,6 +23,7 @@ from curate.catalog import Catalog
 from curate.engine import on
 
 pytest.importorskip("ray", reason="no Ray: pip install -e '.[ray]'")
+pytestmark = pytest.mark.ray
 REPETITIONS = int(os.environ.get("CURATE_REPETITIONS", "1"))
 DRIVER = Path(__file__).with_name("driver.py")
 TIMED = {"catalog.duckdb", "part.json", "manifest.json"}  # they hold times
