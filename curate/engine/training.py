@@ -80,7 +80,7 @@ class Stack:
         return torch.func.functional_call(self.network, parameters, (inputs,))
 
     def _in_products(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same numbers as by vmap, whose detour costs as much as the products of small heads."""
+        """The same as by vmap, but for rounding; its detour costs as much as the products of small heads."""
         features = inputs
         for name, layer in cast(Any, self.network).body.named_children():
             features = self._product(f"body.{name}", features) if isinstance(layer, nn.Linear) else layer(features)
