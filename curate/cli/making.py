@@ -18,6 +18,7 @@ from curate.cli.options import (
     Workers,
     app,
     exit_partly,
+    number_of_clusters,
     pair,
     working_on,
 )  # fmt: skip
@@ -85,9 +86,7 @@ def cluster(
     """k-means in an embedding: centroids, and a cluster and a distance for every sample."""
     from curate.stages.cluster import cluster as stage
 
-    if k != "auto" and not k.isdecimal():
-        raise typer.BadParameter("give a whole number, or auto", param_hint="--k")
-    number = "auto" if k == "auto" else int(k)
+    number = number_of_clusters(k)
     with working_on(engine, ray_address, workers):
         print(stage(
             catalog, embedding=embedding, k=number, distance=distance, iterations=iterations,

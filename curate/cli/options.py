@@ -47,6 +47,13 @@ def pair(text: str, option: str = "--param") -> tuple[str, str]:
     return name, value
 
 
+def number_of_clusters(text: str) -> int | str:
+    """What --k says: a number, or auto."""
+    if text != "auto" and not text.isdecimal():
+        raise typer.BadParameter("give a whole number, or auto", param_hint="--k")
+    return text if text == "auto" else int(text)
+
+
 def working_on(engine: str, address: str | None, workers: int | None = None) -> AbstractContextManager[None]:
     """The engine for the block; how many workers a cluster has, its size decides."""
     from curate.engine import ENGINES, on

@@ -15,6 +15,7 @@ from curate.cli.options import (
     Workers,
     app,
     exit_partly,
+    number_of_clusters,
     pair,
     working_on,
 )  # fmt: skip
@@ -169,12 +170,11 @@ def plan(
     from curate.stages.plan import plan as stage
     from curate.units import duration, size
 
-    if k != "auto" and not k.isdecimal():
-        raise typer.BadParameter("give a whole number, or auto", param_hint="--k")
+    number = number_of_clusters(k)
     with working_on(engine, ray_address, workers):
         rows = stage(
             catalog, shards, samples=samples, encoder=encoder or DEFAULT_ENCODER, keep=keep, workers=workers,
-            checkpoint=str(checkpoint) if checkpoint else None, k="auto" if k == "auto" else int(k),
+            checkpoint=str(checkpoint) if checkpoint else None, k=number,
         )  # fmt: skip
     if format == "table":
         rows = [
