@@ -24,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
             upload(Path(folder) / path.name, path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
+    temporary = beside(path)
     try:
         yield temporary
         sync(temporary)
@@ -33,6 +33,11 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def beside(path: Path) -> Path:
+    """A temporary path next to it, which nobody else writes to: not even a lost machine that lives on."""
+    return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
 
 
 def sync(path: Path) -> None:

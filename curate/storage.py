@@ -66,10 +66,13 @@ def upload(file: Path, path: Path) -> None:
 
 
 def listed(folder: Path, pattern: str) -> list[Path]:
-    """The files of a folder by their names, in order; none where there is no such folder."""
+    """The files of a folder by their names, in order; none where there is no such folder.
+
+    As in a shell, a pattern that begins with no dot leaves out names that do: a worker that dies while it writes leaves such.
+    """
     try:
         with reaching():
-            return sorted(folder.glob(pattern))
+            return sorted(path for path in folder.glob(pattern) if pattern[0] == "." or path.name[0] != ".")
     except FileNotFoundError:
         return []
 

@@ -1,5 +1,6 @@
 """A world small enough to see: three shards of ten little images, two classes, one of them rare."""
 
+import filecmp
 import io
 import os
 import tarfile
@@ -12,6 +13,8 @@ from PIL import Image
 from curate import sets
 from curate.catalog import Catalog
 from curate.stages.embed import embed
+
+TIMED = {"catalog.duckdb", "part.json", "manifest.json"}  # they hold times
 
 
 def png(seed: int, size: tuple[int, int] = (12, 10)) -> bytes:
@@ -65,6 +68,13 @@ def catalog(tmp_path: Path) -> Catalog:
 def rows(catalog: Catalog, sql: str, *parameters: object) -> list[tuple]:
     with catalog.reading() as connection:
         return connection.execute(sql, list(parameters)).fetchall()
+
+
+def same_files(one: Path, other: Path) -> None:
+    """Every file that is in one of the folders is in both, and the same."""
+    found = [{path.relative_to(folder) for path in folder.rglob("*") if path.is_file()} for folder in (one, other)]
+    assert found[0] == found[1]
+    assert [path for path in found[0] if path.name not in TIMED and not filecmp.cmp(one / path, other / path, False)] == []
 
 
 def members(catalog: Catalog, selection: str) -> list[int]:

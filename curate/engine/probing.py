@@ -7,7 +7,6 @@ for by name, PART/test.npz with what holds of the test samples, PART/part.json w
 import itertools
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from curate import models, probes, shuffle
-from curate.atomic import TEMPORARY, sync
+from curate.atomic import beside, sync
 from curate.engine import fitting
 from curate.engine.fitting import Inputs, Work
 from curate.fingerprints import of_file
@@ -47,8 +46,7 @@ class TrainPart:
     def __call__(self, part: Part) -> None:
         if (self.out / part.name).is_dir():
             return
-        temporary = self.out / f"{TEMPORARY}{part.name}"
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = beside(self.out / part.name)
         temporary.mkdir(parents=True)
         rows = self._write(part, temporary)
         shards = [shard_id for shard_id, _ in _shards(self.inputs.array("ids"))]

@@ -165,7 +165,8 @@ def _remove_old_centroids(catalog: Catalog, name: str) -> None:
         running = connection.execute("select name, run_id from runs where stage = 'cluster' and status = 'running'").fetchall()
     kept |= {_file_name(other, run_id) for other, run_id in running}
     ours = re.compile(rf"({re.escape(TEMPORARY)}\w+-)?({re.escape(name)}-(\d{{6,}}\.npy|[0-9a-f]{{16}}\.begun\.npz))")
-    for path in storage.listed(catalog.files / "clusterings", "*"):
+    folder = catalog.files / "clusterings"
+    for path in storage.listed(folder, "*") + storage.listed(folder, f"{TEMPORARY}*"):
         match = ours.fullmatch(path.name)
         if match and match.group(2) not in kept:
             path.unlink(missing_ok=True)

@@ -67,6 +67,7 @@ def embed(
             arguments = {"shards": shards, "encoder": encoder, "checkpoint": checkpoint, "label": label,
                          "decode": _decoding(catalog, embedding, decode)}  # fmt: skip
             _embed(catalog, embedding, arguments, todo, batch_size, workers, device, profile)
+            sweep(folder)  # a machine that was lost leaves what it was writing, which others have made again
         if not is_remote(folder):
             with contextlib.suppress(OSError):  # it is not there, or not empty
                 (folder / "pending").rmdir()

@@ -58,6 +58,7 @@ def export(
         settings = {"selection": selection, "path": str(out), "layout": layout}
         with catalog.run("export", name, settings, made_from=row["run_id"], fingerprint=fingerprint) as run_id:
             written, changed = _write(out, members, layout, Resources(workers))
+            sweep(out)  # a machine that was lost leaves what it was writing, which others have made again
             head = {"export": name, **settings, "num_shards": len(written), "num_samples": len(members),
                     "num_bytes": sum(shard["num_bytes"] for shard in written),
                     "fingerprint": fingerprint, "run_id": run_id}  # fmt: skip
@@ -104,7 +105,8 @@ def _claim(out: Path, fingerprint: str) -> None:
         sweep(out)
         return
     unborn = storage.listed(out, f"{TEMPORARY}*{_PLAN}")  # a plan that a kill kept from getting its name
-    if any(path.name not in (LOCK, _PLAN) for path in storage.listed(out, "*") if path not in unborn):
+    others = set(storage.listed(out, "*") + storage.listed(out, ".*")) - {*unborn, out / LOCK, plan}
+    if others:
         raise CurateError(f"'{out}' holds other files or another export: choose an empty or new folder")
     for path in unborn:
         path.unlink()

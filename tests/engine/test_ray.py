@@ -1,7 +1,6 @@
 """Machines of Ray, which are process trees of this one: what is lost with one of them, or with the driver, is made again."""
 
 import contextlib
-import filecmp
 import json
 import os
 import signal
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cluster import Cluster
-from conftest import rows, write_corpus
+from conftest import rows, same_files, write_corpus
 
 import curate
 from curate.catalog import Catalog
@@ -26,7 +25,6 @@ pytest.importorskip("ray", reason="no Ray: pip install -e '.[ray]'")
 pytestmark = pytest.mark.ray
 REPETITIONS = int(os.environ.get("CURATE_REPETITIONS", "1"))
 DRIVER = Path(__file__).with_name("driver.py")
-TIMED = {"catalog.duckdb", "part.json", "manifest.json"}  # they hold times
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +70,6 @@ def wait_for(driver: subprocess.Popen[str], done: Callable[[], int], wanted: int
     while done() < wanted:
         assert driver.poll() is None and time.monotonic() < deadline, driver.communicate()[1]
         time.sleep(0.02)
-
-
-def same_files(one: Path, other: Path) -> None:
-    """Every file that is in one of the folders is in both, and the same."""
-    found = [{path.relative_to(folder) for path in folder.rglob("*") if path.is_file()} for folder in (one, other)]
-    assert found[0] == found[1]
-    assert [path for path in found[0] if path.name not in TIMED and not filecmp.cmp(one / path, other / path, False)] == []
 
 
 def lose_a_machine(cluster: Cluster, driver: subprocess.Popen[str], begin: Callable[[float], subprocess.Popen[str]]) -> str:
