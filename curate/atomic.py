@@ -1,27 +1,23 @@
-"""Files that exist are whole: written beside their place, synced, then renamed. And folders with one writer at a time."""
+"""Files that exist are whole: written beside their place, synced, then renamed."""
 
 import contextlib
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from curate.storage import is_remote, upload
-
-TEMPORARY = ".tmp-"
-LOCK = ".lock"
+from curate.workspaces import TEMPORARY, scratch
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path on this machine; when the block ends well, the file there becomes `path` in one step."""
     if is_remote(path):
-        with tempfile.TemporaryDirectory(prefix="curate-") as folder:
-            yield Path(folder) / path.name
-            upload(Path(folder) / path.name, path)
+        with scratch() as folder:
+            yield folder / path.name
+            upload(folder / path.name, path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path)
@@ -58,65 +54,3 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def workspace(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside `folder`, gone at the end; those that killed processes left go first."""
-    sweep_workspaces(folder)
-    path = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
-    try:
-        with locked(path):
-            yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def sweep_workspaces(folder: Path) -> None:
-    """Remove the workspaces in `folder` that killed processes left; a living process holds its own."""
-    for old in folder.glob(f"{TEMPORARY}*"):
-        with contextlib.suppress(BlockingIOError), locked(old):
-            shutil.rmtree(old)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for one writer; the kernel lets go of it when the process ends, however it ends.
-
-    Raises BlockingIOError, with the holder's process number as its text, if another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
-    file = _lock(path)
-    while not _is_at(file, path):  # the holder before us removed the file that we had opened
-        file.close()
-        file = _lock(path)
-    with file:
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _lock(path: Path) -> Any:
-    import fcntl
-
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise BlockingIOError(holder) from None
-    return file
-
-
-def _is_at(file: Any, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False

@@ -16,11 +16,11 @@ from typing import Any, Self
 import duckdb
 
 from curate import database, provenance, resources, runs, sets, storage
-from curate.atomic import locked, sweep_workspaces, workspace
 from curate.database import PATIENCE, SCHEMA_VERSION
 from curate.errors import CurateError
 from curate.memory import allowed
 from curate.progress import log
+from curate.workspaces import locked, tidy, workspace
 
 _MEMORY = 1 << 30  # bytes that the database may take; what needs more goes to the disk
 
@@ -80,6 +80,8 @@ class Catalog:
             raise CurateError(f"--files {files}: give a URL such as s3://…; without it, files lie in the catalog's folder")
         if re.search(r"[*?\[]", str(self.path)):  # DuckDB would read the paths of the vectors as patterns
             raise CurateError(f"a catalog cannot lie at '{self.path}': choose a path without * ? and [ with -c")
+        if files and not self.database.exists() and storage.listed(storage.at(files), "*"):
+            raise CurateError(f"--files {files}: files of others lie there, perhaps of another catalog: choose a new URL")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -162,7 +164,8 @@ class Catalog:
         if killed:
             with self.writing() as connection:
                 runs.mark_killed(connection)
-        sweep_workspaces(self.path)
+        for folder in (self.path, self.path / "figures"):
+            tidy(folder)
         return row
 
     def names(self, kind: str) -> list[str]:
@@ -275,13 +278,15 @@ class Catalog:
             with self.workspace() as folder:
                 yield folder
             return
-        with self.reading() as connection:
+        work = self.files / "work"
+        ours, found = work / str(run_id), storage.listed(work, "*")
+        with self.reading() as connection:  # after the listing, so that whoever is in it and lives is known
             rows = connection.execute("select run_id from runs where status = 'running'").fetchall()
-        work, alive = self.files / "work", {str(running) for (running,) in rows}
-        for old in storage.listed(work, "*"):
+        alive = {str(running) for (running,) in rows} - {ours.name}  # a catalog from a copy uses its numbers again
+        for old in found:
             if old.name not in alive:
                 storage.remove(old)
         try:
-            yield work / str(run_id)
+            yield ours
         finally:
-            storage.remove(work / str(run_id))
+            storage.remove(ours)

@@ -145,9 +145,15 @@ def _insert_new(catalog: Catalog, stats: dict[str, Stat]) -> None:
             connection.execute("update meta set next_shard_id = ?", [first + len(new)])
 
 
-def commit_pending(catalog: Catalog, embedding: str, run_id: int | None = None, patience: float = PATIENCE) -> None:
-    """Bring what workers have finished into the catalog, in one transaction; also what a killed run left. Raises Busy."""
-    files = storage.listed(catalog.embedding_folder(embedding) / "pending", "[0-9]*.parquet")
+def commit_pending(
+    catalog: Catalog, embedding: str, run_id: int | None = None, shard_ids: list[int] | None = None, patience: float = PATIENCE
+) -> None:
+    """Bring shards that workers have finished into the catalog, in one transaction; by default all there are. Raises Busy."""
+    folder = catalog.embedding_folder(embedding) / "pending"
+    if shard_ids is None:
+        files = storage.listed(folder, "[0-9]*.parquet")
+    else:
+        files = [folder / f"{shard_id:08d}.parquet" for shard_id in shard_ids]
     if not files:
         return
     with storage.local(files) as copies, catalog.writing(patience) as connection:
@@ -163,8 +169,10 @@ def commit_pending(catalog: Catalog, embedding: str, run_id: int | None = None, 
         rows = connection.execute("select shard_id, fingerprint from shards where shard_id in (select unnest(?))", [ids])
         known = dict(rows.fetchall())
         for shard_id in ids:
-            problem = _disagreement(known, shard_id, facts[shard_id])
-            if problem:
+            if shard_id not in known:  # it has been mended since, and is another shard
+                catalog.vector_file(embedding, shard_id).unlink(missing_ok=True)
+                del facts[shard_id]
+            elif problem := _disagreement(known[shard_id], facts[shard_id]):
                 connection.execute(_SHARD_FAILED, [embedding, shard_id, problem])
                 del facts[shard_id]
         if facts:
@@ -182,16 +190,12 @@ def _facts(file: Path) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in pq.read_metadata(file).metadata.items()}
 
 
-def _disagreement(known: dict[int, str | None], shard_id: int, facts: dict[str, str]) -> str | None:
+def _disagreement(known: str | None, facts: dict[str, str]) -> str | None:
     """What is wrong with a finished shard, if anything is; nothing of it is committed then."""
     counts = [int(facts[name]) for name in ("num_samples", "num_embedded", "num_failed")]
     if counts[0] != counts[1] + counts[2]:
         return f"{counts[0]} samples, but {counts[1]} embedded and {counts[2]} failed: please report this as a bug"
-    if shard_id not in known:
-        return "the shard is no longer in the catalog"
-    return (
-        "its bytes are not those that another embedding read" if known[shard_id] not in (None, facts["fingerprint"]) else None
-    )
+    return "its bytes are not those that another embedding read" if known not in (None, facts["fingerprint"]) else None
 
 
 def _commit(connection: Any, embedding: str, folder: Path, facts: dict[int, dict[str, str]]) -> None:

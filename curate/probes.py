@@ -53,7 +53,7 @@ def read_test(part: Path) -> dict[str, np.ndarray]:
 
 def parts(folder: Path) -> dict[Path, dict[str, Any]]:
     """The parts of a probe, each with its summary: `shards`, the ids of those it has files of, and `models`, a row each."""
-    return {path.parent: json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{SUMMARY}"))}
+    return {path.parent: json.loads(path.read_text()) for path in sorted(folder.glob(f"[!.]*/{SUMMARY}"))}
 
 
 def _nested(array: np.ndarray) -> "pa.Array":

@@ -6,10 +6,11 @@ A file in an object store appears when it is whole, by the store's own doing, an
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
+
+from curate.workspaces import scratch
 
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 # How the clients are made: listings are never kept, since other processes write; failed requests are tried again with
@@ -66,13 +67,13 @@ def upload(file: Path, path: Path) -> None:
 
 
 def listed(folder: Path, pattern: str) -> list[Path]:
-    """The files of a folder by their names, in order; none where there is no such folder.
+    """The files of a folder by their names, in order, those of dead writers too; none where there is no such folder.
 
-    As in a shell, a pattern that begins with no dot leaves out names that do: a worker that dies while it writes leaves such.
+    Other machines may see new files late (NFS): what workers have written is known by their results, not by a list.
     """
     try:
         with reaching():
-            return sorted(path for path in folder.glob(pattern) if pattern[0] == "." or path.name[0] != ".")
+            return sorted(folder.glob(pattern))
     except FileNotFoundError:
         return []
 
@@ -91,8 +92,8 @@ def local(files: Iterable[Path]) -> Iterator[list[Path]]:
     if not any(map(is_remote, files)):
         yield files
         return
-    with tempfile.TemporaryDirectory(prefix="curate-") as folder:
-        copies = [Path(folder) / file.name for file in files]
+    with scratch() as folder:
+        copies = [folder / file.name for file in files]
         remote: Any = files[0]
         with reaching():
             remote.fs.get([cast(Any, file).path for file in files], [str(copy) for copy in copies])

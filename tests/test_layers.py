@@ -17,6 +17,7 @@ LAYERS = [
         "resources",
         "progress",
         "atomic",
+        "workspaces",
         "shuffle",
         "provenance",
         "distances",

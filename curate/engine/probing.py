@@ -7,6 +7,7 @@ for by name, PART/test.npz with what holds of the test samples, PART/part.json w
 import itertools
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,7 +56,12 @@ class TrainPart:
         (temporary / probes.SUMMARY).write_text(json.dumps(summary, indent=1))
         for file in (*temporary.iterdir(), temporary):
             sync(file)
-        os.replace(temporary, self.out / part.name)
+        try:
+            os.replace(temporary, self.out / part.name)
+        except OSError:  # a first attempt, on a machine that was given up, came to its end after all
+            if not (self.out / part.name).is_dir():
+                raise
+            shutil.rmtree(temporary)
         sync(self.out)
 
     def _write(self, part: Part, folder: Path) -> list[dict[str, Any]]:

@@ -121,20 +121,20 @@ def load(shard: Shard, inputs: list[str], distance: str) -> tuple[np.ndarray, Bl
 
 @dataclass(frozen=True)
 class ScoreShard:
-    """The task: score one shard, and write what the metric says of each sample to `folder`.
+    """The task: score one shard, write what the metric says of each sample to a file in `folder`, and return its name.
 
-    `shared` holds NAME.npy of what holds everywhere. With `halves` the metric is called for each half of the
+    `shared` are files NAME.npy of what holds everywhere. With `halves` the metric is called for each half of the
     models too, so that the stage can tell how far the two agree.
     """
 
     metric: str
     options: dict[str, Any]
     distance: str
-    shared: Path
+    shared: tuple[Path, ...]
     folder: Path
     halves: bool = False
 
-    def __call__(self, shard: Shard) -> None:
+    def __call__(self, shard: Shard) -> str:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -150,9 +150,11 @@ class ScoreShard:
                 here += [self._scores(dataclasses.replace(block[rows], half=half), inputs)[:1] for half in (0, 1)]
             found[:, places[rows]] = np.concatenate(here)
         table = {name: pa.array(values, mask=~np.isfinite(values)) for name, values in zip(names, found, strict=True)}
-        with replacing(self.folder / f"{shard.sample_ids[0]:016x}.parquet") as temporary:
+        name = f"{shard.sample_ids[0]:016x}.parquet"
+        with replacing(self.folder / name) as temporary:
             pq.write_table(pa.table({"sample_id": shard.sample_ids} | table), temporary)
         engine.tick(len(shard.sample_ids))
+        return name
 
     def _scores(self, block: Block, inputs: list[str]) -> np.ndarray:
         """Scores and standard errors, [2, n]; a metric that gives no errors has NaN there."""
@@ -167,9 +169,9 @@ class ScoreShard:
 
 
 @functools.lru_cache(maxsize=1)
-def _arrays(folder: Path) -> dict[str, np.ndarray]:
+def _arrays(shared: tuple[Path, ...]) -> dict[str, np.ndarray]:
     """The arrays that the stage left for its workers, read once in each."""
-    with storage.local(storage.listed(folder, "*.npy")) as files:
+    with storage.local(shared) as files:
         return {file.stem: np.load(file, allow_pickle=False) for file in files}
 
 

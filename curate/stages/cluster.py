@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from curate import distances, engine, provenance, sets, storage, vectors
-from curate.atomic import TEMPORARY
 from curate.catalog import Catalog
 from curate.engine import Resources, kmeans
 from curate.errors import CurateError
@@ -16,6 +15,7 @@ from curate.progress import bar, log
 from curate.stages import lloyd
 from curate.stages.lloyd import Begun
 from curate.units import size
+from curate.workspaces import TEMPORARY
 
 # The fit only has to come near: the passes over every row take away what is peculiar to the sample.
 _ROWS_PER_CENTROID = 64
@@ -145,7 +145,7 @@ def _assign_and_commit(
                 if outcome.error:
                     raise CurateError(f"cannot assign {outcome.item.name}: {outcome.error}")
                 objective += outcome.result
-        with storage.local(storage.listed(folder, "*.parquet")) as written, catalog.writing() as connection:
+        with storage.local(folder / file.name for file in files) as written, catalog.writing() as connection:
             sets.check_column(connection, "clustering", row["clustering"])
             sets.replace(connection, "clustering", "assignments", {**row, "objective": objective})
             connection.execute(
@@ -165,8 +165,7 @@ def _remove_old_centroids(catalog: Catalog, name: str) -> None:
         running = connection.execute("select name, run_id from runs where stage = 'cluster' and status = 'running'").fetchall()
     kept |= {_file_name(other, run_id) for other, run_id in running}
     ours = re.compile(rf"({re.escape(TEMPORARY)}\w+-)?({re.escape(name)}-(\d{{6,}}\.npy|[0-9a-f]{{16}}\.begun\.npz))")
-    folder = catalog.files / "clusterings"
-    for path in storage.listed(folder, "*") + storage.listed(folder, f"{TEMPORARY}*"):
+    for path in storage.listed(catalog.files / "clusterings", "*"):
         match = ours.fullmatch(path.name)
         if match and match.group(2) not in kept:
             path.unlink(missing_ok=True)

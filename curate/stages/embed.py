@@ -200,22 +200,26 @@ def _map(
 ) -> None:  # fmt: skip
     """Run the task on groups of shards, committing what is finished as it comes."""
     groups = _groups(todo, resources.workers)
+    written: list[int] = []  # shards that are not in the catalog yet
     unreadable: dict[int, str] = {}
     seconds: dict[str, float] = {}
     with bar("embed", sum(job.num_bytes for job in todo) >> 10) as advance:
         rest_until = 0.0
         for outcome in engine.map(task, groups, resources, advance=advance):
-            if (begin := time.monotonic()) >= rest_until:
-                with contextlib.suppress(Busy):  # somebody reads for long: the next commit, or the last, takes it along
-                    corpus.commit_pending(catalog, embedding, run_id, patience=0)
-                rest_until = time.monotonic() + 9 * (time.monotonic() - begin)  # a tenth of the time goes to commits at most
             if outcome.error:
                 unreadable |= {job.shard_id: outcome.error for job in outcome.item}
             else:
                 problems, spent = outcome.result
+                written += [job.shard_id for job in outcome.item if job.shard_id not in problems]
                 unreadable |= problems
                 profiles.add(seconds, spent)
-    corpus.commit_pending(catalog, embedding, run_id)
+            if (begin := time.monotonic()) >= rest_until:
+                with contextlib.suppress(Busy):  # somebody reads for long: the next commit, or the last, takes it along
+                    corpus.commit_pending(catalog, embedding, run_id, written, patience=0)
+                    written.clear()
+                rest_until = time.monotonic() + 9 * (time.monotonic() - begin)  # a tenth of the time goes to commits at most
+    corpus.commit_pending(catalog, embedding, run_id, written)
+    corpus.commit_pending(catalog, embedding, run_id)  # and what groups had finished that failed at a later shard
     catalog.record_profile(run_id, seconds)
     log.log(logging.INFO if profiled else logging.DEBUG, "profile: %.1f s of %s workers: %s", sum(seconds.values()),
             resources.workers, profiles.shares(seconds))  # fmt: skip

@@ -5,18 +5,22 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from curate import engine, provenance, sets, storage
-from curate.atomic import LOCK, TEMPORARY, replacing, sweep
+from curate.atomic import replacing, sweep
 from curate.catalog import Catalog
 from curate.engine import Resources
 from curate.engine.copying import Output, WriteShard
 from curate.errors import CurateError
 from curate.progress import bar, log
 from curate.stages.packing import Members, Packed
+from curate.workspaces import LOCK, TEMPORARY
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 _ROWS_A_GROUP = 1 << 18  # of the index
 _PLAN = ".curate-export"
@@ -47,22 +51,26 @@ def export(
     layout = "index" if index_only else f"{samples_per_shard} samples a shard" if samples_per_shard else "mirror"
     members = Members(catalog, row)
     fingerprint = provenance.fingerprint("export", {"layout": layout}, row["fingerprint"], members.fingerprint)
-    name = sets.check_name(name) if name else _free_name(catalog, out)
+    with catalog.reading() as connection:
+        called = sets.check_name(name) if name else _free_name(connection, out)
     with catalog.only_writer(out, f"the export '{out}'"):
         if _is_finished(out, fingerprint):
             (out / _PLAN).unlink(missing_ok=True)
+            sweep(out)
             log.info("nothing to do: %s holds this export already", shown)
             return shown
         _claim(out, fingerprint)
         catalog.warn_if_out_of_date("selection", selection)
         settings = {"selection": selection, "path": str(out), "layout": layout}
-        with catalog.run("export", name, settings, made_from=row["run_id"], fingerprint=fingerprint) as run_id:
+        with catalog.run("export", called, settings, made_from=row["run_id"], fingerprint=fingerprint) as run_id:
             written, changed = _write(out, members, layout, Resources(workers))
             sweep(out)  # a machine that was lost leaves what it was writing, which others have made again
-            head = {"export": name, **settings, "num_shards": len(written), "num_samples": len(members),
+            head = {"export": called, **settings, "num_shards": len(written), "num_samples": len(members),
                     "num_bytes": sum(shard["num_bytes"] for shard in written),
                     "fingerprint": fingerprint, "run_id": run_id}  # fmt: skip
             with catalog.writing() as connection:
+                if not name:  # another export may have taken it since
+                    head["export"] = _free_name(connection, out)
                 sets.replace(connection, "export", None, head)
             # Last, because the manifest says that the export is whole.
             _write_manifest(out, _manifest(catalog, row, head, members, changed, written))
@@ -72,10 +80,9 @@ def export(
     return shown
 
 
-def _free_name(catalog: Catalog, out: Path) -> str:
+def _free_name(connection: "DuckDBPyConnection", out: Path) -> str:
     """The folder's name; with a number behind it where an export into another folder has that name."""
-    with catalog.reading() as connection:
-        taken = dict(connection.execute("select export, path from exports").fetchall())
+    taken = dict(connection.execute("select export, path from exports").fetchall())
     plain = re.sub(r"[^A-Za-z0-9@_.,+=-]", "_", out.name).lstrip(".") or "export"
     names = itertools.chain([plain], (f"{plain}-{number}" for number in itertools.count(2)))
     return sets.check_name(next(name for name in names if taken.get(name, str(out)) == str(out)))
@@ -105,8 +112,7 @@ def _claim(out: Path, fingerprint: str) -> None:
         sweep(out)
         return
     unborn = storage.listed(out, f"{TEMPORARY}*{_PLAN}")  # a plan that a kill kept from getting its name
-    others = set(storage.listed(out, "*") + storage.listed(out, ".*")) - {*unborn, out / LOCK, plan}
-    if others:
+    if any(path.name not in (LOCK, _PLAN) for path in storage.listed(out, "*") if path not in unborn):
         raise CurateError(f"'{out}' holds other files or another export: choose an empty or new folder")
     for path in unborn:
         path.unlink()

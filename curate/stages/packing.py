@@ -2,15 +2,18 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from curate import resources
+from curate import resources, sets
 from curate.catalog import Catalog
 from curate.engine.copying import Output, Piece, Source, renamed_key
 from curate.errors import CurateError
 from curate.shards import first_sample_id
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 _BATCH = 1 << 18  # members held at once, and those of a shard more
 
@@ -43,8 +46,9 @@ class Members:
     """The members of a selection. Raises CurateError where some are gone from the corpus."""
 
     def __init__(self, catalog: Catalog, selection: dict[str, Any]) -> None:
-        self._catalog, self._selection = catalog, selection["selection"]
+        self._catalog, self._selection, self._made = catalog, selection["selection"], selection["fingerprint"]
         with catalog.reading() as connection:
+            self._check_same(connection)
             # Shards leave the corpus as a whole, and their ids never come again: a member is there if its shard is.
             found = connection.execute(resources.sql("stages/members_by_shard"), [self._selection]).fetchall()
         self.sources = {shard_id: Source(*source) for shard_id, *source, _ in found}
@@ -110,6 +114,7 @@ class Members:
     def _read(self, first: int, last: int) -> Rows:
         bounds = {"selection": self._selection, "first": first_sample_id(first), "beyond": first_sample_id(last + 1)}
         with self._catalog.reading() as connection:
+            self._check_same(connection)
             found = connection.execute(
                 "select samples.sample_id, shard_id, byte_offset, num_bytes, key from members join samples using (sample_id) "
                 "where selection = $selection and members.sample_id >= $first and members.sample_id < $beyond "
@@ -118,6 +123,12 @@ class Members:
             ).fetchnumpy()
         ids, shards, offsets, lengths, keys = (np.asarray(column) for column in found.values())
         return Rows(ids, shards, offsets, lengths, keys.astype(object))
+
+    def _check_same(self, connection: "DuckDBPyConnection") -> None:
+        """CurateError if another selection has taken the name, between two batches perhaps."""
+        now = sets.head(connection, "selection", self._selection)
+        if now is None or now["fingerprint"] != self._made:
+            raise CurateError(f"'{self._selection}' was selected anew in the meantime: export it again, into a new folder")
 
 
 def _pack(path: str, rows: Rows, prefixes: dict[int, str], pieces: list[Piece]) -> Packed:

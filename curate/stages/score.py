@@ -113,10 +113,10 @@ def _score_one(corpus: Corpus, name: str, given: dict[str, str], workers: int) -
         catalog.run("score", name, {**arguments, "source": source}, made_from=made_from, fingerprint=fingerprint) as run_id,
         catalog.exchange(run_id) as folder,
     ):
-        _map(corpus, of_corpus, folder, Resources(workers))
+        files = _map(corpus, of_corpus, folder, Resources(workers))
         row = {"scoring": name, "metric": metric.rpartition("/")[2], "source": source,
                "arguments": provenance.canonical(arguments), "fingerprint": fingerprint, "run_id": run_id}  # fmt: skip
-        _commit(catalog, row, folder, corpus.halves)
+        _commit(catalog, row, files, corpus.halves)
     _summarize(catalog, name, replaced=old is not None)
     return name
 
@@ -140,26 +140,30 @@ def _source(corpus: Corpus) -> tuple[str | None, int | None, str]:
     return None, None, str(shards)
 
 
-def _map(corpus: Corpus, of_corpus: dict[str, Any], folder: Path, resources: Resources) -> None:
-    shared = folder / "shared"
-    for name, value in of_corpus.items():
-        if isinstance(value, np.ndarray):
-            with replacing(shared / f"{name}.npy") as temporary:
-                np.save(temporary, value)
-    options = {name: value for name, value in of_corpus.items() if not isinstance(value, np.ndarray)}
+def _map(corpus: Corpus, of_corpus: dict[str, Any], folder: Path, resources: Resources) -> list[Path]:
+    """Score every shard; the files with the scores, in the order of the ids."""
+    arrays = {name: value for name, value in of_corpus.items() if isinstance(value, np.ndarray)}
+    shared = {name: folder / "shared" / f"{name}.npy" for name in arrays}
+    for name, path in shared.items():
+        with replacing(path) as temporary:
+            np.save(temporary, arrays[name])
+    options = {name: value for name, value in of_corpus.items() if name not in arrays}
     distance = corpus.distance if corpus.of_vectors else "cosine"
-    task = ScoreShard(corpus.metric, options, distance, shared, folder, corpus.halves)
+    task = ScoreShard(corpus.metric, options, distance, tuple(shared.values()), folder, corpus.halves)
     with corpus.catalog.reading() as connection:
         (total,) = connection.execute("select count(*) from samples").fetchone() or (0,)
+    files = []
     with bar("score", total) as advance:
         for outcome in engine.map(task, corpus.shards(), resources, advance=advance):
             if outcome.error:
                 raise CurateError(f"cannot score sample {outcome.item.sample_ids[0]} and those after it: {outcome.error}")
+            files.append(folder / outcome.result)
+    return sorted(files)
 
 
-def _commit(catalog: Catalog, row: dict[str, Any], folder: Path, halves: bool) -> None:
-    with storage.local(storage.listed(folder, "*.parquet")) as written, catalog.writing() as connection:
-        files = {"files": list(map(str, written))}  # by their names, and so the ids, in order
+def _commit(catalog: Catalog, row: dict[str, Any], scored: list[Path], halves: bool) -> None:
+    with storage.local(scored) as written, catalog.writing() as connection:
+        files = {"files": list(map(str, written))}
         sets.check_column(connection, "scoring", row["scoring"])
         ((count, null),) = connection.execute(
             "select count(*), count(*) - count(score) from read_parquet($files, hive_partitioning = false)", files
