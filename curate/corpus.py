@@ -37,18 +37,17 @@ class Known(NamedTuple):
     complete: bool | None
 
 
-def register(catalog: Catalog, embedding: str, urls: list[str]) -> list[Job]:
+def register(catalog: Catalog, embedding: str, stats: dict[str, Stat]) -> list[Job]:
     """Give new shards their ids, and return the shards that this embedding lacks.
 
     A shard that moved keeps its id. One that was damaged and has other bytes now is a new shard, so
     that no selection of its old samples can mean other ones. Raises CurateError if a sound one changed.
     """
     known = _known(catalog)
-    stats = {url: stat(url) for url in urls}
-    for url in urls:
+    for url in stats:
         if url in known and _has_changed(catalog, known[url], stats[url]):
             _forget(catalog, known.pop(url))
-    _follow_moves(catalog, known, {url: stats[url] for url in urls if url not in known})
+    _follow_moves(catalog, known, {url: found for url, found in stats.items() if url not in known})
     _insert_new(catalog, stats)
     known = _known(catalog)
     with catalog.reading() as connection:
@@ -58,7 +57,7 @@ def register(catalog: Catalog, embedding: str, urls: list[str]) -> list[Job]:
     # A vector file that is gone is made again.
     there = {path.name for path in storage.listed(catalog.embedding_folder(embedding), "[0-9]*.parquet")}
     finished = {shard_id for shard_id, count in rows if not count or catalog.vector_file(embedding, shard_id).name in there}
-    todo = [known[url] for url in urls if known[url].shard_id not in finished]
+    todo = [known[url] for url in stats if known[url].shard_id not in finished]
     return [Job(shard.shard_id, shard.url, stats[shard.url].num_bytes, shard.fingerprint) for shard in todo]
 
 
@@ -69,11 +68,14 @@ def _known(catalog: Catalog) -> dict[str, Known]:
 
 
 def stat(url: str) -> Stat:
-    """Size and version of a shard. Raises CurateError if it is not there."""
+    """Size and version of a shard. Raises CurateError if it is not there, or cannot be reached."""
     try:
         return shards.stat(url)
+    except FileNotFoundError as error:
+        raise CurateError(f"no shard at '{url}': check the path (nothing was changed)") from error
     except OSError as error:
-        raise CurateError(f"no shard at '{url}' ({error.strerror or error}): check the path (nothing was changed)") from error
+        raise CurateError(f"cannot reach the shard '{url}' ({error.strerror or error}): check the path, who may read it, and "
+                          "the network (nothing was changed)") from error  # fmt: skip
 
 
 def _has_changed(catalog: Catalog, known: Known, found: Stat) -> bool:

@@ -78,6 +78,13 @@ def test_mistakes_give_one_line_and_status_1(tmp_path):
     fails(curate("select", "--keep", 0.5, *where), "make one with `curate score METRIC`")
     fails(curate("export", "nothing", tmp_path / "out", *where), "make one with `curate select --keep F`")
     fails(curate("query", "select", *where), "no saved query called 'select'")
+    fails(curate("query", "select * from nothing", *where), "There are: assignments, ")
+    fails(curate("query", "select * from read_csv('/etc/passwd')", *where), "--allow-files lets a query read files")
+    fails(curate("query", "nearest", *where), "curate: which sample? give --param sample_id=ID")
+    fails(curate("validate", "--strategy", "easiest", *where), "for --keep: give that too")
+    asked = curate("verify", tmp_path / "nothing", *where)
+    assert asked.returncode == 1
+    assert asked.stdout == f"{tmp_path}/nothing: there is no such folder; check the path of the export\n"
     fails(curate("cluster", "-c", tmp_path / "nowhere"), "make one with `curate embed SHARDS")
     fails(curate("list", "things", *where), "no list of 'things'; there are: encoders")
     fails(curate("gallery", "-o", tmp_path / "x.jpg", *where), "no scoring yet")
@@ -85,6 +92,14 @@ def test_mistakes_give_one_line_and_status_1(tmp_path):
     (tmp_path / "file").write_text("")
     fails(curate("embed", tmp_path / "corpus", "--encoder", "pixels", "-c", tmp_path / "file"), "choose a folder with -c")
     assert rows(catalog, "select count(*) from samples") == [(30,)]
+
+
+def test_a_mistake_makes_no_catalog(tmp_path):
+    where = ("-c", tmp_path / "catalog")
+    fails(curate("plan", *where), "no catalog at")
+    for words in (("plan",), ("embed", "--encoder", "pixels")):
+        fails(curate(*words, "http://127.0.0.1:9/000.tar", *where), "no shard at")
+    assert not (tmp_path / "catalog").exists()
 
 
 def test_wrong_usage_gives_status_2(tmp_path):

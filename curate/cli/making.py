@@ -226,7 +226,7 @@ def validate(
         list[float] | None, typer.Option(help="Fraction to keep; repeatable: a grid with --strategy.", show_default=False)
     ] = None,
     strategy: Annotated[list[str] | None, typer.Option(help="Repeatable.", show_default="hardest")] = None,
-    scoring: Annotated[str, typer.Option(help="Scoring to go by, for --keep.")] = "ssl_prototypes",
+    scoring: Annotated[str | None, typer.Option(help="Scoring to go by, for --keep.", show_default="ssl_prototypes")] = None,
     balance: Annotated[float, typer.Option(help="Class balance, for --keep.")] = 0.5,
     model: Annotated[str, typer.Option(help="What to train; see `curate list models`.")] = "mlp",
     seeds: Annotated[int, typer.Option(help="Trainings an arm.", min=2)] = 5,
@@ -257,7 +257,7 @@ def validate(
     from curate.stages.validate import validate as stage
 
     print(stage(
-        catalog, selections, keep=keep, strategy=strategy or "hardest", scoring=scoring, balance=balance, model=model,
+        catalog, selections, keep=keep, strategy=strategy, scoring=scoring, balance=balance, model=model,
         seeds=seeds, epochs=epochs, schedule=schedule, within=within, test=test, transfer=transfer,
         embedding=embedding, seed=seed, device=device, name=name,
     ))  # fmt: skip

@@ -20,7 +20,7 @@ def onnx(variant: str, checkpoint: str | None, size: int | None) -> Encoder:
 
     path = Path(checkpoint or variant)
     if not path.is_file():
-        raise CurateError(f"no ONNX file at '{path}': write onnx:FILE")
+        raise CurateError(f"no ONNX file at '{path}': check the path (onnx:FILE)")
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except (ort.Fail, ort.InvalidProtobuf, ort.InvalidGraph, ort.InvalidArgument, ort.NotImplemented) as error:

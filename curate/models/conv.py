@@ -1,7 +1,7 @@
 """A small convolutional network for images of up to 64 pixels, made for accuracy per second on a CPU core.
 
 What was found on CIFAR-10: a stem that halves the edge at once, widths of 40 and 80, pooling before
-normalisation, and first filters that look at the right things (docs/probes.md has the figures).
+normalisation, and first filters that look at the right things (docs/metrics.md has the figures).
 """
 
 from typing import TYPE_CHECKING

@@ -56,13 +56,14 @@ def embed(
     urls = expand([shards] if isinstance(shards, str) else shards)
     if not urls:
         raise CurateError("no shards given: name paths, folders, globs, brace ranges or URLs")
+    stats = {url: corpus.stat(url) for url in urls}
     catalog = Catalog(catalog).create(files)
     folder = catalog.embedding_folder(embedding)
     with catalog.only_writer(folder, f"the embedding '{embedding}'"):
         sweep(folder)
         _check_same_encoder(catalog, embedding, encoder, checkpoint, label)
         corpus.commit_pending(catalog, embedding)
-        todo = corpus.register(catalog, embedding, urls)
+        todo = corpus.register(catalog, embedding, stats)
         if todo:
             arguments = {"shards": shards, "encoder": encoder, "checkpoint": checkpoint, "label": label,
                          "decode": _decoding(catalog, embedding, decode)}  # fmt: skip

@@ -55,10 +55,11 @@ def plan(
         raise CurateError(f"--keep {keep:g}: give a fraction above 0 and up to 1, such as 0.8")
     if k != "auto" and int(k) < 1:
         raise CurateError(f"--k {k}: give auto, or a number from 1")
-    catalog = Catalog(catalog).create() if shards else Catalog(catalog)
+    urls = expand([shards] if isinstance(shards, str) else shards) if shards else []
+    num_bytes = sum(corpus.stat(url).num_bytes for url in urls)
+    catalog = Catalog(catalog).create() if urls else Catalog(catalog)
     with catalog.workspace() as folder:
-        urls = expand([shards] if isinstance(shards, str) else shards) if shards else None
-        found = _of_shards(urls, encoder, checkpoint, folder) if urls else _of_catalog(catalog, folder)
+        found = _of_shards(urls, num_bytes, encoder, checkpoint, folder) if urls else _of_catalog(catalog, folder)
         if samples:
             found = found._replace(samples=samples, num_bytes=round(found.num_bytes / found.samples * samples),
                                    shards=math.ceil(found.shards / found.samples * samples))  # fmt: skip
@@ -73,10 +74,9 @@ def plan(
     return rows
 
 
-def _of_shards(urls: list[str], encoder: str, checkpoint: str | None, folder: Path) -> Measured:
-    """By the sizes of all shards, and the first samples of some."""
+def _of_shards(urls: list[str], num_bytes: int, encoder: str, checkpoint: str | None, folder: Path) -> Measured:
+    """By the size of all shards, and the first samples of some."""
     found = rates.sample(urls)
-    num_bytes = sum(corpus.stat(url).num_bytes for url in urls)
     made = encoders.make(encoder, checkpoint)
     device, _ = inference.devices("auto")
     model = inference.prepare(made, encoder, checkpoint, device, 1, folder / "encoder.onnx")
@@ -88,12 +88,13 @@ def _of_catalog(catalog: Catalog, folder: Path) -> Measured:
     """By its tables; the speed of its encoder is measured on its shards."""
     with catalog.reading() as connection:
         ((samples, num_bytes),) = connection.execute("select count(*), sum(num_bytes)::bigint from samples").fetchall()
-        rows = connection.execute("select url from shards where num_samples > 0 order by shard_id").fetchall()
+        rows = connection.execute("select url, num_bytes from shards where num_samples > 0 order by shard_id").fetchall()
         head = connection.execute("select encoder, checkpoint from embeddings order by run_id").fetchone()
     if not samples or not head:
         raise CurateError("the catalog has no samples: name the shards that are to be embedded")
     encoder, checkpoint = head
-    measured = _of_shards([url for (url,) in rows], encoder, checkpoint, folder)
+    urls = dict(rows)
+    measured = _of_shards(list(urls), sum(urls.values()), encoder, checkpoint, folder)
     return measured._replace(samples=samples, num_bytes=num_bytes)
 
 

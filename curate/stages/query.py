@@ -54,13 +54,23 @@ def asking(
                 connection.execute(f"set variable {name} = ?", [value])
             yield connection, text
         except duckdb.Error as error:
-            lines = str(error).splitlines()
-            hint = next((line for line in lines[1:] if line.startswith(("Candidate", "Did you mean"))), "")
-            raise CurateError(" ".join(filter(None, (lines[0], hint)))) from error
+            raise CurateError(_explained(connection, str(error))) from error
         except RuntimeError as error:  # DuckDB's word for Ctrl-C
             if "interrupted" in str(error):
                 raise KeyboardInterrupt from error
             raise
+
+
+def _explained(connection: "duckdb.DuckDBPyConnection", message: str) -> str:
+    """DuckDB's message in a line, with what to do about it."""
+    first, *others = message.removeprefix("Invalid Input Error: ").splitlines()
+    hint = next((line for line in others if line.startswith(("Candidate", "Did you mean"))), "")
+    if "file system operations are disabled" in first:
+        hint = "(--allow-files lets a query read files)"
+    elif first.startswith("Catalog Error: Table"):
+        found = connection.execute("select table_name from information_schema.tables order by 1").fetchall()
+        hint = f"There are: {', '.join(name for (name,) in found)}"
+    return " ".join(filter(None, (first, hint)))
 
 
 def _check_params(connection: "duckdb.DuckDBPyConnection", text: str, params: dict[str, str]) -> None:

@@ -23,8 +23,8 @@ def validate(
     selections: list[str] | None = None,
     *,
     keep: list[float] | float | None = None,
-    strategy: list[str] | str = "hardest",
-    scoring: str = "ssl_prototypes",
+    strategy: list[str] | str | None = None,
+    scoring: str | None = None,
     balance: float = 0.5,
     model: str = "mlp",
     seeds: int = 5,
@@ -40,23 +40,23 @@ def validate(
 ) -> str:
     """Compare selections with random ones of the same size and balance, and with the whole corpus; return the name.
 
-    The selections are those named, or those of the grid `keep` × `strategy` by `scoring`, which are made, or all that the
-    catalog has. `seeds` models train in each arm, paired by seed. `schedule` epochs trains every arm for as many passes;
-    iterations for as many steps as the whole corpus gets. `within` names a selection that is all the corpus for this
-    comparison. Tested on the shards `test`, or on a fifth of the corpus held out by a hash of the keys. With the shards of
-    another task in `transfer`, every model is then fine-tuned on that task and tested for it (Fig. 4B). Each training
-    is kept when it ends, so that the same command goes on after an interruption.
+    The selections are those named, or those of the grid `keep` × `strategy` (hardest) by `scoring` (ssl_prototypes), which
+    are made, or all that the catalog has. `seeds` models train in each arm, paired by seed. `schedule` epochs trains every
+    arm for as many passes; iterations for as many steps as the whole corpus gets. `within` names a selection that is all the
+    corpus for this comparison. Tested on the shards `test`, or on a fifth of the corpus held out by a hash of the keys. With
+    the shards of another task in `transfer`, every model is then fine-tuned on that task and tested for it (Fig. 4B). Each
+    training is kept when it ends, so that the same command goes on after an interruption.
     """
     keeps = [keep] if isinstance(keep, int | float) else list(keep or [])
-    chosen_strategies = [strategy] if isinstance(strategy, str) else list(strategy)
-    check(keep=keeps, strategy=chosen_strategies, model=model, seeds=seeds, epochs=epochs, schedule=schedule)
+    chosen = [strategy] if isinstance(strategy, str) else list(strategy or ["hardest"])
+    check(keep=keeps, strategy=strategy, scoring=scoring, model=model, seeds=seeds, epochs=epochs, schedule=schedule)
     device, gpus = inference.devices(device)
     catalog = Catalog(catalog)
     parent = catalog.require("embedding", embedding)
     embedding = str(parent["embedding"])
     names = [*(selections or [])]
-    names += [select(catalog, keep=one, scoring=scoring, strategy=other, balance=balance, within=within)
-              for one in keeps for other in chosen_strategies]  # fmt: skip
+    names += [select(catalog, keep=one, scoring=scoring or "ssl_prototypes", strategy=other, balance=balance, within=within)
+              for one in keeps for other in chosen]  # fmt: skip
     names = list(dict.fromkeys(names or catalog.names("selection")))
     heads = [catalog.require("selection", one) for one in names or [None]]  # type: ignore[list-item]
     beside = "transfer" if transfer else "test"  # test shards are of the task that is tested
@@ -111,11 +111,13 @@ class Verdict(NamedTuple):
 
 
 def check(
-    *, keep: list[float] | float | None = None, strategy: list[str] | str = "hardest", model: str = "mlp", seeds: int = 5,
-    epochs: int | None = None, schedule: str = "epochs", **others: Any,
+    *, keep: list[float] | float | None = None, strategy: list[str] | str | None = None, scoring: str | None = None,
+    model: str = "mlp", seeds: int = 5, epochs: int | None = None, schedule: str = "epochs", **others: Any,
 ) -> None:  # fmt: skip
     """CurateError for options that cannot be."""
-    for one in [strategy] if isinstance(strategy, str) else strategy:
+    if not keep and (strategy or scoring):
+        raise CurateError("--strategy and --scoring say what is selected for --keep: give that too, such as --keep 0.8")
+    for one in [strategy] if isinstance(strategy, str) else strategy or []:
         strategies[one]
     for fraction in [keep] if isinstance(keep, int | float) else keep or []:
         if not 0 < fraction <= 1:

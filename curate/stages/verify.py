@@ -173,6 +173,9 @@ def _export(out: Path, catalog: Catalog, sources: bool) -> Iterator[Fault]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if not out.is_dir():
+        yield Fault(str(out), "there is no such folder", "check the path of the export")
+        return
     again = f"export again into an empty folder, or remove {MANIFEST} and the file and export again"
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
@@ -224,7 +227,9 @@ def _against_sources(out: Path, manifest: dict[str, Any], catalog: Catalog, agai
     """Every byte of the samples beside those in the shards, where the catalog still has the selection."""
     name, layout = manifest["selection"]["selection"], manifest["layout"]
     head = catalog.head("selection", name) if catalog.database.is_file() else None
-    if layout == "index" or head is None or head["fingerprint"] != manifest["selection"]["fingerprint"]:
+    if layout == "index":  # it holds no bytes
+        return
+    if head is None or head["fingerprint"] != manifest["selection"]["fingerprint"]:
         log.info("%s: the catalog no longer has its selection: not compared with the shards byte by byte", out)
         return
     try:

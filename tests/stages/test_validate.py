@@ -52,7 +52,8 @@ def coloured(tmp_path: Path) -> Catalog:
     return catalog
 
 
-OPTIONS = {"scoring": "supervised_prototypes", "model": "mlp:16", "seeds": 3, "epochs": 4}
+TRAINING = {"model": "mlp:16", "seeds": 3, "epochs": 4}
+OPTIONS = {"scoring": "supervised_prototypes"} | TRAINING
 
 
 def test_every_arm_trains_as_often_and_pruned_and_random_on_as_many(coloured, tmp_path):
@@ -123,18 +124,19 @@ def test_equal_iterations_mean_more_epochs_for_less_data(coloured, tmp_path):
 
 def test_selections_that_exist_are_compared_when_none_are_named(coloured):
     select(coloured, keep=0.5, strategy="random", name="mine")
-    validate(coloured, **OPTIONS)
+    validate(coloured, **TRAINING)
     assert rows(coloured, "select distinct selection from trainings where arm = 'pruned'") == [("mine",)]
     with coloured.writing() as connection:
         connection.execute("delete from selections")
     with pytest.raises(CurateError, match="no selection yet: make one with `curate select --keep F`"):
-        validate(coloured, **OPTIONS)
+        validate(coloured, **TRAINING)
 
 
 @pytest.mark.parametrize(("options", "reason"), [
-    ({"keep": 1.5}, "--keep 1.5: give a fraction"), ({"strategy": "odd"}, "no strategy called 'odd'"),
+    ({"keep": 1.5}, "--keep 1.5: give a fraction"), ({"keep": 0.5, "strategy": "odd"}, "no strategy called 'odd'"),
     ({"model": "ridge"}, "solved in closed form"), ({"schedule": "hours"}, "--schedule hours: choose one of epochs"),
     ({"seeds": 1}, "--seeds must be at least 2"), ({"selections": ["none"]}, "no selection"),
+    ({"keep": None}, "for --keep: give that too"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(coloured, options, reason):
     with pytest.raises(CurateError, match=reason):
