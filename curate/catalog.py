@@ -74,6 +74,12 @@ class Catalog:
         """Where the parts of a probe (its head row) lie."""
         return self.path / "probes" / str(probe["folder"])
 
+    def probe_parts(self, probe: dict[str, Any]) -> list[Path]:
+        """The parts of a probe (its head row), in the order of their names."""
+        with self.reading() as connection:
+            rows = connection.execute("select distinct part from probe_models where probe = ? order by 1", [probe["probe"]])
+            return [self.probe_folder(probe) / part for (part,) in rows.fetchall()]
+
     def create(self, files: str | None = None) -> Self:
         """Make the folder and the tables where they are missing; `files` is a URL for vectors and centroids. CurateError."""
         if files and not storage.is_url(files):

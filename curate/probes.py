@@ -51,9 +51,12 @@ def read_test(part: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def parts(folder: Path) -> dict[Path, dict[str, Any]]:
-    """The parts of a probe, each with its summary: `shards`, the ids of those it has files of, and `models`, a row each."""
-    return {path.parent: json.loads(path.read_text()) for path in sorted(folder.glob(f"[!.]*/{SUMMARY}"))}
+def summary(part: Path) -> dict[str, Any]:
+    """What a part says of itself: `shards`, the ids of those it has files of, and `models`, a row each. Raises CurateError."""
+    try:
+        return dict(json.loads((part / SUMMARY).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise CurateError(f"'{part}' is gone or damaged: remove it, and the same `curate probe` again makes it") from error
 
 
 def _nested(array: np.ndarray) -> "pa.Array":

@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainPart:
-    """The task: train one part and write its folder below `out`. A part that is there is finished."""
+    """The task: train one part, if its folder below `out` is not there yet, and return a row for each of its models."""
 
     inputs: Inputs
     test: Inputs | None
@@ -44,9 +44,12 @@ class TrainPart:
     device: str
     out: Path
 
-    def __call__(self, part: Part) -> None:
-        if (self.out / part.name).is_dir():
-            return
+    def __call__(self, part: Part) -> list[dict[str, Any]]:
+        if not (self.out / part.name).is_dir():
+            self._make(part)
+        return list(probes.summary(self.out / part.name)["models"])
+
+    def _make(self, part: Part) -> None:
         temporary = beside(self.out / part.name)
         temporary.mkdir(parents=True)
         rows = self._write(part, temporary)

@@ -153,10 +153,7 @@ class Corpus:
         """The parts of the probe, and the shards that each has a file of."""
         if not self.of_probe:
             return {}
-        found = probes.parts(self.catalog.probe_folder(self.probe))
-        if not found:
-            raise CurateError(f"the files of the probe '{self.probe['probe']}' are gone: make it again with `curate probe`")
-        return {folder: set(summary["shards"]) for folder, summary in found.items()}
+        return {part: set(probes.summary(part)["shards"]) for part in self.catalog.probe_parts(self.probe)}
 
     @property
     def halves(self) -> bool:

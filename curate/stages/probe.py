@@ -69,17 +69,18 @@ def probe(
         catalog.run("probe", name, settings, made_from=parent["run_id"], fingerprint=fingerprint, device=device) as run_id,
     ):
         sweep(catalog.probe_folder(head).parent)
-        counts = _train(catalog, head, plan, held_out[0] if held_out else None, device, gpus)
-        _commit(catalog, {**head, **counts, "run_id": run_id})
+        counts, rows = _train(catalog, head, plan, held_out[0] if held_out else None, device, gpus)
+        _commit(catalog, {**head, **counts, "run_id": run_id}, rows)
     _summarize(catalog, name, replaced=old is not None)
     return name
 
 
 def _is_whole(catalog: Catalog, head: dict[str, Any]) -> bool:
     """Whether every model of a probe has its files; a part whose folder was removed is trained again."""
-    return bool(
-        sum(len(summary["models"]) for summary in probes.parts(catalog.probe_folder(head)).values()) == head["num_models"]
-    )
+    try:
+        return [probes.summary(part) for part in catalog.probe_parts(head)] != []
+    except CurateError:
+        return False
 
 
 class Plan(NamedTuple):
@@ -156,8 +157,8 @@ def _parts(plan: Plan) -> list[Any]:
 
 def _train(
     catalog: Catalog, head: dict[str, Any], plan: Plan, held_out: Catalog | None, device: str, gpus: tuple[int, ...]
-) -> dict[str, int]:  # fmt: skip
-    """Train the parts that are missing; return the numbers for the head row."""
+) -> tuple[dict[str, int], list[dict[str, Any]]]:  # fmt: skip
+    """Train the parts that are missing; return the numbers for the head row, and a row for each model."""
     from curate.engine.fitting import Inputs
     from curate.engine.probing import TrainPart
 
@@ -177,23 +178,23 @@ def _train(
         cores, of_machine = engine.current().cores(device)
         # A part a GPU; on CPUs a part a machine, whose program uses all its cores.
         resources = Resources(len(gpus), max(cores // len(gpus), 1), gpus) if gpus else Resources(1, of_machine)
+        rows = []
         with bar("train", work * round(plan.fraction * labelled)) as advance:
             for outcome in engine.map(task, _parts(plan), resources, advance=advance):
                 if outcome.error:
                     raise CurateError(f"cannot train {outcome.item.spec}: {outcome.error}")
+                rows += outcome.result
         num_test = int((test.array("labels") >= 0).sum()) if test else 0
-        return {"num_classes": len(classes), "num_samples": labelled, "num_test": num_test}
+        return {"num_classes": len(classes), "num_samples": labelled, "num_test": num_test}, rows
 
 
-def _commit(catalog: Catalog, head: dict[str, Any]) -> None:
+def _commit(catalog: Catalog, head: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """The probe's head and its models into the catalog; what an older probe of that name left goes."""
-    folder = catalog.probe_folder(head)
-    rows = [row for summary in probes.parts(folder).values() for row in summary["models"]]
     with catalog.writing() as connection:
         sets.replace(connection, "probe", "probe_models", head)
         for row in rows:
             sets.insert(connection, "probe_models", {"probe": head["probe"], **row})
-    _remove_others(folder)
+    _remove_others(catalog.probe_folder(head))
 
 
 def _remove_others(folder: Path) -> None:
