@@ -1,14 +1,14 @@
 """Scaling laws: how a test error falls with the number of training samples, and how sure the exponent is.
 
 The Pareto envelope of Sorscher et al. 2022 (arXiv:2206.14486, section 3) is the least error for a number of samples over all
-initial sizes and fractions kept. The least of many noisy errors lies too low, so here an arm is chosen by one half of the
-seeds and measured by the other.
+initial sizes and fractions kept. The least of many noisy errors lies too low, so here an arm is chosen by other seeds than it
+is measured by.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize
+from scipy import optimize, stats
 
 FORMS = ("power", "exponential")
 
@@ -53,37 +53,36 @@ def fit(sizes: np.ndarray, errors: np.ndarray, form: str = "power") -> Law:
 def envelope(sizes: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The Pareto envelope of arms, sizes [arms] and errors [arms, seeds]: the least error with no more than so many samples.
 
-    Arms are chosen by every second seed and measured by the others, both ways round, and the two are averaged.
+    Each seed's error is read at the arms that are best by the other seeds; these are averaged. Needs two seeds.
     """
-    halves = [np.arange(errors.shape[1]) % 2 == half for half in (0, 1)]
-    levels = np.unique(sizes)
-    found = np.zeros(len(levels))
-    for choosing, measuring in (halves, halves[::-1]):
-        means, others = errors[:, choosing].mean(axis=1), errors[:, measuring].mean(axis=1)
-        best = [np.flatnonzero(sizes <= level)[means[sizes <= level].argmin()] for level in levels]
-        found += others[best] / 2
-    return levels.astype(float), found
+    levels, seeds = np.unique(sizes), errors.shape[1]
+    others = (errors.sum(axis=1, keepdims=True) - errors) / (seeds - 1)
+    allowed = sizes <= levels[:, None]
+    best = np.where(allowed[:, :, None], others, np.inf).argmin(axis=1)  # an arm for each level and seed
+    return levels.astype(float), errors[best, np.arange(seeds)].mean(axis=1)
 
 
 class Interval(NamedTuple):
-    """A law, and the 95% bootstrap interval of its exponent over seeds."""
+    """A law, and the 95% interval of its exponent over seeds."""
 
     law: Law
     low: float
     high: float
 
 
-def fit_arms(
-    sizes: np.ndarray, errors: np.ndarray, *, pareto: bool, form: str = "power", draws: int = 200, seed: int = 0
-) -> Interval:
-    """Fit arms, sizes [arms] and errors [arms, seeds]: their mean, or their envelope. Seeds are drawn again `draws` times."""
-    generator = np.random.default_rng(seed)
+def fit_arms(sizes: np.ndarray, errors: np.ndarray, *, pareto: bool, form: str = "power") -> Interval:
+    """Fit arms, sizes [arms] and errors [arms, seeds]: their mean, or their envelope. Needs three seeds.
+
+    The interval is Student's t around the logarithm of the exponent, with the jackknife's standard error: each seed left
+    out in turn, and with it its part in the choice of arms (Efron and Tibshirani, An Introduction to the Bootstrap, 11.5).
+    """
 
     def one(chosen: np.ndarray) -> Law:
         levels, means = envelope(sizes, chosen) if pareto else (sizes.astype(float), chosen.mean(axis=1))
         return fit(levels, means, form)
 
     count = errors.shape[1]
-    exponents = [one(errors[:, generator.integers(0, count, count)]).exponent for _ in range(draws)]
-    low, high = np.quantile(exponents, [0.025, 0.975])
-    return Interval(one(errors), float(low), float(high))
+    law = one(errors)
+    without = np.log([one(np.delete(errors, seed, axis=1)).exponent for seed in range(count)])
+    reach = stats.t.ppf(0.975, count - 1) * np.sqrt((count - 1) * without.var())
+    return Interval(law, float(law.exponent * np.exp(-reach)), float(law.exponent * np.exp(reach)))

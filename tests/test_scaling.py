@@ -29,6 +29,21 @@ def test_the_interval_of_the_exponent_holds_the_truth():
     assert found.high - found.low < 0.2
 
 
+@pytest.mark.parametrize("pareto", [False, True])
+def test_the_interval_holds_the_truth_about_as_often_as_it_says(pareto):
+    """Five seeds, whose models differ together as well as one by one; arms of which one in four is the best."""
+    generator = np.random.default_rng(0)
+    sizes = np.outer([500, 2000, 10_000, 50_000], [1, 0.8, 0.5, 0.3]).ravel()
+    truth = 0.16 + 2.2 * sizes**-0.3 + np.tile([0, -0.004, 0, 0.01], 4)
+    wanted = scaling.fit(*scaling.envelope(sizes, truth[:, None].repeat(2, axis=1)) if pareto else (sizes, truth)).exponent
+    held = 0
+    for _ in range(50):
+        errors = truth[:, None] + 0.003 * generator.standard_normal((16, 5)) + 0.0015 * generator.standard_normal(5)
+        found = scaling.fit_arms(sizes, errors, pareto=pareto)
+        held += found.low <= wanted <= found.high
+    assert held >= 44
+
+
 def test_the_envelope_of_equal_arms_is_no_lower_than_they_are():
     """Twenty arms of one size and one true error: the least of their means is too low, the envelope is not."""
     generator = np.random.default_rng(0)

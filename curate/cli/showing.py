@@ -92,13 +92,12 @@ def fit(
     model: Annotated[str, typer.Option(help="Validations by this model.")] = "mlp",
     schedule: Annotated[str, typer.Option(help="And by this schedule.")] = "epochs",
     form: Annotated[str, typer.Option(help="power (with an asymptote) or exponential.")] = "power",
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
     catalog: CatalogOption = CATALOG,
 ) -> None:
     """How the error falls with the number of samples, at random and with the best pruning."""
     from curate.stages.fit import fit as stage
 
-    print("\n".join(stage(catalog, model=model, schedule=schedule, form=form, seed=seed)))
+    print("\n".join(stage(catalog, model=model, schedule=schedule, form=form)))
 
 
 @app.command(epilog="Examples: curate theory --alpha-tot 8 --keep 0.3 · curate theory --figure 1a")

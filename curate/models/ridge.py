@@ -67,7 +67,7 @@ def leave_one_out(ridge: Ridge, weights: "torch.Tensor") -> "tuple[torch.Tensor,
     """What leaving out each row changes: directions u [n, d + 1] and residuals r [n, classes].
 
     The prediction at a point x falls by (x·u_i) r_i when row i is left out (Sherman and Morrison's formula).
-    Rows without a label change nothing.
+    Rows without a label were never there to be left out: NaN.
     """
     import torch
 
@@ -75,5 +75,6 @@ def leave_one_out(ridge: Ridge, weights: "torch.Tensor") -> "tuple[torch.Tensor,
     gram.diagonal().add_(ridge.penalty)
     directions = (torch.linalg.solve(gram, ridge.rows.T.double()).T).float()
     leverage = (directions * ridge.rows).sum(dim=1)
-    residuals = (ridge.targets - ridge.rows @ weights) * ridge.targets.sum(dim=1, keepdim=True)
+    residuals = ridge.targets - ridge.rows @ weights
+    residuals[ridge.targets.sum(dim=1) == 0] = torch.nan
     return directions / (1 - leverage).clamp(min=1e-6)[:, None], residuals

@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 
+from curate import models
 from curate.catalog import Catalog
 from curate.engine.validating import Arm
 from curate.errors import CurateError
+from curate.models import Model
 from curate.stages.candidates import candidates
 from curate.strategies import balance as balancing
 from curate.strategies import strategies
 
 
 def arms(
-    catalog: Catalog, schedule: str, seeds: list[int], stack: int, selections: list[dict[str, Any]], ids: np.ndarray,
+    catalog: Catalog, schedule: str, seeds: list[int], model: Model, selections: list[dict[str, Any]], ids: np.ndarray,
     train: np.ndarray, epochs: int, folder: Path,
 ) -> list[Arm]:  # fmt: skip
     """full, and for each selection pruned and random; as many seeds in one arm as train as one tensor program.
@@ -29,16 +31,16 @@ def arms(
     def add(arm: str, selection: str | None, keep: float, subsets: list[np.ndarray]) -> None:
         passes = epochs
         if schedule == "iterations":
-            passes = max(round(epochs * len(whole) / len(subsets[0])), 1)
-        for start in range(0, len(seeds), stack):
-            places = np.stack(subsets[start : start + stack])
+            passes = max(round(epochs * models.steps(model, len(whole)) / models.steps(model, len(subsets[0]))), 1)
+        for start in range(0, len(seeds), model.stack):
+            places = np.stack(subsets[start : start + model.stack])
             # Selections of one size, such as the hardest and the easiest half, are compared with the same random samples.
             key = f"{arm}-{start}-{hashlib.sha256(places.tobytes()).hexdigest()[:16]}"
             if key in made:
                 made[key] = made[key]._replace(selections=(*made[key].selections, selection))
                 continue
             np.save(folder / f"{key}.npy", places)
-            made[key] = Arm(arm, (selection,), keep, seeds[start : start + stack], passes, folder / f"{key}.npy")
+            made[key] = Arm(arm, (selection,), keep, seeds[start : start + model.stack], passes, folder / f"{key}.npy")
 
     add("full", None, 1.0, [whole] * len(seeds))
     for head in selections:
@@ -58,6 +60,11 @@ def _random_draw(
 ) -> Callable[[int], np.ndarray]:
     """A function from seed to as many places, drawn from the same candidates under the selection's own balance."""
     found = candidates(catalog, head)
+    if len(found.sample_ids) != head["num_candidates"]:
+        raise CurateError(
+            f"'{head['selection']}' was taken from {head['num_candidates']:,} candidates, which are {len(found.sample_ids):,} "
+            "now: select it anew"
+        )
     order = np.searchsorted(ids, found.sample_ids).clip(max=len(ids) - 1)
     known = (ids[order] == found.sample_ids) & train[order]
     places, groups = order[known], found.groups[known]

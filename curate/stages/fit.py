@@ -21,14 +21,13 @@ class Arms(NamedTuple):
     names: list[str]
 
 
-def fit(
-    catalog: Catalog | str | Path, *, model: str = "mlp", schedule: str = "epochs", form: str = "power", seed: int = 0
-) -> list[str]:
+def fit(catalog: Catalog | str | Path, *, model: str = "mlp", schedule: str = "epochs", form: str = "power") -> list[str]:
     """Fit the error of random samples, and of the Pareto envelope over initial sizes and keeps; return the fits' names.
 
     From all validations by the model, so compare selections within corpora of several sizes first (`--within`). The 95%
-    intervals of the exponents are bootstrapped over seeds, and the envelope's points are chosen and measured by
-    different seeds. Draws figures/scaling-MODEL and figures/crossover-MODEL. Raises CurateError for fewer than 4 sizes.
+    intervals of the exponents are over seeds, by the jackknife, and the envelope's points are chosen and measured by
+    different seeds. Draws figures/scaling-MODEL and figures/crossover-MODEL. Raises CurateError for fewer than 4 sizes or
+    3 seeds.
     """
     if form not in scaling.FORMS:
         raise CurateError(f"--form {form}: choose one of {', '.join(scaling.FORMS)}")
@@ -42,7 +41,7 @@ def fit(
         if len(np.unique(points.sizes)) < _LEAST:
             raise CurateError(f"the validations by '{model}' ({schedule}) have fewer than {_LEAST} sizes: "
                               "compare more, within smaller selections (curate validate --within SELECTION)")  # fmt: skip
-        found[name] = _fit(catalog, name, model, arms, points, form, seed)
+        found[name] = _fit(catalog, name, model, arms, points, form)
     _draw(catalog, f"{base}{suffix}", model, schedule, everything, found)
     return list(found)
 
@@ -71,18 +70,20 @@ def _arms(catalog: Catalog, model: str, schedule: str, arms: str) -> Arms:
         by_key.setdefault(key, {})[seed] = error
         described[key] = (size, name)
     seeds = sorted(set.intersection(*(set(errors) for errors in by_key.values())))
-    if len(seeds) < 2:
-        raise CurateError("the validations have fewer than two seeds in common: run them with the same --seed and --seeds")
+    if len(seeds) < 3:
+        raise CurateError("the validations have fewer than three seeds in common: run them with the same --seed and --seeds")
     errors = np.array([[found[seed] for seed in seeds] for found in by_key.values()])
+    if not errors.mean(axis=1).all():
+        raise CurateError("an arm makes no error, and a law is of errors above 0: validate with harder test shards")
     return Arms(np.array([described[key][0] for key in by_key]), errors, [described[key][1] for key in by_key])
 
 
-def _fit(catalog: Catalog, name: str, model: str, arms: str, points: Arms, form: str, seed: int) -> scaling.Law:
+def _fit(catalog: Catalog, name: str, model: str, arms: str, points: Arms, form: str) -> scaling.Law:
     pareto = arms == "pareto"
-    interval = scaling.fit_arms(points.sizes, points.errors, pareto=pareto, form=form, seed=seed)
+    interval = scaling.fit_arms(points.sizes, points.errors, pareto=pareto, form=form)
     law = interval.law
     sizes, errors = scaling.envelope(points.sizes, points.errors) if pareto else (points.sizes, points.errors.mean(axis=1))
-    settings = {"model": model, "arms": arms, "form": form, "seed": seed}
+    settings = {"model": model, "arms": arms, "form": form}
     fingerprint = provenance.fingerprint("fit", settings, str(points.errors.tolist()))
     with catalog.run("fit", name, settings, fingerprint=fingerprint) as run_id, catalog.writing() as connection:
         sets.replace(connection, "fit", "fit_points", {

@@ -26,6 +26,21 @@ def embed_beside(
     return inner, urls
 
 
+def check_apart(trained: tuple[Catalog, list[str] | None], tested: tuple[Catalog, list[str]]) -> None:
+    """CurateError where a shard, under whatever name, would be trained on and tested with; all of a catalog, or those urls."""
+    found = []
+    for catalog, urls in (trained, tested):
+        with catalog.reading() as connection:
+            found.append(dict(connection.execute(
+                "select fingerprint, url from shards where fingerprint is not null "
+                "and ($1::text[] is null or url in (select unnest($1::text[])))",
+                [urls],
+            ).fetchall()))  # fmt: skip
+    both = sorted(found[1][same] for same in found[0].keys() & found[1].keys())
+    if both:
+        raise CurateError(f"'{both[0]}' is among the shards to train on too: give others with --test")
+
+
 def prepare(
     catalog: Catalog, embedding: str, folder: Path, made: list[Model], classes: dict[str, int], reduction: Any = None,
     urls: list[str] | None = None, within: str | None = None,

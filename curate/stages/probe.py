@@ -45,6 +45,8 @@ def probe(
     embedding = str(parent["embedding"])
     name = sets.check_name(name or default_name(specs, fraction, within))
     held_out = material.embed_beside(catalog, parent, [test] if isinstance(test, str) else test) if test else None
+    if held_out:
+        material.check_apart((catalog, None), held_out)
     passes = epochs or _epochs(catalog, embedding, specs, fraction, within)
     urls = held_out[1] if held_out else []
     plan = Plan(specs, _counts(specs, count, fraction), passes, fraction, seed, urls, within)

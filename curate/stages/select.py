@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from curate import provenance, resources, sets
+from curate import provenance, resources, sets, shuffle
 from curate.catalog import Catalog
 from curate.errors import CurateError
 from curate.fingerprints import Fingerprint
@@ -45,16 +45,18 @@ def select(
     `sample_scores`, `within` by another selection; `keep` is then the fraction of these. Samples without a score come
     last, whatever the strategy and the balance, and so does the fraction `skip_hardest` of each group with the highest
     scores, which on a corpus with wrong labels are the wrong ones. `seed` breaks ties. `keep` auto takes the smallest
-    validated selection whose 95% interval shows no loss beyond `tolerance` points of accuracy, and leaves the other
-    options to the evidence. The default name tells the options that are not the defaults.
+    selection, validated as it is (`within` the same corpus), whose 95% interval shows no loss beyond `tolerance` points of
+    accuracy; the other options are those of the evidence. The default name tells the options that are not the defaults.
     """
     check(keep=keep, strategy=strategy, balance=balance, balance_by=balance_by, balance_base=balance_base, scope=scope,
           skip_hardest=skip_hardest, tolerance=tolerance)  # fmt: skip
     if isinstance(keep, str):
-        return _by_evidence(Catalog(catalog), tolerance, name)
+        if where or skip_hardest:
+            raise CurateError("--keep auto takes a selection as it was validated: leave out --where and --skip-hardest")
+        return _by_evidence(Catalog(catalog), tolerance, within, name)
     function = strategies[strategy]
     catalog = Catalog(catalog)
-    by_score = "scores" in inspect.signature(function).parameters
+    by_score = "scores" in inspect.signature(function).parameters or skip_hardest > 0
     parent: dict[str, Any] = catalog.require("scoring", scoring) if by_score else {}
     settings: dict[str, Any] = {
         "scoring": scoring if by_score else None, "strategy": strategy, "keep": keep, "scope": scope,
@@ -87,7 +89,7 @@ def select(
     old = catalog.head("selection", name)
     priorities = _priorities(function, found, seed)
     if skip_hardest:
-        priorities = np.where(_hardest(found, skip_hardest), np.nan, priorities)
+        priorities = np.where(_hardest(found, skip_hardest, seed), np.nan, priorities)
     with catalog.run("select", name, settings, made_from=parent.get("run_id"), fingerprint=fingerprint) as run_id:
         head = {"selection": name, **settings, "num_candidates": len(ids), "fingerprint": fingerprint, "run_id": run_id}
         count = _commit(catalog, head, found, priorities)
@@ -139,34 +141,48 @@ def _default_name(settings: dict[str, Any], within: str | None) -> str:
     return "-".join(filter(None, parts))
 
 
-def _by_evidence(catalog: Catalog, tolerance: float, name: str | None) -> str:
-    """The smallest validated selection without loss beyond `tolerance` points, made again (under `name`)."""
+def _by_evidence(catalog: Catalog, tolerance: float, within: str | None, name: str | None) -> str:
+    """The smallest selection that was validated without a loss beyond `tolerance` points, also under the name `name`."""
     with catalog.reading() as connection:
-        rows = connection.execute(resources.sql("stages/evidence"), {"tolerance": tolerance}).fetchall()
+        rows = connection.execute(resources.sql("stages/evidence"), {"tolerance": tolerance, "within": within}).fetchall()
     if not rows:
-        raise CurateError("no selection was validated yet: run `curate validate --keep 0.8 --keep 0.5 --strategy hardest "
+        of = f" --within {within}" if within else ""
+        raise CurateError(f"no selection was validated yet: run `curate validate{of} --keep 0.8 --keep 0.5 --strategy hardest "
                           "--strategy easiest`")  # fmt: skip
-    *_, validation, selection, over_full, interval, lossless = rows[0]
+    validation, selection, over_full, interval, lossless = rows[0]
     if not lossless:
         raise CurateError(f"no validated selection is sure to lose no more than {tolerance:g} points; nearest is '{selection}' "
                           f"({over_full:+.2f} ± {interval:.2f}): keep more, add --seeds, or raise --tolerance")  # fmt: skip
-    head = catalog.require("selection", selection)
     log.info("'%s' is the smallest without a loss beyond %g points: %+.2f ± %.2f against everything (validation '%s')",
              selection, tolerance, over_full, interval, validation)  # fmt: skip
-    options = {key: head[key] for key in ("keep", "strategy", "balance_base", "seed", "skip_hardest")}
-    if head["scope"] == "global":
-        options |= {"balance": head["balance"], "balance_by": head["balance_by"]}
-    return select(catalog, scoring=head["scoring"] or "ssl_prototypes", scope=head["scope"], where=head["where_sql"],
-                  name=name or selection, **options)  # fmt: skip
+    if name not in (None, selection):
+        _copy(catalog, catalog.require("selection", selection), sets.check_name(str(name)))
+    return name or str(selection)
 
 
-def _hardest(found: Candidates, share: float) -> np.ndarray:
+def _copy(catalog: Catalog, head: dict[str, Any], name: str) -> None:
+    """The same members under another name: made anew they might be others, which nobody has validated."""
+    if catalog.made("selection", name, head["fingerprint"]):
+        return
+    settings = {"selection": head["selection"]}
+    with (
+        catalog.run("select", name, settings, made_from=head["run_id"], fingerprint=head["fingerprint"]) as run_id,
+        catalog.writing() as connection,
+    ):
+        sets.replace(connection, "selection", "members", {**head, "selection": name, "run_id": run_id})
+        connection.execute("insert into members select ?, sample_id from members where selection = ?",
+                           [name, head["selection"]])  # fmt: skip
+
+
+def _hardest(found: Candidates, share: float, seed: int) -> np.ndarray:
     """The given share of each group's scored samples, those with the highest scores: bool [n]."""
-    order = np.lexsort((np.where(np.isnan(found.scores), np.inf, -found.scores), found.groups))
-    _, starts, sizes = np.unique(found.groups[order], return_index=True, return_counts=True)
+    scored = np.flatnonzero(~np.isnan(found.scores))
+    groups = found.groups[scored]
+    order = np.lexsort((shuffle.random_bits(found.sample_ids[scored], seed), -found.scores[scored], groups))
+    _, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
     place = np.arange(len(order)) - np.repeat(starts, sizes)
-    skipped = np.zeros(len(order), bool)
-    skipped[order] = place < np.repeat(np.floor(share * sizes), sizes)
+    skipped = np.zeros(len(found.groups), bool)
+    skipped[scored[order]] = place < np.repeat(np.floor(share * sizes), sizes)
     return skipped
 
 

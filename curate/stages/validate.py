@@ -63,7 +63,8 @@ def validate(
     others = [material.embed_beside(catalog, parent, [urls] if isinstance(urls, str) else urls, beside) if urls else None
               for urls in (test, transfer)]  # fmt: skip
     plan = Plan(model, seeds, epochs, schedule, seed, within, *(made[1] if made else [] for made in others))
-    _check_apart(catalog, plan)
+    if others[0]:
+        material.check_apart(others[1] or (catalog, None), others[0])
     settings = {"embedding": embedding, "selections": names, **plan._asdict()}
     content = [head["fingerprint"] for head in heads] + [catalog.embedding_fingerprint(embedding)]
     content += [made[0].embedding_fingerprint(embedding) for made in others if made]
@@ -130,17 +131,6 @@ def check(
         raise CurateError("--seeds must be at least 2, which an interval needs, and --epochs at least 1")
 
 
-def _check_apart(catalog: Catalog, plan: Plan) -> None:
-    """CurateError where a shard would be trained on and tested with."""
-    with catalog.reading() as connection:
-        trained = plan.transfer or [url for (url,) in connection.execute("select url from shards").fetchall()]
-    both = sorted(set(plan.test) & set(trained))
-    if both:
-        raise CurateError(
-            f"'{both[0]}' is among the shards to train on too: give others with --test, or none, to hold a fifth out"
-        )
-
-
 def _default_name(model: str, schedule: str, within: str | None, transfer: list[str] | str | None) -> str:
     parts = (model.replace(":", "-").replace("/", "-"), schedule if schedule != "epochs" else None,
              f"in-{within}" if within else None, "transfer" if transfer else None)  # fmt: skip
@@ -169,7 +159,7 @@ def _compare(
         epochs = plan.epochs or models.epochs(made, int(train.sum()))
         seeds = [plan.seed + place for place in range(plan.seeds)]
         inputs = Inputs(folder / "corpus")
-        every = arms(catalog, plan.schedule, seeds, made.stack, selections, inputs.array("ids"), train, epochs, folder)
+        every = arms(catalog, plan.schedule, seeds, made, selections, inputs.array("ids"), train, epochs, folder)
         head |= {"epochs": epochs, "num_test": len(np.load(test.places, mmap_mode="r")), "num_samples": int(train.sum()),
                  "num_trainings": sum(len(arm.seeds) * len(arm.selections) for arm in every)}  # fmt: skip
         _claim(catalog, head)
@@ -218,14 +208,17 @@ def verdicts(catalog: Catalog | str | Path, name: str) -> list[Verdict]:
     """What the comparisons say, a line a selection, with 95% intervals."""
     with Catalog(catalog).reading() as connection:
         rows = connection.execute(
-            "select selection, keep, pruned, over_full, over_full_interval, over_random, over_random_interval "
-            "from pruned_vs_random where validation = ? order by keep desc, selection", [name],
+            "select selection, pruned, over_full, over_full_interval, over_random, over_random_interval, "
+            "coalesce(selections.run_id > validations.run_id, false) "
+            "from pruned_vs_random left join validations using (validation) left join selections using (selection) "
+            "where validation = ? and over_full_interval is not null order by pruned_vs_random.keep desc, selection", [name],
         ).fetchall()  # fmt: skip
     return [_verdict(*row) for row in rows]
 
 
 def _verdict(
-    selection: str, keep: float, accuracy: float, loss: float, loss_interval: float, gain: float, gain_interval: float
+    selection: str, accuracy: float, loss: float, loss_interval: float, gain: float, gain_interval: float,
+    replaced: bool = False,
 ) -> Verdict:  # fmt: skip
     to_full = "loses" if loss + loss_interval < 0 else "gains" if loss - loss_interval > 0 else "no loss found"
     to_random = "no difference from random found"
@@ -233,5 +226,7 @@ def _verdict(
         to_random = "beats random" if gain > 0 else "worse than random"
     text = (f"{selection}: {accuracy:.1f}% right; against everything: {to_full}, {loss:+.2f} ± {loss_interval:.2f} points; "
             f"{to_random}, {gain:+.2f} ± {gain_interval:.2f}")  # fmt: skip
+    if replaced:
+        text += ". The selection was made anew since: validate it again"
     alarming = gain + gain_interval < -ALARMING
     return Verdict(f"{text}. Do not train on this one: random samples do much better" if alarming else text, alarming)

@@ -35,6 +35,9 @@ def test_rows_without_a_label_count_for_nothing():
     system = ridge.prepare(rows[:40], targets[:40])
     more = ridge.prepare(rows, torch.cat([targets[:40], torch.zeros(20, 3)]))
     np.testing.assert_allclose(ridge.solve(system).numpy(), ridge.solve(more).numpy(), atol=1e-4)
+    left_out = torch.cat(ridge.leave_one_out(more, ridge.solve(more)), dim=1).numpy()
+    effects = influence.of_leave_one_out(left_out, np.ones((2, rows.shape[1] + 1)), np.eye(3)[:2], np.array([0, 1]))
+    assert np.isnan(effects).all(axis=1).tolist() == [False] * 40 + [True] * 20, "they were never there to have an influence"
 
 
 def test_influence_in_closed_form_is_that_of_a_new_fit_without_the_sample():

@@ -203,7 +203,7 @@ def test_a_metric_of_ones_own_lives_in_any_file(catalog, tmp_path):
 
 
 def test_a_network_of_images_reads_them_from_the_shards(catalog, tmp_path):
-    probe(catalog, model="conv:16", count=2, epochs=1, test=write_corpus(tmp_path / "test", num_shards=1))
+    probe(catalog, model="conv:16", count=2, epochs=1, test=write_corpus(tmp_path / "test", 1, size=(14, 10)))
     folder = catalog.probe_folder(catalog.require("probe", "conv-16"))
     assert sorted(path.name for path in folder.iterdir()) == ["conv-16-000000", "conv-16-000001"]
     score(catalog, ["el2n", "grand"])

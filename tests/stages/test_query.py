@@ -7,7 +7,7 @@ import sys
 import duckdb
 import numpy as np
 import pytest
-from conftest import make_catalog, png, rows, write_shard
+from conftest import add_scoring, make_catalog, png, rows, write_shard
 
 from curate import resources, vectors
 from curate.catalog import Catalog
@@ -223,3 +223,28 @@ def test_an_export_leads_back_to_the_shards(catalog, tmp_path):
     assert sum(row["num_samples"] for row in found) == 15
     shards = dict(rows(catalog, "select url, fingerprint from shards"))
     assert {row["url"]: row["shard_fingerprint"] for row in found} == shards
+
+
+def test_ranks_are_those_among_the_samples_that_both_scorings_have(catalog):
+    ids = [row[0] for row in rows(catalog, "select sample_id from samples order by 1")]
+    generator = np.random.default_rng(0)
+    scores = generator.normal(size=len(ids))
+    add_scoring(catalog, "all", dict(zip(ids, scores.tolist(), strict=True)))
+    add_scoring(
+        catalog, "some", {key: score**3 if score < 0.5 else None for key, score in zip(ids, scores.tolist(), strict=True)}
+    )
+    found = {(row["a"], row["b"]): row for row in query(catalog, "correlations").to_pylist()}
+    assert len(found) == 4
+    assert found["all", "some"]["spearman"] == found["some", "all"]["spearman"] == 1
+    assert found["all", "some"]["num_samples"] == (scores < 0.5).sum() < 30
+
+
+def test_the_purity_of_a_cluster_is_among_samples_with_a_label(catalog):
+    cluster(catalog, k=3)
+    with catalog.writing() as connection:
+        connection.execute("update samples set label = null where label = '0' and sample_id % 2 = 0")
+    for row in query(catalog, "cluster_classes").to_pylist():
+        labelled = "from samples join assignments using (sample_id) where cluster_id = ? and label is not null"
+        known = rows(catalog, f"select label, count(*) {labelled} group by 1 order by 2", row["cluster_id"])
+        assert row["most_frequent_label"] in [label for label, count in known if count == known[-1][1]]
+        assert row["purity"] == pytest.approx(known[-1][1] / sum(count for _, count in known), abs=1e-4)

@@ -208,6 +208,50 @@ def test_the_hardest_of_every_class_can_be_left_out(ten):
         assert not set(ids[: int(0.4 * len(ids))]) & set(kept)
 
 
+def test_skipping_the_hardest_goes_by_scores_whatever_the_strategy_and_not_by_the_order_of_tars(ten):
+    name = select(ten, keep=0.5, scoring="toy", strategy="random", balance=0, skip_hardest=0.5)
+    assert name == "toy-random-0.5-balance0-skip0.5"
+    assert not {0, 1, 2, 3, 8} & set(members(ten, name))  # half of each class
+    add_scoring(ten, "tied", dict.fromkeys(range(8), 1.0))  # and none for class b
+    drawn = {tuple(members(ten, select(ten, keep=0.4, scoring="tied", balance=0, skip_hardest=0.5, seed=seed)))
+             for seed in range(3)}  # fmt: skip
+    assert len(drawn) == 3
+    assert all(max(kept) < 8 for kept in drawn)
+
+
+def test_keep_auto_goes_by_evidence_of_the_same_corpus_that_nothing_contradicts(ten):
+    select(ten, keep=0.8, strategy="random", name="inner")
+    for name, keep in (("small", 0.3), ("large", 0.6)):
+        select(ten, keep=keep, scoring="toy", name=name)
+
+    def validated(validation: str, selection: str, accuracy: float, within: str | None = None) -> None:
+        with ten.run("validate", validation, {"within": within}) as run_id, ten.writing() as connection:
+            connection.execute(
+                "insert into validations values (?, 'pixels', 'mlp', 1, 'epochs', 3, 0, [], 5, 10, 9, '', ?, [])",
+                [validation, run_id],
+            )
+            size = 3 if selection == "small" else 6
+            for seed in range(3):
+                for arm, chosen, right in (("full", None, 0.8), ("pruned", selection, accuracy), ("random", selection, 0.7)):
+                    connection.execute(
+                        "insert into trainings values (?, ?, ?, 0.5, ?, ?, 1, ?, 0, 0)",
+                        [validation, arm, chosen, seed, size, right + seed / 1000],
+                    )
+
+    validated("inside", "small", 0.8, "inner")
+    with pytest.raises(CurateError, match="no selection was validated yet: run `curate validate --keep"):
+        select(ten, keep="auto")
+    validated("whole", "large", 0.8)
+    assert select(ten, keep="auto") == "large"
+    assert select(ten, keep="auto", within="inner") == "small"
+    validated("too", "small", 0.8)
+    assert select(ten, keep="auto") == "small"
+    validated("against", "small", 0.7)
+    assert select(ten, keep="auto") == "large"
+    with pytest.raises(CurateError, match="leave out --where and --skip-hardest"):
+        select(ten, keep="auto", where="label = 'a'")
+
+
 def test_keep_auto_takes_the_smallest_selection_without_loss_and_says_why(ten, caplog):
     with pytest.raises(CurateError, match="no selection was validated yet: run `curate validate"):
         select(ten, keep="auto")

@@ -1,4 +1,5 @@
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 from scipy import stats
 
 import curate
-from curate import sets
+from curate import models, sets
 from curate.catalog import Catalog
 from curate.engine import validating
 from curate.errors import CurateError
@@ -118,8 +119,15 @@ def test_the_same_command_trains_nothing_again_and_an_interrupted_one_what_is_mi
 def test_equal_iterations_mean_more_epochs_for_less_data(coloured, tmp_path):
     test = colours(tmp_path, "test", 30, 2)
     assert validate(coloured, keep=0.25, schedule="iterations", test=test, **OPTIONS) == "mlp-16-iterations"
-    epochs = dict(rows(coloured, "select arm, any_value(epochs) from trainings group by arm"))
-    assert epochs == {"full": 4, "pruned": 16, "random": 16}
+    found = {arm: (epochs, size) for arm, epochs, size in rows(
+        coloured, "select arm, any_value(epochs), any_value(num_samples) from trainings group by arm"
+    )}  # fmt: skip
+    model = models.make("mlp:16")
+    taken = {arm: epochs * models.steps(model, size) for arm, (epochs, size) in found.items()}
+    assert found["full"][0] == 4
+    assert found["pruned"][0] > 8
+    for arm in ("pruned", "random"):  # to the nearest pass
+        assert taken[arm] == pytest.approx(taken["full"], abs=models.steps(model, found[arm][1]) / 2)
 
 
 def test_selections_that_exist_are_compared_when_none_are_named(coloured):
@@ -181,12 +189,36 @@ def test_a_selection_that_does_much_worse_than_random_is_an_alarm(catalog):
 
 
 def test_verdicts_are_plain():
-    assert _verdict("s", 0.8, 79.5, -0.2, 0.3, 0.5, 0.2).text == (
+    assert _verdict("s", 79.5, -0.2, 0.3, 0.5, 0.2).text == (
         "s: 79.5% right; against everything: no loss found, -0.20 ± 0.30 points; beats random, +0.50 ± 0.20"
     )
-    assert "loses, -0.60 ± 0.30 points; no difference from random found" in _verdict("s", 0.5, 79, -0.6, 0.3, 0.1, 0.2).text
-    assert "gains, +0.60" in _verdict("s", 0.5, 79, 0.6, 0.3, -0.5, 0.2).text
-    assert "worse than random, -0.50" in _verdict("s", 0.5, 79, 0.6, 0.3, -0.5, 0.2).text
+    assert "loses, -0.60 ± 0.30 points; no difference from random found" in _verdict("s", 79, -0.6, 0.3, 0.1, 0.2).text
+    assert "gains, +0.60" in _verdict("s", 79, 0.6, 0.3, -0.5, 0.2).text
+    assert "worse than random, -0.50" in _verdict("s", 79, 0.6, 0.3, -0.5, 0.2).text
+
+
+def test_a_verdict_on_members_that_are_gone_says_so():
+    assert _verdict("s", 79.5, -0.2, 0.3, 0.5, 0.2, replaced=True).text.endswith("made anew since: validate it again")
+
+
+def test_a_report_of_half_a_validation_is_of_what_has_an_interval(catalog):
+    with_trainings(catalog, [0.7], [0.75], [0.80])
+    assert verdicts(catalog, "v") == []
+
+
+def test_random_samples_come_from_the_candidates_that_the_selection_had(coloured):
+    select(coloured, keep=0.5, strategy="random", name="inner")
+    select(coloured, keep=0.5, strategy="random", within="inner", name="mine")
+    select(coloured, keep=0.25, strategy="random", name="inner")
+    with pytest.raises(CurateError, match="'mine' was taken from .* candidates, which are .* now: select it anew"):
+        validate(coloured, ["mine"], **TRAINING)
+
+
+def test_a_copy_of_a_shard_that_was_trained_on_is_no_test(coloured, tmp_path):
+    ((url,),) = rows(coloured, "select url from shards limit 1")
+    copied = shutil.copy(url, tmp_path / "another-name.tar")
+    with pytest.raises(CurateError, match="another-name.tar' is among the shards to train on too"):
+        validate(coloured, keep=0.5, test=str(copied), **OPTIONS)
 
 
 def test_a_corpus_within_the_corpus_is_all_that_is_seen(coloured, tmp_path):
