@@ -47,11 +47,12 @@ def streamed(url: str) -> dict[str, Any]:
 
 def at(place: str | Path) -> Path:
     """A path; that of a URL has the same methods."""
-    if not is_url(str(place)):
-        return Path(os.path.abspath(os.path.expanduser(place)))
+    text = str(place).removeprefix("file://")
+    if not is_url(text):
+        return Path(os.path.abspath(os.path.expanduser(text)))
     from upath import UPath
 
-    return cast(Path, UPath(str(place), **options(str(place))))
+    return cast(Path, UPath(text, **options(text)))
 
 
 def is_remote(path: Path) -> bool:

@@ -16,6 +16,7 @@ from curate import storage
 from curate.atomic import replacing
 from curate.catalog import Catalog
 from curate.errors import CurateError
+from curate.workspaces import locked
 
 pytest.importorskip("moto", reason="no moto: pip install -e '.[dev]'")
 pytest.importorskip("s3fs", reason="no s3fs: pip install -e '.[s3]'")
@@ -104,6 +105,12 @@ def test_a_file_of_a_store_appears_when_it_is_whole(store, tmp_path):
     with replacing(path) as temporary:
         temporary.write_bytes(bytes(60 << 20))  # in several parts
     assert path.stat().st_size == 60 << 20
+
+
+def test_a_url_of_this_machine_is_a_path_of_it(tmp_path):
+    assert storage.at(f"file://{tmp_path}/out") == tmp_path / "out"
+    with locked(storage.at(f"file://{tmp_path}/out")):
+        pass
 
 
 def test_what_cannot_be_is_said_in_a_line(tmp_path):
