@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from curate import resources, sets
 from curate.atomic import replacing
 from curate.errors import CurateError
+from curate.units import printable
 
 if TYPE_CHECKING:
     import duckdb
@@ -114,7 +115,7 @@ def print_table(columns: list[str], rows: list[tuple[Any, ...]], file: TextIO | 
         numeric = bool(rows) and all(isinstance(row[place], int | float | None) for row in rows)
         table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text("" if value is None else str(value)) for value in row))
+        table.add_row(*(Text("" if value is None else printable(str(value), "\n\t")) for value in row))
     console.print(table)
 
 

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from curate.storage import is_remote, upload
+from curate.storage import check_regular, is_remote, upload
 from curate.workspaces import TEMPORARY, scratch
 
 
@@ -19,6 +19,8 @@ def replacing(path: Path) -> Iterator[Path]:
             yield folder / path.name
             upload(folder / path.name, path)
         return
+    if path.exists():
+        check_regular(path)  # a device or a pipe must not become a file
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path)
     try:

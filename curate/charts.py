@@ -65,7 +65,7 @@ def kept(path: Path, classes: list[str], shares: dict[str, np.ndarray]) -> None:
         for index, (name, values) in enumerate(shares.items()):
             shift = (index - (len(shares) - 1) / 2) * 0.8 / len(shares)
             axes.bar(places + shift, values, 0.8 / len(shares), color=figures.COLOURS[index % 7], label=name)
-        axes.set_xticks(places, classes, rotation=90 if len(classes) > 12 else 0, fontsize=8)
+        axes.set_xticks(places, [_short(name) for name in classes], rotation=90 if len(classes) > 12 else 0, fontsize=8)
         axes.set_ylim(0, 1.02)
         figures.named(axes, "class", "share kept")
         figure.legend(fontsize=7, loc="outside right upper")
@@ -135,5 +135,10 @@ def _ticks(low: float, high: float) -> list[float]:
 def _named_cells(axes: "Axes", rows: list[str], columns: list[str]) -> None:
     for put, names, turned in ((axes.set_yticks, rows, 0), (axes.set_xticks, columns, 90)):
         step = -(-len(names) // MOST)
-        put(range(0, len(names), step), [name[:24] for name in names[::step]], fontsize=7, rotation=turned)
+        put(range(0, len(names), step), [_short(name) for name in names[::step]], fontsize=7, rotation=turned)
     axes.grid(False)
+
+
+def _short(name: str) -> str:
+    """What fits beside an axis: 24 signs, and none that are no signs."""
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in name[:24])

@@ -10,6 +10,8 @@ from typing import Any, BinaryIO
 
 import xxhash
 
+from curate.storage import opened
+
 _PREFIX = "xxh3:"
 
 
@@ -35,5 +37,5 @@ class Fingerprint:
 
 def of_file(path: Path) -> str:
     """The text for a file. Raises OSError."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         return Fingerprint().of(file)

@@ -8,6 +8,7 @@ import numpy as np
 
 from curate.atomic import replacing
 from curate.errors import CurateError
+from curate.storage import opened
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,7 +55,8 @@ def read_test(part: Path) -> dict[str, np.ndarray]:
 def summary(part: Path) -> dict[str, Any]:
     """What a part says of itself: `shards`, the ids of those it has files of, and `models`, a row each. Raises CurateError."""
     try:
-        return dict(json.loads((part / SUMMARY).read_text(encoding="utf-8")))
+        with opened(part / SUMMARY) as file:
+            return dict(json.load(file))
     except (OSError, ValueError) as error:
         raise CurateError(f"'{part}' is gone or damaged: remove it, and the same `curate probe` again makes it") from error
 

@@ -5,6 +5,8 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 
+from curate.units import printable
+
 log = logging.getLogger("curate")
 _bars = False
 
@@ -17,10 +19,17 @@ def show(*, messages: bool, bars: bool) -> None:
     logging.getLogger().addHandler(logging.NullHandler())
     if messages and not log.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Line())
         log.addHandler(handler)
         log.propagate = False
     log.setLevel(logging.INFO if messages else logging.ERROR)
+
+
+class _Line(logging.Formatter):
+    """The message and nothing else; names of shards and errors come from strangers."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(record.getMessage(), "\n")
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def load(recipe: str | Path, overrides: list[str], catalog: str | Path | None = 
     path = find(recipe)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # wrong TOML and wrong UTF-8 are kinds of ValueError
         raise CurateError(f"'{path}' is no TOML: {error}") from error
     folder = tables.pop("catalog", "curated")
     if not isinstance(folder, str):
@@ -180,7 +180,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, float | int) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint if isinstance(hint, type) else object)
+    kind = typing.get_origin(hint) or hint
+    return isinstance(value, kind if isinstance(kind, type) else object)
 
 
 def _plainly(hint: Any) -> str:

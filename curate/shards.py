@@ -9,11 +9,12 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from curate.errors import CurateError
 from curate.fingerprints import Fingerprint
-from curate.storage import has_ranges, is_url, options, reaching, streamed
+from curate.storage import check_regular, has_ranges, is_url, options, reaching, streamed
 from curate.tar import Member, TarError
 
-# webdataset's own rule: the key ends at the first dot of the file's name, folders belong to the key.
-_KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)
+# webdataset's rule: the key ends at the first dot of the file's name, folders belong to the key. Its own pattern takes
+# folder/._a.jpg, which macOS adds beside folder/a.jpg, for a sample of the key `folder/`; here hidden files are none.
+_KEY = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]*)$", re.DOTALL)
 _POSITION_BITS = 24  # sample_id = shard_id << 24 | position: up to 16.7 million samples a shard
 
 
@@ -61,7 +62,12 @@ def expand(patterns: Iterable[str]) -> list[str]:
 
 def natural(text: str) -> list[tuple[int, str]]:
     """A sort key under which `part-10` comes after `part-9`."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+    def key(part: str) -> tuple[int, str]:
+        digits = part.lstrip("0")
+        return (len(digits), digits) if part.isdecimal() else (-1, part)
+
+    return [key(part) for part in re.split(r"(\d+)", text)]
 
 
 def _expand_local(pattern: str) -> list[str]:
@@ -81,9 +87,13 @@ def _expand_remote(pattern: str) -> list[str]:
     filesystem, path = _filesystem(pattern)
     try:
         with reaching():
-            return [filesystem.unstrip_protocol(match) for match in filesystem.glob(path)]
+            found = [filesystem.unstrip_protocol(match) for match in filesystem.glob(path)]
     except OSError as error:
         raise CurateError(f"cannot list '{pattern}': {error.strerror or error}") from error
+    for url in found:
+        if ".." in url.split("/"):
+            raise CurateError(f"'{url}' has '..' in its name, and exports could not take it: rename it")
+    return found
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
@@ -99,6 +109,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 def open_shard(url: str, *, buffered: bool = True) -> BinaryIO:
     """The shard's bytes from the start. Raises OSError."""
     if not is_url(url):
+        check_regular(url)
         return open(url, "rb", buffering=-1 if buffered else 0)
     filesystem, path = _filesystem(url)
     with reaching():
@@ -129,7 +140,7 @@ def read_range(url: str, offset: int, length: int) -> bytes:
 def stat(url: str) -> Stat:
     """Size and version of a shard. Raises OSError if it is not there."""
     if not is_url(url):
-        status = os.stat(url)
+        status = check_regular(url)
         return Stat(status.st_size, str(status.st_mtime_ns))
     filesystem, path = _filesystem(url)
     with reaching():
@@ -200,4 +211,7 @@ def readable(key: str) -> str:
 def split_name(name: str) -> tuple[str, str]:
     """The key and the kind (lower-case extension) of a member; both empty for one that belongs to no sample."""
     match = _KEY.match(name)
-    return (match.group(1), match.group(2).lower()) if match else ("", "")
+    if not match:
+        return "", ""
+    key, kind = match.groups()
+    return key, kind.lower() if kind.isascii() else readable(kind.lower())

@@ -4,11 +4,13 @@ A file in an object store appears when it is whole, by the store's own doing, an
 """
 
 import contextlib
+import errno
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from curate.workspaces import scratch
 
@@ -58,6 +60,21 @@ def at(place: str | Path) -> Path:
 def is_remote(path: Path) -> bool:
     """Whether a path is a URL's."""
     return not isinstance(path, os.PathLike)
+
+
+def check_regular(path: str | Path) -> os.stat_result:
+    """What a file of this machine is; OSError for pipes, devices and folders, which would be read for ever, or not at all."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return found
+
+
+def opened(path: Path) -> BinaryIO:
+    """The bytes of a file. Raises OSError."""
+    if not is_remote(path):
+        check_regular(path)
+    return cast(BinaryIO, path.open("rb"))
 
 
 def upload(file: Path, path: Path) -> None:

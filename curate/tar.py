@@ -5,7 +5,7 @@ and a fingerprint of the whole file comes for nothing while it streams past.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from curate.fingerprints import Fingerprint
@@ -14,6 +14,7 @@ BLOCK = 512
 _EMPTY = bytes(BLOCK)
 _LARGEST_SUM = BLOCK * 255
 _REGULAR = b"0\x007"  # '0', NUL (before POSIX) and '7' (contiguous) are all plain files
+_NO_DATA = b"123456"  # links, devices, folders, pipes: whatever size they claim, headers follow headers
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 # Headers that describe the next member are small; a larger one is damage or an attack.
 _MAX_EXTENDED = 1 << 20
@@ -43,14 +44,16 @@ class TarError(Exception):
 
 
 class TarReader:
-    """Iterate over the regular files of one tar stream.
+    """Iterate over the regular files of one tar stream; large ones that are not `wanted`, by their names, come without data.
 
     Afterwards `num_bytes` and `fingerprint` describe the whole file; a fingerprint `like` another is of the same kind.
     Raises TarError where the archive is cut short or damaged, OSError where the stream fails.
     """
 
-    def __init__(self, stream: BinaryIO, like: str | None = None) -> None:
-        self._stream = stream
+    def __init__(
+        self, stream: BinaryIO, like: str | None = None, wanted: Callable[[str], bool] = lambda name: True
+    ) -> None:  # fmt: skip
+        self._stream, self._wanted = stream, wanted
         self._hash = Fingerprint(like)
         self._chunk, self._at = b"", 0  # what was read, and how much of it was taken
         self._before = 0  # bytes before the chunk
@@ -76,7 +79,10 @@ class TarReader:
                 continue
             if kind in b"xgLK" and size > _MAX_EXTENDED:
                 raise TarError(f"an extended header of {size:,} bytes at byte {self.num_bytes - BLOCK:,}")
-            size = int(described.get("size", size)) if kind not in b"xgLK" else size
+            if kind in _NO_DATA:
+                size = 0
+            elif kind not in b"xgLK":
+                size = int(described.get("size", size))
             if kind == b"S":
                 self._skip_sparse_map(header)
             name = None if kind in b"xgLK" else described.get("path") or _name(header)
@@ -139,10 +145,13 @@ class TarReader:
             self._at = here + padded
             return self._chunk[here : here + size]
         at = self.num_bytes
-        data = self._read(min(padded, _PIECE))
-        while len(data) < padded and (more := self._read(min(padded - len(data), _PIECE))):
-            data += more
-        if len(data) < padded:
+        keep = name is None or self._wanted(name)
+        data = self._read(min(padded, _PIECE)) if keep else b""
+        while self.num_bytes - at < padded and (
+            more := self._read(min(padded - self.num_bytes + at, _PIECE if keep else _CHUNK))
+        ):
+            data += more if keep else b""
+        if self.num_bytes - at < padded:
             raise TarError(f"the file is cut short in a member of {size:,} bytes at byte {at:,}", member=name)
         return data[:size] if padded != size else data
 
@@ -193,16 +202,18 @@ def _name(header: bytes) -> str:
 def _pax_records(data: bytes) -> dict[str, str]:
     """The records `length key=value` of a PAX header; only the path, the size and the mark of a sparse file matter here."""
     records: dict[str, str] = {}
-    while data:
-        length, _, _ = data.partition(b" ")
-        if not length.isdigit() or len(length) > 9 or not 0 < int(length) <= len(data):
+    at = 0
+    while at < len(data):
+        blank = data.find(b" ", at, at + 10)
+        length = data[at:blank] if blank > 0 else b""
+        if not length.isdigit() or not 0 < int(length) <= len(data) - at:
             raise TarError("a PAX header whose record lengths do not fit")
-        key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
+        key, _, value = data[blank + 1 : at + int(length) - 1].partition(b"=")
         if key == b"size" and not (value.isdigit() and len(value) < 20):
             raise TarError("a PAX header with a size that is no number")
         if key in (b"path", b"size"):
             records[key.decode()] = value.decode("utf-8", "surrogateescape")
         elif key.startswith(b"GNU.sparse."):
             records["sparse"] = "yes"
-        data = data[int(length) :]
+        at += int(length)
     return records

@@ -1,4 +1,6 @@
-"""Bytes and seconds as people read them."""
+"""Bytes, seconds and other people's texts as people can read them."""
+
+import re
 
 
 def size(num_bytes: float) -> str:
@@ -17,3 +19,8 @@ def duration(seconds: float) -> str:
             value = seconds / size
             return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
     return f"{seconds:.0f} s" if seconds >= 1 else "below 1 s"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A text without control characters, which would steer a terminal, but those to `keep`: they are written as escapes."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda sign: sign[0] if sign[0] in keep else f"\\x{ord(sign[0]):02x}", text)

@@ -1,5 +1,7 @@
 """The command line: parse, call one stage, print the name or path that it made."""
 
+import io
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -10,6 +12,7 @@ import typer
 from curate.cli import making, showing
 from curate.cli.options import FAILED, INTERRUPTED, app
 from curate.errors import CurateError
+from curate.units import printable
 
 __all__ = ["app", "main", "making", "showing"]
 
@@ -48,6 +51,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     shared = [word for word in words[:ends] if word in ("--quiet", "-q", "--debug")]
     words = shared + [word for place, word in enumerate(words) if place >= ends or word not in shared]
     call: Callable[..., Any] = app
+    _mend_streams()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end, as by Ctrl-C
     try:
         call(args=words, prog_name="curate")
@@ -63,12 +67,24 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except OSError as error:
         _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", debug="--debug" in shared)
     except Exception as error:  # a fault of ours still ends in one line; --debug tells the rest
+        if type(error).__module__.lstrip("_").startswith("duckdb"):
+            _fail(f"the catalog's database: {error}; `curate verify` says whether it is damaged", debug="--debug" in shared)
         _fail(f"unexpected {type(error).__name__}: {error} (run again with --debug, and report it)", debug="--debug" in shared)
     raise SystemExit(0)
+
+
+def _mend_streams() -> None:
+    """Output that was closed goes nowhere; signs that the terminal's encoding lacks are written as escapes."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str, *, debug: bool) -> NoReturn:
     if debug:
         raise  # noqa: PLE0704 - called from an except block only
-    print(f"curate: {' '.join(message.split())}", file=sys.stderr)
+    print(f"curate: {printable(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(FAILED) from None

@@ -23,7 +23,7 @@ CatalogOption = Annotated[
 ]
 CATALOG = Path("curated")
 Name = Annotated[str | None, typer.Option("--name", help="Name of the result.", show_default=False)]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0)]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0, max=(1 << 32) - 1)]
 Workers = Annotated[int | None, typer.Option("--workers", "-j", help="Worker processes.", min=1, show_default=False)]
 EngineOption = Annotated[
     str,

@@ -54,8 +54,8 @@ def gallery(
     by: Annotated[
         str | None, typer.Option(help="label or cluster (default: label, or cluster without labels).", show_default=False)
     ] = None,
-    count: Annotated[int, typer.Option(help="Images a side and row.", min=1)] = 6,
-    size: Annotated[int, typer.Option(help="Edge of an image in pixels.", min=8)] = 64,
+    count: Annotated[int, typer.Option(help="Images a side and row.", min=1, max=100)] = 6,
+    size: Annotated[int, typer.Option(help="Edge of an image in pixels.", min=8, max=512)] = 64,
     max_rows: Annotated[int, typer.Option(help="Classes shown, the largest.", min=1)] = 20,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="PNG to write (default: in the catalog).", show_default=False)

@@ -107,7 +107,7 @@ class EmbedShards:
         try:
             before = shards.stat(job.url)
             with shards.open_shard(job.url) as stream:
-                yield from self._samples(job, TarReader(stream, job.fingerprint), end)
+                yield from self._samples(job, TarReader(stream, job.fingerprint, _opened), end)
             end.version = before.version
             if shards.stat(job.url) != before or end.num_bytes != before.num_bytes:
                 end.problem, end.fingerprint = "it changed while it was read", ""
@@ -175,6 +175,12 @@ class EmbedShards:
             rows = [*rows, Row(shard_id, None, None).fail("shard", end.problem)]
         _write_pending(folder / "pending" / name, rows, facts)
         return None
+
+
+def _opened(name: str) -> bool:
+    """Whether a member is ever looked into, by its name: images, labels and captions."""
+    kind = shards.split_name(name)[1].rsplit(".", 1)[-1]
+    return kind in images.KINDS or kind in ("cls", "json", "txt")
 
 
 def _fill(row: Row, label: str, preprocessing: Preprocessing) -> None:

@@ -52,7 +52,7 @@ def _load(file: Path, function: str, digest: str) -> Callable[..., Any]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the boundary to code of the user's own
+    except (Exception, SystemExit) as error:  # the boundary to code of the user's own
         raise CurateError(f"'{file}' cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, function, None)
     if not callable(found):

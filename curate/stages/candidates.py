@@ -4,6 +4,7 @@ Read in batches, so that memory holds 20 bytes a sample; joined here, because id
 them once more.
 """
 
+import json
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,6 +60,8 @@ def _ids(connection: "duckdb.DuckDBPyConnection", where: str | None) -> np.ndarr
     inside = f" where sample_id in (select sample_id from sample_scores where ({where}\n))" if where else ""
     text = f"select sample_id from samples{inside}"
     try:
+        if where:
+            _check_condition(connection, where)
         sets.check_reads_only(connection, text)
         for batch in connection.sql(text).to_arrow_reader(_BATCH):
             ids[filled : filled + len(batch)] = batch.column(0).to_numpy()
@@ -72,6 +75,18 @@ def _ids(connection: "duckdb.DuckDBPyConnection", where: str | None) -> np.ndarr
     if not (ids[1:] > ids[:-1]).all():
         ids.sort()
     return ids
+
+
+def _check_condition(connection: "duckdb.DuckDBPyConnection", where: str) -> None:
+    """CurateError unless the text is one expression, by DuckDB's own parser: no brackets that close ours."""
+    ((found,),) = connection.execute("select json_serialize_sql(?)", [f"select ({where}\n)"]).fetchall()
+    tree = json.loads(found)
+    if tree["error"]:
+        raise CurateError(tree["error_message"])
+    (statement,) = tree["statements"]
+    node = statement["node"]
+    if node["type"] != "SELECT_NODE" or node["from_table"]["type"] != "EMPTY" or len(node["select_list"]) != 1:
+        raise CurateError("it is no condition")
 
 
 def _fill(connection: "duckdb.DuckDBPyConnection", ids: np.ndarray, column: np.ndarray, text: str) -> None:

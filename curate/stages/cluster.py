@@ -54,6 +54,8 @@ def cluster(
         raise CurateError(f"the embedding '{embedding}' is empty: look at `curate query failures`")
     if iterations < 1 or passes < 0:
         raise CurateError("--iterations must be at least 1, --passes 0 or more")
+    if memory is not None and not 0 < memory < 1 << 30:
+        raise CurateError(f"--memory {memory:g}: give GiB, such as 8")
     k = _number_of_clusters(k, sum(files.values()))
     limit = int(memory * (1 << 30)) if memory else allowed() * 3 // 4
     rows = _rows_to_fit_on(files, k, int(parent["dim"]), sample, limit)

@@ -90,8 +90,9 @@ def _free_name(connection: "DuckDBPyConnection", out: Path) -> str:
 
 def _read_manifest(out: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with storage.opened(out / MANIFEST) as file:
+            manifest = json.load(file)
+    except (OSError, ValueError, RecursionError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
 

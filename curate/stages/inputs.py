@@ -91,10 +91,12 @@ class Corpus:
     @functools.cached_property
     def centroids(self) -> np.ndarray:
         path = self.catalog.centroid_file(self.clustering)
-        if not path.is_file():
-            raise CurateError(f"the centroids '{path}' are gone: make them again with `curate cluster`")
-        with path.open("rb") as file:
-            return np.asarray(np.load(file, allow_pickle=False))
+        try:
+            with path.open("rb") as file:
+                return np.asarray(np.load(file, allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise CurateError(f"the centroids '{path}' are gone or damaged: remove them, and `curate cluster` makes them again"
+                              ) from error  # fmt: skip
 
     @functools.cached_property
     def classes(self) -> dict[str, int]:

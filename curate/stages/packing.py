@@ -166,8 +166,14 @@ def _prefixes(rows: Rows, *, everywhere: bool = False) -> dict[int, str]:
 
 
 def _below_common_folder(urls: list[str]) -> dict[str, str]:
-    """A relative path for each URL: what follows the folder that all have in common, a scheme being a folder too."""
+    """A relative path for each URL: what follows the folder that all have in common, a scheme being a folder too.
+
+    CurateError for a name with `..`, which would lead out of the export.
+    """
     parts = {url: [part for part in url.replace("://", "/").split("/") if part] for url in urls}
+    outside = next((url for url, path in parts.items() if ".." in path), None)
+    if outside:
+        raise CurateError(f"'{outside}' has '..' in its name: embed it under a name without")
     folders = [path[:-1] for path in parts.values()]
     shared = 0
     while all(len(folder) > shared and folder[shared] == folders[0][shared] for folder in folders):

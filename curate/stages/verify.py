@@ -16,6 +16,7 @@ from curate.shards import DamagedShard
 from curate.stages.export import MANIFEST
 from curate.stages.packing import Members
 from curate.tar import TarReader
+from curate.units import printable
 
 
 class Fault(NamedTuple):
@@ -26,7 +27,7 @@ class Fault(NamedTuple):
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.problem}; {self.remedy}"
+        return printable(f"{self.what}: {self.problem}; {self.remedy}")
 
 
 def verify(catalog: Catalog | str | Path, exports: list[str | Path] | None = None, *, sources: bool = False) -> list[Fault]:
@@ -129,9 +130,9 @@ def _vectors(
 def _part(folder: Path, probe: str) -> Iterator[Fault]:
     remedy = f"remove '{folder}', and the same `curate probe --name {probe}` again makes it"
     try:
-        summary = json.loads((folder / probes.SUMMARY).read_text(encoding="utf-8"))
+        summary = probes.summary(folder)
         names = summary.get("fingerprints") or dict.fromkeys(f"{shard_id:08d}.parquet" for shard_id in summary["shards"])
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (CurateError, KeyError, AttributeError) as error:
         yield Fault(str(folder), f"its summary cannot be read ({type(error).__name__})", remedy)
         return
     for name, fingerprint in names.items():
@@ -178,17 +179,19 @@ def _export(out: Path, catalog: Catalog, sources: bool) -> Iterator[Fault]:
         return
     again = f"export again into an empty folder, or remove {MANIFEST} and the file and export again"
     try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        with storage.opened(out / MANIFEST) as file:
+            manifest = _checked(json.load(file))
         written, claimed, made_from = manifest["shards"], manifest["num_samples"], manifest["sources"]
-        with (out / "index.parquet").open("rb") as file:
+        with storage.opened(out / "index.parquet") as file:
             index = pq.read_table(file).to_pydict()
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        ids, places = index["sample_id"], zip(index.get("shard", []), index.get("exported_key", []), strict=True)
+    except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException) as error:
         yield Fault(str(out), f"its manifest or index cannot be read ({type(error).__name__}: {error})", again)
         return
-    if len(index["sample_id"]) != claimed or (claimed != sum(shard["num_samples"] for shard in written) and written):
-        yield Fault(str(out / "index.parquet"), f"{len(index['sample_id'])} samples, but the manifest says {claimed}", again)
+    if len(ids) != claimed or (claimed != sum(shard["num_samples"] for shard in written) and written):
+        yield Fault(str(out / "index.parquet"), f"{len(ids)} samples, but the manifest says {claimed}", again)
     keys: dict[str, list[str]] = {}
-    for shard, key in zip(index.get("shard", []), index.get("exported_key", []), strict=True):
+    for shard, key in places:
         keys.setdefault(shard, []).append(key)
     for shard in written:
         yield from _exported(out, shard, keys.get(shard["path"], []), again)
@@ -196,6 +199,20 @@ def _export(out: Path, catalog: Catalog, sources: bool) -> Iterator[Fault]:
         for source in made_from:
             yield from _source(source["url"], source["num_bytes"], source["fingerprint"])
         yield from _against_sources(out, manifest, catalog, again)
+
+
+def _checked(manifest: Any) -> dict[str, Any]:
+    """The manifest, if it has what a manifest has. Raises ValueError."""
+    kinds = {"shards": list, "sources": list, "num_samples": int, "selection": dict, "layout": str}
+    inner = {"shards": {"path": str, "num_samples": int, "fingerprint": str},
+             "sources": {"url": str, "num_bytes": int, "fingerprint": str}}  # fmt: skip
+
+    def has(found: Any, kinds: dict[str, type]) -> bool:
+        return isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
+
+    if not has(manifest, kinds) or not all(has(row, wanted) for name, wanted in inner.items() for row in manifest[name]):
+        raise ValueError("it is no manifest of an export")
+    return dict(manifest)
 
 
 def _exported(out: Path, shard: dict[str, Any], keys: list[str], again: str) -> Iterator[Fault]:
@@ -225,11 +242,11 @@ def _exported(out: Path, shard: dict[str, Any], keys: list[str], again: str) -> 
 
 def _against_sources(out: Path, manifest: dict[str, Any], catalog: Catalog, again: str) -> Iterator[Fault]:
     """Every byte of the samples beside those in the shards, where the catalog still has the selection."""
-    name, layout = manifest["selection"]["selection"], manifest["layout"]
+    name, layout = str(manifest["selection"].get("selection")), manifest["layout"]
     head = catalog.head("selection", name) if catalog.database.is_file() else None
     if layout == "index":  # it holds no bytes
         return
-    if head is None or head["fingerprint"] != manifest["selection"]["fingerprint"]:
+    if head is None or head["fingerprint"] != manifest["selection"].get("fingerprint"):
         log.info("%s: the catalog no longer has its selection: not compared with the shards byte by byte", out)
         return
     try:
