@@ -122,8 +122,9 @@ def _pool(
     except BaseException as error:
         for process in list((pool._processes or {}).values()):
             process.terminate()
-        # What a task raises is an outcome; a pool that broke, or whose pipe is closed, has lost a worker.
-        if isinstance(error, BrokenProcessPool | OSError):
+        # What a task raises is an outcome; a pool that broke, or whose pipe is closed, also while another worker starts, has
+        # lost a worker.
+        if isinstance(error, BrokenProcessPool | OSError) or "fds_to_keep" in str(error):
             raise CurateError(
                 "a worker process died, perhaps for want of memory: run the same command again with fewer --workers "
                 "or a smaller --batch-size (finished shards are kept)"

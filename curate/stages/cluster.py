@@ -122,7 +122,7 @@ def _fit(catalog: Catalog, row: dict[str, Any], files: dict[Path, int], dim: int
     rows, distance = row["sampled_rows"], row["distance"]
     fit, worker = _memory(files, rows, row["k"], dim)
     log.info("memory: %s for the fit on %s rows, then %s a worker", size(fit), f"{rows:,}", size(worker))
-    kept = catalog.files / "clusterings" / f"{row['clustering']}-{row['fingerprint'][:16]}.begun.npz"
+    kept = catalog.files / "clusterings" / _begun_name(row["clustering"], row["fingerprint"])
     state = lloyd.begun(kept)
     if state is None:
         with bar("read", rows) as advance:
@@ -156,16 +156,19 @@ def _assign_and_commit(
                 {"name": row["clustering"], "files": list(map(str, written))},
             )
             sets.refresh_sample_scores(connection)
-    _remove_old_centroids(catalog, row["clustering"])
+    _remove_old_centroids(catalog, row["clustering"], done=row["run_id"])
     return objective
 
 
-def _remove_old_centroids(catalog: Catalog, name: str) -> None:
-    """Those of sets that were replaced and of runs that were killed; another process that clusters keeps its own."""
+def _remove_old_centroids(catalog: Catalog, name: str, done: int | None = None) -> None:
+    """Those of sets that were replaced, of runs that were killed, and of the one that is done; other processes keep theirs."""
     with catalog.reading() as connection:
         kept = {file for (file,) in connection.execute("select centroids from clusterings").fetchall()}
-        running = connection.execute("select name, run_id from runs where stage = 'cluster' and status = 'running'").fetchall()
-    kept |= {_file_name(other, run_id) for other, run_id in running}
+        running = connection.execute(
+            "select name, run_id, fingerprint from runs where stage = 'cluster' and status = 'running'"
+        ).fetchall()
+    kept |= {_file_name(other, run_id) for other, run_id, _ in running}
+    kept |= {_begun_name(other, fingerprint) for other, run_id, fingerprint in running if run_id != done}
     ours = re.compile(rf"({re.escape(TEMPORARY)}\w+-)?({re.escape(name)}-(\d{{6,}}\.npy|[0-9a-f]{{16}}\.begun\.npz))")
     for path in storage.listed(catalog.files / "clusterings", "*"):
         match = ours.fullmatch(path.name)
@@ -176,3 +179,8 @@ def _remove_old_centroids(catalog: Catalog, name: str) -> None:
 def _file_name(name: str, run_id: int) -> str:
     """A file of its own for each run, so that the centroids of the old set stay until the new set is committed."""
     return f"{name}-{run_id:06d}.npy"
+
+
+def _begun_name(name: str, fingerprint: str) -> str:
+    """How far a run has come, for a later run of just the same."""
+    return f"{name}-{fingerprint[:16]}.begun.npz"

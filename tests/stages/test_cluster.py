@@ -114,3 +114,15 @@ def test_a_sample_that_does_not_fit_is_lowered(tmp_path, caplog):
     assert rows_ == unbound == 65_536
     assert 1000 < fewer < 65_536
     assert "no more fit into 90 MiB (see --memory)" in caplog.text
+
+
+def test_what_another_process_has_begun_is_left_alone(catalog):
+    """It clusters under the same name: ours removes what it began itself, and what nobody will go on with."""
+    folder = catalog.path / "clusterings"
+    folder.mkdir()
+    dead, alive = (folder / f".tmp-0123456789ab-mine-{sign * 16}.begun.npz" for sign in "0f")
+    for path in (dead, alive):
+        path.touch()
+    with catalog.run("cluster", "mine", {}, fingerprint="f" * 64):
+        cluster(catalog, k=3, name="mine")
+    assert [path.name for path in sorted(folder.iterdir())] == [alive.name, "mine-000003.npy"]
