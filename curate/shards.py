@@ -61,13 +61,13 @@ def expand(patterns: Iterable[str]) -> list[str]:
 
 
 def natural(text: str) -> list[tuple[int, str]]:
-    """A sort key under which `part-10` comes after `part-9`."""
+    """A sort key under which `part-10` comes after `part-9`; no two texts have the same."""
 
     def key(part: str) -> tuple[int, str]:
         digits = part.lstrip("0")
         return (len(digits), digits) if part.isdecimal() else (-1, part)
 
-    return [key(part) for part in re.split(r"(\d+)", text)]
+    return [*map(key, re.split(r"(\d+)", text)), (-1, text)]
 
 
 def _expand_local(pattern: str) -> list[str]:

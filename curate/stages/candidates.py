@@ -85,7 +85,8 @@ def _check_condition(connection: "duckdb.DuckDBPyConnection", where: str) -> Non
         raise CurateError(tree["error_message"])
     (statement,) = tree["statements"]
     node = statement["node"]
-    if node["type"] != "SELECT_NODE" or node["from_table"]["type"] != "EMPTY" or len(node["select_list"]) != 1:
+    alone = node["type"] == "SELECT_NODE" and node["from_table"]["type"] == "EMPTY" and not node["modifiers"]
+    if not alone or len(node["select_list"]) != 1:
         raise CurateError("it is no condition")
 
 

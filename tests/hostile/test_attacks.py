@@ -144,13 +144,9 @@ def test_labels_of_any_length_and_kind_are_labels(tmp_path):
 
 
 def test_numbers_in_names_are_in_their_order_at_any_length():
-    assert sorted(["p10", "p9", "p009", "p" + "9" * 5000, "q"], key=shards.natural) == [
-        "p9",
-        "p009",
-        "p10",
-        "p" + "9" * 5000,
-        "q",
-    ]
+    names = ["p009", "p9", "p10", "p" + "9" * 5000, "q"]
+    for given in (names, names[::-1]):  # two that mean the same number have an order too
+        assert sorted(given, key=shards.natural) == names
 
 
 def test_nothing_from_a_shard_steers_the_terminal(tmp_path):
@@ -173,6 +169,7 @@ def test_nothing_from_a_shard_steers_the_terminal(tmp_path):
 
 @pytest.mark.parametrize("where", [
     "1=0)) union all select range from range(10,30) where ((1=1", "1=1) union select 5 where (1=1", "1) , (2", "true; select 1",
+    "true) limit (5",
 ])  # fmt: skip
 def test_a_where_is_one_condition(catalog, where):
     with pytest.raises(CurateError, match="--where"):
