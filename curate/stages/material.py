@@ -32,7 +32,7 @@ def check_apart(trained: tuple[Catalog, list[str] | None], tested: tuple[Catalog
     for catalog, urls in (trained, tested):
         with catalog.reading() as connection:
             found.append(dict(connection.execute(
-                "select fingerprint, url from shards where fingerprint is not null "
+                "select fingerprint, url from shards where num_samples > 0 "  # empty ones are all the same
                 "and ($1::text[] is null or url in (select unnest($1::text[])))",
                 [urls],
             ).fetchall()))  # fmt: skip

@@ -214,6 +214,14 @@ def test_random_samples_come_from_the_candidates_that_the_selection_had(coloured
         validate(coloured, ["mine"], **TRAINING)
 
 
+def test_empty_shards_are_no_copies_of_each_other(coloured, tmp_path):
+    for name in ("empty-train", "empty-test"):
+        write_shard(tmp_path / f"{name}.tar", [])
+    embed(coloured, str(tmp_path / "empty-train.tar"), encoder="pixels")
+    test = [colours(tmp_path, "test", 30, 2), str(tmp_path / "empty-test.tar")]
+    assert validate(coloured, keep=0.5, test=test, **OPTIONS) == "mlp-16"
+
+
 def test_a_copy_of_a_shard_that_was_trained_on_is_no_test(coloured, tmp_path):
     ((url,),) = rows(coloured, "select url from shards limit 1")
     copied = shutil.copy(url, tmp_path / "another-name.tar")
