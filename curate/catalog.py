@@ -87,7 +87,7 @@ class Catalog:
         if re.search(r"[*?\[]", str(self.path)):  # DuckDB would read the paths of the vectors as patterns
             raise CurateError(f"a catalog cannot lie at '{self.path}': choose a path without * ? and [ with -c")
         if files and not self.database.exists():
-            _check_free(files)
+            storage.check_free(files)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -297,14 +297,3 @@ class Catalog:
             yield ours
         finally:
             storage.remove(ours)
-
-
-def _check_free(files: str) -> None:
-    """CurateError for a URL that cannot be reached, or has files already: catalogs would write over each other's."""
-    try:
-        found = storage.listed(storage.at(files), "*")
-    except OSError as error:
-        raise CurateError(f"--files {files}: {error.strerror or error}: check the URL, who may write there, and the network"
-                          ) from error  # fmt: skip
-    if found:
-        raise CurateError(f"--files {files}: files of others lie there, perhaps of another catalog: choose a new URL")

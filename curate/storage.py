@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from curate.errors import CurateError
 from curate.workspaces import scratch
 
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
@@ -94,6 +95,17 @@ def listed(folder: Path, pattern: str) -> list[Path]:
             return sorted(folder.glob(pattern))
     except FileNotFoundError:
         return []
+
+
+def check_free(url: str) -> None:
+    """CurateError for a URL that cannot be reached, or has files already: catalogs would write over each other's."""
+    try:
+        found = listed(at(url), "*")
+    except OSError as error:
+        raise CurateError(f"--files {url}: {error.strerror or error}: check the URL, who may write there, and the network"
+                          ) from error  # fmt: skip
+    if found:
+        raise CurateError(f"--files {url}: files of others lie there, perhaps of another catalog: choose a new URL")
 
 
 def remove(folder: Path) -> None:
