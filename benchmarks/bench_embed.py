@@ -1,6 +1,8 @@
-"""Embedding photos by efficientnet_lite0 at 224 pixels: against the forward pass alone, and against the loop people write.
+"""Embedding photos by efficientnet_lite0 at 224 pixels: against the forward pass alone, and against
+the loop people write.
 
-The loop is webdataset, a DataLoader, open_clip's transform and eager torch. One core first; then two workers on two cores.
+The loop is webdataset, a DataLoader, open_clip's transform and eager torch. One core first; then
+two workers on two cores.
 """
 
 import io
@@ -9,116 +11,152 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from bench_decode import photos
-from harness import Row, timed
+from bench_decode import load_photos
+from harness import ROUNDS, Row, time_variants
 
-from curate import encoders, engine
-from curate.corpus import Job
-from curate.engine import Resources, inference
-from curate.engine.embedding import EmbedShards
+from curate.encoders import make_encoder
+from curate.execution import engine
+from curate.execution.types import Resources
+from curate.stages.embed.inference import EncoderPlan, load_forward, plan_encoder
+from curate.stages.embed.worker import EmbedShards, ShardTask
 
-PHOTOS, BATCH = 240, 8
+NUM_PHOTOS, BATCH_SIZE = 240, 8
 ENCODER = "efficientnet_lite0"
 
 
-def write(folder: Path, copies: int) -> list[str]:
+def write_photo_shards(folder: Path, count: int) -> list[str]:
     """Shards of the same photos."""
-    found = []
-    for copy in range(copies):
-        path = folder / f"{copy:03d}.tar"
+    urls = []
+    for shard in range(count):
+        path = folder / f"{shard:03d}.tar"
         with tarfile.open(path, "w") as tar:
-            for number, data in enumerate(photos(PHOTOS)):
-                for kind, content in (("jpg", data), ("cls", b"0")):
-                    member = tarfile.TarInfo(f"{number:06d}.{kind}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-        found.append(str(path))
-    return found
+            for number, photo in enumerate(load_photos(NUM_PHOTOS)):
+                for extension, data in (("jpg", photo), ("cls", b"0")):
+                    member = tarfile.TarInfo(f"{number:06d}.{extension}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+        urls.append(str(path))
+    return urls
+
+
+def make_shard_tasks(urls: list[str]) -> list[ShardTask]:
+    return [
+        ShardTask(shard_id, url, Path(url).stat().st_size, None)
+        for shard_id, url in enumerate(urls)
+    ]
+
+
+def make_embed_task(plan: EncoderPlan, folder: Path, batch_size: int) -> EmbedShards:
+    """The task of `curate embed`, which writes into the folder and has no decoding threads."""
+    (folder / "pending").mkdir(parents=True)
+    return EmbedShards(plan, str(folder), "cls", batch_size, 0)
 
 
 @dataclass(frozen=True)
-class Forward:
+class ForwardOnly:
     """The limit: normalisation and the forward pass alone, on random images."""
 
-    model: inference.Model
-    batch: int = BATCH
+    plan: EncoderPlan
+    batch_size: int = BATCH_SIZE
 
-    def __call__(self, job: object) -> None:
-        forward = inference.load(self.model)
-        pixels = np.random.default_rng(0).integers(0, 256, (self.batch, 224, 224, 3), np.uint8)
-        for _ in range(PHOTOS // self.batch):
+    def __call__(self, item: object = None) -> None:
+        forward = load_forward(self.plan)
+        shape = (self.batch_size, 224, 224, 3)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        for _ in range(NUM_PHOTOS // self.batch_size):
             forward(pixels)
 
 
 @dataclass(frozen=True)
-class Clocked:
-    """A task that warms up, waits for the others, and says how long it then took."""
+class TimedTask:
+    """A task that warms up, waits for the other workers, and returns the seconds it then took."""
 
     task: Callable[[object], object]
     folder: str
-    workers: int
+    num_workers: int
 
-    def __call__(self, job: object) -> float:
-        self.task(job)
+    def __call__(self, item: object) -> float:
+        self.task(item)
         (Path(self.folder) / f"ready-{os.getpid()}").touch()
-        while len(list(Path(self.folder).glob("ready-*"))) < self.workers:
+        while len(list(Path(self.folder).glob("ready-*"))) < self.num_workers:
             time.sleep(0.001)
-        begin = time.perf_counter()
-        self.task(job)
-        return time.perf_counter() - begin
+        start = time.perf_counter()
+        self.task(item)
+        return time.perf_counter() - start
 
 
-def loop(url: str, network: torch.nn.Module, transform: object) -> None:
+def usual_loop(url: str, network: torch.nn.Module, transform: Callable[..., object]) -> None:
     """What people write."""
     import webdataset
 
-    data = webdataset.WebDataset(url, shardshuffle=False, empty_check=False).decode("pil").to_tuple("jpg", "cls")
-    data = data.map_tuple(transform, lambda label: label)
+    data = (
+        webdataset.WebDataset(url, shardshuffle=False, empty_check=False)
+        .decode("pil")
+        .to_tuple("jpg", "cls")
+        .map_tuple(transform, lambda label: label)
+    )
     with torch.no_grad():
         for images, _ in torch.utils.data.DataLoader(data, batch_size=64, num_workers=0):
             network(images)
 
 
-def together(task: object, items: list[object], workers: int) -> float:
-    """Seconds that the slowest of so many workers took, all at once and warm."""
+def slowest_worker(task: Callable[[object], object], items: list[object]) -> float:
+    """Seconds that the slowest of as many workers as items took, all at once and warm."""
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = engine.map(Clocked(task, folder, workers), items, Resources(workers, 1), advance=lambda *_: None)
-        return max(outcome.result for outcome in outcomes)
+        timed_task = TimedTask(task, folder, len(items))
+        results = engine.map_or_raise(timed_task, items, Resources(len(items), 1))
+        return max(seconds for _, seconds in results)
 
 
 def measure() -> list[Row]:
     import open_clip
 
     torch.set_num_threads(1)
-    rows = []
+    transform = open_clip.image_transform(224, is_train=False)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        urls = write(folder, 2)
-        made = encoders.make(ENCODER)
-        how = made.preprocessing.__class__(**(made.preprocessing.__dict__ | {"decode": "fast"}))
-        made = encoders.Encoder(made.network, how, made.weights_sha256)
-        model = inference.prepare(made, ENCODER, None, "cpu", 1, folder / "encoder.onnx")
-        task = EmbedShards(model, folder / "out", "cls", BATCH, 0)
-        (folder / "out" / "pending").mkdir(parents=True)
-        jobs = [[Job(number, url, Path(url).stat().st_size, None)] for number, url in enumerate(urls)]
-        transform = open_clip.image_transform(224, is_train=False)
+        urls = write_photo_shards(folder, 2)
+        encoder = make_encoder(ENCODER)
+        encoder = replace(encoder, preprocessing=replace(encoder.preprocessing, decode="fast"))
+        plan = plan_encoder(encoder, ENCODER, None, "cpu", 1, str(folder / "encoder.onnx"))
+        task = make_embed_task(plan, folder / "out", BATCH_SIZE)
+        groups = [[shard_task] for shard_task in make_shard_tasks(urls)]
         cores = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(cores)})
-        one = timed({"ours": partial(task, jobs[0]), "limit": partial(Forward(model), None),
-                     "peer": partial(loop, urls[0], made.network.eval(), transform)})  # fmt: skip
+        one_core = time_variants(
+            {
+                "ours": partial(task, groups[0]),
+                "limit": ForwardOnly(plan),
+                "peer": partial(usual_loop, urls[0], encoder.network.eval(), transform),
+            }
+        )
         os.sched_setaffinity(0, cores)
-        rows.append(Row("embed, one core", **one, peer_name="the usual loop", least_of_limit=0.88, least_of_peer=4.5))
+        rows = [
+            Row(
+                "embed, one core",
+                **one_core,
+                peer_name="the usual loop",
+                least_of_limit=0.88,
+                least_of_peer=4.5,
+            )
+        ]
         if len(cores) >= 2:
-            both = {"ours": [], "limit": []}
-            for _ in range(5):
-                both["ours"].append(together(task, jobs, 2))
-                both["limit"].append(together(Forward(model), [None, None], 2))
-            rows.append(Row("embed, two workers", *(float(np.median(both[kind])) for kind in ("ours", "limit")),
-                            least_of_limit=0.80))  # fmt: skip
+            ours, limit = [], []
+            for _ in range(ROUNDS):
+                ours.append(slowest_worker(task, groups))
+                limit.append(slowest_worker(ForwardOnly(plan), [None, None]))
+            rows.append(
+                Row(
+                    "embed, two workers",
+                    float(np.median(ours)),
+                    limit=float(np.median(limit)),
+                    least_of_limit=0.80,
+                )
+            )
     return rows

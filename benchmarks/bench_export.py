@@ -1,67 +1,88 @@
-"""Writing pruned shards from 1 GB of 30 KB members: against a full copy of the input, tarfile and webdataset's writer."""
+"""Writing pruned shards from 1 GB of 30 KB members: against a full copy of the input, tarfile and
+webdataset's writer."""
 
 import shutil
 import tarfile
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from bench_tar import write
-from harness import Row, timed
+from bench_tar import write_random_shard
+from harness import Row, time_variants
 
-from curate import shards
-from curate.engine.copying import Output, Piece, Source, WriteShard
-from curate.tar import TarReader
+from curate.formats.samples import iterate_samples
+from curate.formats.tar import TarReader
+from curate.stages.export.worker import OutputShard, SourceRange, SourceShard, WriteShard
+from curate.storage import files
 
-SHARDS, SAMPLES = 10, 3_200
+NUM_SHARDS, SAMPLES_PER_SHARD = 10, 3_200
 
 
-def index(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Where the samples lie: offsets and lengths, as the catalog has them."""
+class ByteRanges(NamedTuple):
+    """Where the samples of a shard lie, as the catalog has them: int64 [n] each."""
+
+    offsets: np.ndarray
+    lengths: np.ndarray
+
+
+Kept = dict[Path, np.ndarray]  # the sorted positions of the samples to keep, by shard
+
+
+def read_byte_ranges(path: Path) -> ByteRanges:
     with path.open("rb") as stream:
-        found = [(sample.offset, sample.length) for sample in shards.samples(TarReader(stream))]
-    return tuple(np.array(found, np.int64).T)
+        rows = [(sample.offset, sample.length) for sample in iterate_samples(TarReader(stream))]
+    return ByteRanges(*np.array(rows, np.int64).T)
 
 
-def ours(
-    sources: list[Path], kept: dict[Path, np.ndarray], places: dict[Path, tuple[np.ndarray, np.ndarray]], out: Path
-) -> None:
-    for path in sources:
-        status = shards.stat(str(path))
-        offsets, lengths = (column[kept[path]] for column in places[path])
-        piece = Piece(Source(str(path), status.num_bytes, status.version, ""), offsets, lengths, {})
-        WriteShard(out)(Output(path.name, [piece]))
+def export_by_curate(kept: Kept, byte_ranges: dict[Path, ByteRanges], out: Path) -> None:
+    for path, positions in kept.items():
+        stat = files.stat(str(path))
+        source = SourceShard(str(path), stat.num_bytes, stat.etag, "")
+        offsets, lengths = (column[positions] for column in byte_ranges[path])
+        source_range = SourceRange(source, offsets, lengths, {})
+        WriteShard(str(out))(OutputShard(path.name, [source_range]))
         (out / path.name).unlink()
 
 
-def copy(sources: list[Path], out: Path) -> None:
+def copy_all(shards: list[Path], out: Path) -> None:
     """Read and write every byte; not the file system's own clones."""
-    for path in sources:
+    for path in shards:
         with path.open("rb") as source, (out / path.name).open("wb") as target:
             shutil.copyfileobj(source, target, 8 << 20)
         (out / path.name).unlink()
 
 
-def by_tarfile(sources: list[Path], kept: dict[Path, np.ndarray], out: Path) -> None:
-    for path in sources:
-        chosen = {f"{number:08d}" for number in kept[path]}
+def sample_keys(positions: np.ndarray) -> set[str]:
+    return {f"{position:08d}" for position in positions}
+
+
+def export_by_tarfile(kept: Kept, out: Path) -> None:
+    for path, positions in kept.items():
+        keys = sample_keys(positions)
         with tarfile.open(path) as source, tarfile.open(out / path.name, "w") as target:
             for member in source:
-                if member.name.partition(".")[0] in chosen:
+                if member.name.partition(".")[0] in keys:
                     target.addfile(member, source.extractfile(member))
         (out / path.name).unlink()
 
 
-def by_webdataset(sources: list[Path], kept: dict[Path, np.ndarray], out: Path) -> None:
+def export_by_webdataset(kept: Kept, out: Path) -> None:
     import webdataset
 
-    for path in sources:
-        chosen = {f"{number:08d}" for number in kept[path]}
+    for path, positions in kept.items():
+        keys = sample_keys(positions)
         with webdataset.TarWriter(str(out / path.name)) as target:
             for sample in webdataset.WebDataset(str(path), shardshuffle=False):
-                if sample["__key__"] in chosen:
-                    target.write({name: value for name, value in sample.items() if name not in ("__url__", "__local_path__")})
+                if sample["__key__"] in keys:
+                    target.write(
+                        {
+                            name: value
+                            for name, value in sample.items()
+                            if name not in ("__url__", "__local_path__")
+                        }
+                    )
         (out / path.name).unlink()
 
 
@@ -70,21 +91,43 @@ def measure() -> list[Row]:
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sources = [folder / f"{number:03d}.tar" for number in range(SHARDS)]
-        for path in sources:
-            write(path, 30_000, SAMPLES)
-        places = {path: index(path) for path in sources}
+        shards = [folder / f"{number:03d}.tar" for number in range(NUM_SHARDS)]
+        for path in shards:
+            write_random_shard(path, 30_000, SAMPLES_PER_SHARD)
+        byte_ranges = {path: read_byte_ranges(path) for path in shards}
         out = folder / "out"
         out.mkdir()
-        for keep, least in ((0.8, 0.4), (0.2, None)):
-            kept = {path: np.sort(generator.permutation(SAMPLES)[: round(keep * SAMPLES)]) for path in sources}
-            found = timed({
-                "ours": partial(ours, sources, kept, places, out), "limit": partial(copy, sources, out),
-                "tarfile": partial(by_tarfile, sources, kept, out), "webdataset": partial(by_webdataset, sources, kept, out),
-            })  # fmt: skip
-            # As rates of what is written: the copy writes everything.
-            rows.append(Row(f"export, keep {keep:g}", found["ours"], limit=keep * found["limit"], peer=found["tarfile"],
-                            peer_name="tarfile", least_of_limit=least, least_of_peer=4.0))  # fmt: skip
-            rows.append(Row(f"export, keep {keep:g}, webdataset", found["ours"], peer=found["webdataset"],
-                            peer_name="webdataset's writer", least_of_peer=6.0))  # fmt: skip
+        for keep, target in ((0.8, 0.4), (0.2, None)):
+            num_kept = round(keep * SAMPLES_PER_SHARD)
+            kept = {
+                path: np.sort(generator.permutation(SAMPLES_PER_SHARD)[:num_kept])
+                for path in shards
+            }
+            seconds = time_variants(
+                {
+                    "ours": partial(export_by_curate, kept, byte_ranges, out),
+                    "limit": partial(copy_all, shards, out),
+                    "tarfile": partial(export_by_tarfile, kept, out),
+                    "webdataset": partial(export_by_webdataset, kept, out),
+                }
+            )
+            rows += [
+                Row(
+                    f"export, keep {keep:g}",
+                    seconds["ours"],
+                    # As rates of what is written: the copy writes everything.
+                    limit=keep * seconds["limit"],
+                    peer=seconds["tarfile"],
+                    peer_name="tarfile",
+                    least_of_limit=target,
+                    least_of_peer=4.0,
+                ),
+                Row(
+                    f"export, keep {keep:g}, webdataset",
+                    seconds["ours"],
+                    peer=seconds["webdataset"],
+                    peer_name="webdataset's writer",
+                    least_of_peer=6.0,
+                ),
+            ]
     return rows

@@ -1,9 +1,10 @@
 """Test accuracy of `conv` on CIFAR-10 after so many seconds of training on one core.
 
-    python benchmarks/conv.py [SECONDS ...] [--data FOLDER]        (default: 60 180; FOLDER has cifar10/*.tar)
+    python benchmarks/conv.py [SECONDS ...] [--data FOLDER]        (default: 60 180)
 
-How many samples a second the core trains is measured first, and the schedule is laid out for the seconds given; what is
-printed is the time that training then took. The peer is not another program but the clock.
+FOLDER has cifar10/*.tar. How many samples a second the core trains is measured first, and the
+schedule is laid out for the seconds given; what is printed is the time that training then took. The
+peer is not another program but the clock.
 """
 
 import argparse
@@ -18,14 +19,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from curate import models
-from curate.engine import training
-from curate.engine.pixels import Cached
+from curate.models import make_model
+from curate.training.image_data import CachedImages
+from curate.training.loop import Stack, predict, train
 
-WARM_UP = 60  # steps by which the speed is measured
+DEFAULT_DATA = Path(os.environ.get("CURATE_DATA", "../shared/data"))
+NUM_CLASSES = 10
+SPEED_STEPS = 60  # steps by which the speed is measured
 
 
-def load(shards: list[Path], cache: Path) -> np.ndarray:
+def load_images(shards: list[Path], cache: Path) -> np.ndarray:
     """Decode the shards' images into a cache of bytes, and return their labels."""
     images, labels = [], []
     for path in shards:
@@ -40,40 +43,59 @@ def load(shards: list[Path], cache: Path) -> np.ndarray:
     return np.array(labels)
 
 
-def fit(data: Cached, labels: np.ndarray, samples: int, seed: int) -> tuple[training.Stack, float]:
-    """Train for so many presentations of samples, and say how long it took."""
-    model = models.make("conv")
-    epochs = -(-samples // len(labels))
-    chosen = np.random.default_rng(seed).permutation(len(labels))[: samples // epochs][None]
-    stack = training.Stack(model, data.channels, 10, [seed], "cpu")
-    begin = time.monotonic()
-    training.train(stack, model, data, labels, chosen, [seed], epochs)
-    return stack, time.monotonic() - begin
+def train_for(
+    num_presentations: int, data: CachedImages, labels: np.ndarray, seed: int
+) -> tuple[Stack, float]:
+    """Train for so many presentations of samples; returns the model and the seconds it took."""
+    model = make_model("conv")
+    epochs = -(-num_presentations // len(labels))
+    num_rows = num_presentations // epochs
+    subset = np.random.default_rng(seed).permutation(len(labels))[:num_rows]
+    stack = Stack(model, data.channels, NUM_CLASSES, [seed], "cpu")
+    start = time.monotonic()
+    train(stack, model, data, labels, subset[None], [seed], epochs)
+    return stack, time.monotonic() - start
+
+
+def measure_accuracy(stack: Stack, data: CachedImages, labels: np.ndarray) -> float:
+    batches = predict(stack, data, 1, torch.arange(len(data)))
+    logits = torch.cat([batch_logits for batch_logits, _ in batches], dim=1)
+    return float((logits[0].argmax(1).numpy() == labels).mean())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("seconds", nargs="*", type=float, default=[60, 180])
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("CURATE_DATA", "../shared/data")))
+    parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        caches = {split: Path(folder) / f"{split}.npy" for split in ("train", "test")}
-        labels = {
-            split: load(sorted(arguments.data.glob(f"cifar10/cifar10-{split}-*.tar")), path) for split, path in caches.items()
-        }
-        train, test = (Cached(path) for path in caches.values())
+        labels, images = {}, {}
+        for split in ("train", "test"):
+            cache = Path(folder) / f"{split}.npy"
+            shards = sorted(arguments.data.glob(f"cifar10/cifar10-{split}-*.tar"))
+            labels[split] = load_images(shards, cache)
+            images[split] = CachedImages(cache)
+        num_measured = SPEED_STEPS * make_model("conv").batch_size
         for seconds in arguments.seconds:
-            batch = models.make("conv").batch
-            for _ in range(2):  # the first time is that of caches and kernels that are made
-                _, measured = fit(train, labels["train"], WARM_UP * batch, arguments.seed)
-            samples = int(seconds * 0.95 * WARM_UP * batch / measured)
-            stack, took = fit(train, labels["train"], samples, arguments.seed)
-            logits = torch.cat([found for found, _ in training.predict(stack, test, 1, torch.arange(len(test)))], dim=1)
-            accuracy = (logits[0].argmax(1).numpy() == labels["test"]).mean()
-            print(f"{seconds:g} s: {samples:,} samples in {took:.1f} s, test accuracy {accuracy:.4f}", flush=True)
+            for _ in range(2):  # the first time also fills caches and compiles kernels
+                _, measured_seconds = train_for(
+                    num_measured, images["train"], labels["train"], arguments.seed
+                )
+            num_presentations = int(seconds * 0.95 * num_measured / measured_seconds)
+            stack, training_seconds = train_for(
+                num_presentations, images["train"], labels["train"], arguments.seed
+            )
+            accuracy = measure_accuracy(stack, images["test"], labels["test"])
+            print(
+                f"{seconds:g} s: {num_presentations:,} samples in {training_seconds:.1f} s, "
+                f"test accuracy {accuracy:.4f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

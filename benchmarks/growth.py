@@ -1,7 +1,9 @@
-"""Time and peak memory of every stage on 1, 10 and 100 times as many samples: docs/growth.png, and the numbers on stdout.
+"""Time and peak memory of every stage on 1, 10 and 100 times as many samples: docs/growth.png, and
+the numbers on stdout.
 
-Little images and the encoder `pixels`, so that what grows is our own work; k-means on a fixed sample. Each stage
-runs in a process of its own with one worker. Also the same samples in 100 times as many shards, by a real encoder.
+Little images and the encoder `pixels`, so that what grows is our own work; k-means on a fixed
+sample. Each stage runs in a process of its own with one worker. Also the same samples in 100 times
+as many shards, by a real encoder.
 
     python benchmarks/growth.py        (about ten minutes)
 """
@@ -16,17 +18,19 @@ import tempfile
 from functools import partial
 from multiprocessing import Process, SimpleQueue
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from harness import timed
+from harness import time_variants
 from PIL import Image
 
-from curate import figures
+from curate.plotting import COLOURS, label_axes, log_scale, new_figure
 
-SIZES, CLASSES = (2_000, 20_000, 200_000), 10
+SIZES, NUM_CLASSES = (2_000, 20_000, 200_000), 10
+NUM_IMAGES = 1_000  # different ones
 STAGES = {
     "embed": ["embed", "{shards}", "--encoder", "pixels", "--workers", "1"],
-    "cluster": ["cluster", "--k", "20", "--sample", "2000"],
+    "cluster": ["cluster", "--k", "20", "--fit-rows", "2000"],
     "score": ["score", "ssl_prototypes"],
     "select": ["select", "--keep", "0.5", "--name", "half"],
     "export": ["export", "half", "{out}"],
@@ -34,89 +38,119 @@ STAGES = {
 }
 
 
-def write(folder: Path, samples: int, per_shard: int) -> str:
-    """Shards of noise around ten colours; a thousand images are drawn, and used again and again."""
+class Cost(NamedTuple):
+    """CPU seconds and peak memory of a command."""
+
+    seconds: float
+    mebibytes: float
+
+
+def draw_image(generator: np.random.Generator, label: int) -> bytes:
+    """A JPEG of noise around the class' colour."""
+    pixels = generator.integers(0, 60, (32, 32, 3)) + 20 * np.array([label, 3, 5])
+    file = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, format="JPEG")
+    return file.getvalue()
+
+
+def write_corpus(folder: Path, num_samples: int, samples_per_shard: int) -> str:
+    """Write shards, in which the same images come again and again; returns their pattern."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
-    images = []
-    for number in range(1_000):
-        noise = generator.integers(0, 60, (32, 32, 3)) + 20 * np.array([number % CLASSES, 3, 5])
-        file = io.BytesIO()
-        Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(file, format="JPEG")
-        images.append(file.getvalue())
-    for start in range(0, samples, per_shard):
-        with tarfile.open(folder / f"{start // per_shard:06d}.tar", "w") as tar:
-            for number in range(start, min(start + per_shard, samples)):
-                for kind, data in (("jpg", images[number % 1_000]), ("cls", str(number % CLASSES).encode())):
-                    member = tarfile.TarInfo(f"{number:09d}.{kind}")
+    images = [draw_image(generator, number % NUM_CLASSES) for number in range(NUM_IMAGES)]
+    for start in range(0, num_samples, samples_per_shard):
+        with tarfile.open(folder / f"{start // samples_per_shard:06d}.tar", "w") as tar:
+            for number in range(start, min(start + samples_per_shard, num_samples)):
+                image, label = images[number % NUM_IMAGES], str(number % NUM_CLASSES).encode()
+                for extension, data in (("jpg", image), ("cls", label)):
+                    member = tarfile.TarInfo(f"{number:09d}.{extension}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
     return str(folder / "*.tar")
 
 
-def measured(command: list[str]) -> tuple[float, float]:
-    """CPU seconds and peak memory in MiB of a command."""
-    answer: SimpleQueue[tuple[float, float]] = SimpleQueue()
+def measure_command(arguments: list[str]) -> Cost:
+    """Run a command of `curate` from a process of its own, whose only child it is."""
+    results: SimpleQueue[Cost] = SimpleQueue()
 
     def run() -> None:
+        command = [sys.executable, "-m", "curate", *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, "-m", "curate", *command], check=True, capture_output=True, env=environment)  # noqa: S603
+        subprocess.run(  # noqa: S603 - our own command
+            command, check=True, capture_output=True, env=environment
+        )
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        answer.put((used.ru_utime + used.ru_stime, used.ru_maxrss / 1024))
+        results.put(Cost(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024))
 
     process = Process(target=run)
     process.start()
     process.join()
-    return answer.get()
+    return results.get()
 
 
-def chain(folder: Path, samples: int) -> dict[str, tuple[float, float]]:
-    places = {"shards": write(folder / "corpus", samples, 1_000), "out": str(folder / "out"), "report": str(folder / "r.html")}
+def measure_stages(folder: Path, num_samples: int) -> dict[str, Cost]:
+    """The whole chain on a corpus of so many samples."""
+    locations = {
+        "shards": write_corpus(folder / "corpus", num_samples, 1_000),
+        "out": str(folder / "out"),
+        "report": str(folder / "report.html"),
+    }
+    catalog = ["-c", str(folder / "catalog")]
     return {
-        name: measured([part.format(**places) for part in command] + ["-c", str(folder / "catalog")])
-        for name, command in STAGES.items()
+        stage: measure_command([word.format(**locations) for word in command] + catalog)
+        for stage, command in STAGES.items()
     }
 
 
-def draw(found: dict[int, dict[str, tuple[float, float]]]) -> None:
-    target = Path(__file__).parent.parent / "docs" / "growth"
-    with figures.drawing(target, 9.6, 3.8, ncols=2) as (_, (left, right)):
-        for colour, name in zip(figures.COLOURS, STAGES, strict=False):
-            times, memory = zip(*(found[size][name] for size in SIZES), strict=True)
-            left.plot(SIZES, times, "o-", color=colour, label=name)
-            right.plot(SIZES, memory, "o-", color=colour, label=name)
-        figures.logarithmic(left)
-        figures.logarithmic(right, "x")
-        right.set_ylim(bottom=0)
-        figures.named(left, "samples", "CPU seconds", "Time")
-        figures.named(right, "samples", "MiB", "Peak memory")
-        right.legend(ncols=2, fontsize=8)
-        for axes in (left, right):
+def draw_figure(costs: dict[int, dict[str, Cost]], path: Path) -> None:
+    with new_figure(path, 9.6, 3.8, ncols=2) as (_, (time_axes, memory_axes)):
+        for colour, stage in zip(COLOURS, STAGES, strict=False):
+            stage_costs = [costs[size][stage] for size in SIZES]
+            seconds = [cost.seconds for cost in stage_costs]
+            mebibytes = [cost.mebibytes for cost in stage_costs]
+            time_axes.plot(SIZES, seconds, "o-", color=colour, label=stage)
+            memory_axes.plot(SIZES, mebibytes, "o-", color=colour, label=stage)
+        log_scale(time_axes)
+        log_scale(memory_axes, "x")
+        memory_axes.set_ylim(bottom=0)
+        label_axes(time_axes, "samples", "CPU seconds", "Time")
+        label_axes(memory_axes, "samples", "MiB", "Peak memory")
+        memory_axes.legend(ncols=2, fontsize=8)
+        for axes in (time_axes, memory_axes):
             axes.set_xticks(SIZES, [f"{size:,}" for size in SIZES])
-    target.with_suffix(".svg").unlink()
+    path.with_suffix(".svg").unlink()
+
+
+def embed_in_shards_of(samples_per_shard: int, folder: Path) -> None:
+    """Embed 2,000 images by a real encoder."""
+    corpus = folder / f"shards-of-{samples_per_shard}"
+    if corpus.is_dir():
+        shards = str(corpus / "*.tar")
+    else:
+        shards = write_corpus(corpus, 2_000, samples_per_shard)
+    with tempfile.TemporaryDirectory(dir=folder) as catalog:
+        options = ["--encoder", "efficientnet_lite0@128", "--workers", "1", "-c", catalog]
+        measure_command(["embed", shards, *options])
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        found = {size: chain(folder / str(size), size) for size in SIZES}
+        costs = {size: measure_stages(folder / str(size), size) for size in SIZES}
         for stage in STAGES:
-            print(
-                stage,
-                *(f"{seconds:.2f} s, {memory:.0f} MiB" for seconds, memory in (found[size][stage] for size in SIZES)),
-                sep=" | ",
-            )
-        draw(found)
-        found_by = timed({count: partial(embedded, folder, count) for count in ("1000", "10")}, warm=False)
-        print(f"2,000 samples in 200 shards take {found_by['10'] / found_by['1000']:.2f} times as long as in 2")
-
-
-def embedded(folder: Path, per_shard: str) -> None:
-    """Embed 2,000 images by a real encoder, from shards of so many each."""
-    corpus = folder / f"shards-of-{per_shard}"
-    shards = str(corpus / "*.tar") if corpus.is_dir() else write(corpus, 2_000, int(per_shard))
-    with tempfile.TemporaryDirectory(dir=folder) as catalog:
-        measured(["embed", shards, "--encoder", "efficientnet_lite0@128", "--workers", "1", "-c", catalog])
+            cells = [
+                f"{costs[size][stage].seconds:.2f} s, {costs[size][stage].mebibytes:.0f} MiB"
+                for size in SIZES
+            ]
+            print(stage, *cells, sep=" | ")
+        draw_figure(costs, Path(__file__).parent.parent / "docs" / "growth")
+        variants = {
+            "2 shards": partial(embed_in_shards_of, 1000, folder),
+            "200 shards": partial(embed_in_shards_of, 10, folder),
+        }
+        seconds = time_variants(variants, warm_up=False)
+        ratio = seconds["200 shards"] / seconds["2 shards"]
+        print(f"2,000 samples in 200 shards take {ratio:.2f} times as long as in 2")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run all benchmarks, or those named, and write benchmarks/results.json and the table in docs/performance.md.
+"""Run all benchmarks, or those named; write results.json and the table in docs/performance.md.
 
 python benchmarks/run.py [NAME ...]        (`make bench` runs all)
 """
@@ -13,54 +13,75 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-RESULTS, PAGE = HERE / "results.json", HERE.parent / "docs" / "performance.md"
-ALL = ("start", "tar", "decode", "embed", "clip", "export", "kmeans", "select", "heads")
-BEGIN, END = "<!-- table: made by benchmarks/run.py -->", "<!-- end of table -->"
+FOLDER = Path(__file__).resolve().parent
+RESULTS, PAGE = FOLDER / "results.json", FOLDER.parent / "docs" / "performance.md"
+BENCHMARKS = ("start", "tar", "decode", "embed", "clip", "export", "kmeans", "select", "heads")
+TABLE_START, TABLE_END = "<!-- table: made by benchmarks/run.py -->", "<!-- end of table -->"
+TABLE_HEADER = """\
+| stage | ours | of the limit | times the peer | target | met |
+|---|---|---|---|---|---|"""
 
 
 def main() -> None:
-    names = sys.argv[1:] or ALL
-    rows = {row["stage"]: row for row in (json.loads(RESULTS.read_text()) if RESULTS.is_file() else [])}
-    for name in names:
-        for row in importlib.import_module(f"bench_{name}").measure():
-            found = dataclasses.asdict(row) | {"ratio_to_limit": row.of_limit, "ratio_to_peer": row.of_peer, "met": row.met}
-            rows[row.stage] = found | {"benchmark": name, "commit": commit(), "hardware": hardware()}
-            print(shown(rows[row.stage]), flush=True)
-    kept = sorted(rows.values(), key=lambda row: ALL.index(row["benchmark"]))
-    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    table = "\n".join(["| stage | ours | of the limit | times the peer | target | met |", "|---|---|---|---|---|---|"]
-                      + [shown(row) for row in kept])  # fmt: skip
-    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}")
+    previous = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+    results = {result["stage"]: result for result in previous}
+    for benchmark in sys.argv[1:] or BENCHMARKS:
+        for row in importlib.import_module(f"bench_{benchmark}").measure():
+            results[row.stage] = {
+                **dataclasses.asdict(row),
+                "ratio_to_limit": row.ratio_to_limit,
+                "ratio_to_peer": row.ratio_to_peer,
+                "met": row.met,
+                "benchmark": benchmark,
+                "commit": git_commit(),
+                "hardware": describe_hardware(),
+            }
+            print(format_row(results[row.stage]), flush=True)
+    ordered = sorted(results.values(), key=lambda result: BENCHMARKS.index(result["benchmark"]))
+    RESULTS.write_text(json.dumps(ordered, indent=1) + "\n")
+    before, _, after = PAGE.read_text().partition(TABLE_START)
+    table = "\n".join([TABLE_HEADER, *map(format_row, ordered)])
+    PAGE.write_text(f"{before}{TABLE_START}\n{table}\n{TABLE_END}{after.partition(TABLE_END)[2]}")
 
 
-def shown(row: dict[str, Any]) -> str:
+def format_row(result: dict[str, Any]) -> str:
     """A line of the table."""
-
-    def ratio(value: float | None) -> str:
-        return "" if value is None else f"{value:.2f}"
-
-    peer = f"{ratio(row['ratio_to_peer'])} × {row['peer_name']}" if row["ratio_to_peer"] else ""
-    target = ", ".join(filter(None, (
-        f"≥ {row['least_of_limit']:g} of the limit" if row["least_of_limit"] else "",
-        f"≥ {row['least_of_peer']:g} × the peer" if row["least_of_peer"] else "",
-    )))  # fmt: skip
-    met = "yes" if row["met"] else "no"
-    return f"| {row['stage']} | {row['ours']:.3g} s | {ratio(row['ratio_to_limit'])} | {peer} | {target} | {met} |"
-
-
-def commit() -> str:
-    asked = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(asked, cwd=HERE, capture_output=True, text=True).stdout.strip()  # noqa: S603
-
-
-def hardware() -> str:
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    name = next(
-        (line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), platform.machine()
+    ratio_to_limit, ratio_to_peer = result["ratio_to_limit"], result["ratio_to_peer"]
+    targets = []
+    if result["least_of_limit"]:
+        targets.append(f"≥ {result['least_of_limit']:g} of the limit")
+    if result["least_of_peer"]:
+        targets.append(f"≥ {result['least_of_peer']:g} × the peer")
+    cells = (
+        result["stage"],
+        f"{result['ours']:.3g} s",
+        "" if ratio_to_limit is None else f"{ratio_to_limit:.2f}",
+        f"{ratio_to_peer:.2f} × {result['peer_name']}" if ratio_to_peer else "",
+        ", ".join(targets),
+        "yes" if result["met"] else "no",
     )
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+    return f"| {' | '.join(cells)} |"
+
+
+def git_commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    process = subprocess.run(  # noqa: S603 - our own command
+        command, cwd=FOLDER, capture_output=True, text=True
+    )
+    return process.stdout.strip()
+
+
+def describe_hardware() -> str:
+    """The processor's model, or its architecture where /proc does not tell, and the cores."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    models = [
+        line.partition(":")[2].strip()
+        for line in text.splitlines()
+        if line.startswith("model name")
+    ]
+    model = models[0] if models else platform.machine()
+    return f"{model}, {len(os.sched_getaffinity(0))} cores"
 
 
 if __name__ == "__main__":

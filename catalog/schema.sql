@@ -1,110 +1,262 @@
--- Every table of a catalog. A stage makes a named set: one row in a head table, and its body.
+-- Every table of a catalog, in its newest form. A new catalog is made by this file; an old one by the
+-- migrations, which change the tables that it has, and then by this file, which adds the others.
+-- A stage makes a named set: one row in a table of sets, and rows in its body tables.
 -- No foreign keys and no indexes: bodies are written in bulk and read by scans.
 
-create table meta (schema_version integer not null, next_shard_id bigint not null, files text);
-insert into meta values (6, 0, null);
-
--- One row for each call of a stage that did work; rows stay when the set that a run made is replaced.
--- made_from is the run that made the set this one read, so a chain of runs leads back to the embedding.
--- profile: seconds that its workers spent on each kind of work and on waiting.
-create table runs (
-    run_id bigint not null, stage text not null, name text not null, arguments json not null,
-    made_from bigint, fingerprint text,
-    version text not null, git_commit text, host text, process bigint, device text,
-    started_at timestamp not null, finished_at timestamp, status text not null,
-    profile json
+create table if not exists meta (
+    schema_version integer not null,
+    next_shard_id bigint not null, -- ids are never used again
+    files_url text -- where vectors and centroids are stored, if not in the catalog's folder
 );
 
--- The corpus. sample_id = (shard_id << 24) | position in the shard, so ids sort in tar order.
--- num_samples is null until the shard has been read; complete is false where it is damaged.
-create table shards (
-    shard_id bigint not null, url text not null, num_bytes bigint not null, version text not null,
-    num_samples bigint, fingerprint text, complete boolean
-);
-create table samples (
-    sample_id bigint not null, shard_id bigint not null, key text not null, label text, caption text,
-    byte_offset bigint not null, num_bytes bigint not null, width integer, height integer
-);
-
-create table embeddings (
-    embedding text not null, encoder text not null, checkpoint text, weights_sha256 text not null, dim integer not null,
-    preprocessing json not null, label_source text not null, run_id bigint not null
-);
--- For every shard: shards.num_samples = num_embedded + num_failed. vectors: the fingerprint of its file, for `curate verify`.
-create table embedded_shards (
-    embedding text not null, shard_id bigint not null, num_embedded bigint not null, num_failed bigint not null,
-    vectors text
-);
--- sample_id is null where a whole shard failed, or its end.
-create table failures (
-    embedding text not null, shard_id bigint not null, sample_id bigint, key text, member text,
-    stage text not null, error text not null
+-- One row for each call of a stage that did work. Rows stay when the set that a run made is replaced.
+create table if not exists runs (
+    run_id bigint not null,
+    stage text not null,
+    name text not null, -- the set that it made
+    arguments json not null,
+    parent_run_ids bigint[] not null, -- the runs that made the sets it read: a chain back to the embedding
+    fingerprint text, -- of arguments, inputs and code
+    code_checksum text, -- of the modules that define the metric, strategy, encoder or models
+    version text not null,
+    git_commit text,
+    host text,
+    process bigint,
+    device text,
+    started_at timestamp not null,
+    finished_at timestamp,
+    status text not null, -- running, done, failed, interrupted, killed
+    timing json -- seconds of its workers by kind of work
 );
 
-create table clusterings (
-    clustering text not null, embedding text not null, distance text not null, k integer not null,
-    iterations integer not null, seed bigint not null, objective double not null, centroids text not null,
-    sampled_rows bigint not null, num_samples bigint not null, fingerprint text not null, run_id bigint not null,
-    passes integer default 0, centroids_fingerprint text
-);
-create table assignments (
-    clustering text not null, sample_id bigint not null, cluster_id integer not null, distance float not null
-);
-
--- Small models trained to measure difficulty. What they say of every sample is wide: it lies in probes/<folder>/.
-create table probes (
-    probe text not null, embedding text not null, models text[] not null, num_models integer not null, epochs integer not null,
-    fraction double not null, seed bigint not null, test text[] not null, num_classes integer not null,
-    num_samples bigint not null, num_test bigint not null, folder text not null, fingerprint text not null, run_id bigint not null
-);
--- Accuracies at the end of training: on the samples a model was trained on, on those it was not, on the test shards.
-create table probe_models (
-    probe text not null, part text not null, model text not null, seed bigint not null,
-    accuracy double, left_out_accuracy double, test_accuracy double, seconds double not null
+-- The shards of the corpus.
+create table if not exists shards (
+    shard_id bigint not null,
+    url text not null, -- an absolute path, or a URL
+    num_bytes bigint not null,
+    etag text not null, -- time stamp or ETag: tells cheaply whether the file may have changed
+    num_samples bigint, -- null until the shard has been read
+    checksum text, -- XXH3 of its bytes (SHA-256 from the first versions)
+    complete boolean -- false where it is damaged
 );
 
--- reliability: Spearman's rank correlation between the scores by one half of a probe's models and by the other.
-create table scorings (
-    scoring text not null, metric text not null, source text, arguments json not null,
-    num_samples bigint not null, num_null bigint not null, reliability double, fingerprint text not null, run_id bigint not null
+-- The samples of the corpus.
+create table if not exists samples (
+    sample_id bigint not null, -- shard_id << 24 | position in the shard, so ids sort in tar order
+    shard_id bigint not null,
+    key text not null,
+    label text,
+    caption text,
+    byte_offset bigint not null, -- of its first header in the tar
+    num_bytes bigint not null, -- of its members in the tar, headers included
+    width integer, -- of the image, in pixels
+    height integer
 );
-create table scores (scoring text not null, sample_id bigint not null, score double, standard_error double);
 
-create table selections (
-    selection text not null, scoring text, strategy text not null, keep double not null, scope text not null,
-    balance double not null, balance_by text, balance_base text not null, where_sql text, seed bigint not null,
+create table if not exists embeddings (
+    embedding text not null,
+    encoder text not null,
+    checkpoint text,
+    weights_sha256 text not null,
+    dim integer not null,
+    preprocessing json not null,
+    label_source text not null,
+    run_id bigint not null
+);
+
+-- For every shard, shards.num_samples = num_embedded + num_failed.
+create table if not exists embedded_shards (
+    embedding text not null,
+    shard_id bigint not null,
+    num_embedded bigint not null,
+    num_failed bigint not null,
+    vectors_checksum text -- of the file with its vectors
+);
+
+-- What could not be used, and why.
+create table if not exists failures (
+    embedding text not null,
+    shard_id bigint not null,
+    sample_id bigint, -- null where a whole shard failed, or its end
+    key text,
+    member text,
+    stage text not null,
+    error text not null
+);
+
+create table if not exists clusterings (
+    clustering text not null,
+    embedding text not null,
+    distance text not null, -- cosine or euclidean
+    k integer not null,
+    iterations integer not null, -- on the sample
+    seed bigint not null,
+    objective double not null, -- summed in float64 over all rows: 1 − x·c for cosine, ‖x − c‖² for euclidean
+    centroids_file text not null, -- in clusterings/
+    fit_rows bigint not null, -- the size of the sample
+    num_samples bigint not null,
+    fingerprint text not null,
+    run_id bigint not null,
+    full_iterations integer default 0, -- over every row, after those on the sample
+    centroids_checksum text
+);
+
+create table if not exists assignments (
+    clustering text not null,
+    sample_id bigint not null,
+    cluster_id integer not null,
+    distance float not null -- to the cluster's centroid
+);
+
+-- Small models trained to measure difficulty. Their outputs for every sample are wide: they are files
+-- in probes/FOLDER/.
+create table if not exists probes (
+    probe text not null,
+    embedding text not null,
+    models text[] not null,
+    num_models integer not null,
+    epochs integer not null,
+    fraction double not null, -- of the labelled samples, that each model is trained on
+    seed bigint not null,
+    test text[] not null, -- the test shards
+    num_classes integer not null,
+    num_samples bigint not null,
+    num_test bigint not null,
+    folder text not null,
+    fingerprint text not null,
+    run_id bigint not null
+);
+
+-- Accuracies at the end of training: on the samples a model was trained on, on those it was not, and on
+-- the test shards.
+create table if not exists probe_models (
+    probe text not null,
+    part text not null,
+    model text not null,
+    seed bigint not null,
+    accuracy double,
+    left_out_accuracy double,
+    test_accuracy double,
+    seconds double not null
+);
+
+create table if not exists scorings (
+    scoring text not null,
+    metric text not null,
+    source text, -- the clustering, probe or embedding that it was made from
+    arguments json not null,
+    num_samples bigint not null,
+    num_null bigint not null, -- samples that could not be scored
+    reliability double, -- rank correlation of the scores by two halves of a probe's models
+    fingerprint text not null,
+    run_id bigint not null
+);
+
+create table if not exists scores (
+    scoring text not null,
+    sample_id bigint not null,
+    score double, -- a high score means worth keeping
+    standard_error double
+);
+
+create table if not exists selections (
+    selection text not null,
+    scoring text,
+    strategy text not null,
+    keep double not null, -- fraction of the candidates
+    scope text not null,
+    balance double not null,
+    balance_by text, -- label, cluster or none
+    balance_base text not null,
+    where_sql text, -- the condition on the candidates
+    seed bigint not null,
     skip_hardest double not null default 0,
-    num_candidates bigint not null, num_samples bigint not null, fingerprint text not null, run_id bigint not null
-);
-create table members (selection text not null, sample_id bigint not null);
-
-create table exports (
-    export text not null, selection text not null, path text not null, layout text not null,
-    num_shards bigint not null, num_samples bigint not null, num_bytes bigint not null,
-    fingerprint text not null, run_id bigint not null
+    num_candidates bigint not null,
+    num_samples bigint not null,
+    fingerprint text not null,
+    run_id bigint not null
 );
 
--- Small training runs that compare a selection (arm pruned) with the whole corpus (full) and with as many samples drawn at random
--- under the same balance (random; `selection` names the one it is compared with). Seeds pair them.
-create table validations (
-    validation text not null, embedding text not null, model text not null, epochs integer not null, schedule text not null,
-    seeds integer not null, seed bigint not null, test text[] not null, num_test bigint not null, num_samples bigint not null,
-    num_trainings integer not null, fingerprint text not null, run_id bigint not null, transfer text[] default []
-);
-create table trainings (
-    validation text not null, arm text not null, selection text, keep double not null, seed bigint not null,
-    num_samples bigint not null, epochs integer not null, accuracy double not null, loss double not null, seconds double not null
-);
-create table class_accuracies (
-    validation text not null, arm text not null, selection text, seed bigint not null, label text not null,
-    num_test bigint not null, accuracy double not null
+create table if not exists members (
+    selection text not null,
+    sample_id bigint not null
 );
 
--- How the error falls with the number of samples: arms random (and everything), and pareto, the least over initial sizes and keeps.
--- error = asymptote + amplitude · n^-exponent, or · exp(-exponent · n). fit_points holds what was fitted.
-create table fits (
-    fit text not null, model text not null, arms text not null, form text not null, exponent double not null,
-    exponent_low double not null, exponent_high double not null, amplitude double not null, asymptote double not null,
-    num_points integer not null, seeds integer not null, fingerprint text not null, run_id bigint not null
+create table if not exists exports (
+    export text not null,
+    selection text not null,
+    path text not null,
+    layout text not null,
+    num_shards bigint not null,
+    num_samples bigint not null,
+    num_bytes bigint not null,
+    fingerprint text not null,
+    run_id bigint not null
 );
-create table fit_points (fit text not null, num_samples double not null, error double not null, fitted double not null);
+
+-- Small training runs that compare a selection (arm pruned) with the whole corpus (full) and with as
+-- many samples drawn at random under the same balance (random). Seeds pair them.
+create table if not exists validations (
+    validation text not null,
+    embedding text not null,
+    model text not null,
+    epochs integer not null,
+    schedule text not null, -- epochs or iterations
+    seeds integer not null,
+    seed bigint not null,
+    test text[] not null, -- the test shards; empty where a fifth of the corpus is held out
+    num_test bigint not null,
+    num_samples bigint not null,
+    num_training_runs integer not null,
+    fingerprint text not null,
+    run_id bigint not null,
+    transfer text[] default [] -- the shards of another task to fine-tune on
+);
+
+create table if not exists training_runs (
+    validation text not null,
+    arm text not null, -- full, pruned or random
+    selection text, -- for random, the one it is compared with; null for full
+    keep double not null,
+    seed bigint not null,
+    num_samples bigint not null,
+    epochs integer not null,
+    accuracy double not null,
+    loss double not null,
+    seconds double not null
+);
+
+create table if not exists class_accuracies (
+    validation text not null,
+    arm text not null,
+    selection text,
+    seed bigint not null,
+    label text not null,
+    num_test bigint not null,
+    accuracy double not null
+);
+
+-- How the error falls with the number of samples: error = asymptote + amplitude · n^−exponent (power),
+-- or asymptote + amplitude · exp(−exponent · n) (exponential).
+create table if not exists fits (
+    fit text not null,
+    model text not null,
+    arms text not null, -- random, or pareto: the least error over initial sizes and keeps
+    form text not null,
+    exponent double not null,
+    exponent_low double not null, -- of the 95% interval over seeds
+    exponent_high double not null,
+    amplitude double not null,
+    asymptote double not null,
+    num_points integer not null,
+    seeds integer not null,
+    fingerprint text not null,
+    run_id bigint not null
+);
+
+create table if not exists fit_points (
+    fit text not null,
+    num_samples double not null,
+    error double not null,
+    fitted double not null
+);

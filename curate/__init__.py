@@ -1,69 +1,73 @@
-"""Turn a corpus of images in WebDataset shards into the smallest part of it that trains as good a model.
+"""Turn a corpus of images in WebDataset shards into the smallest part that trains as good a model.
 
-Every verb of the command line is a function here: `curate.select("my-catalog", keep=0.8)`.
-Each is imported when it is first used, so that `import curate` costs nothing.
+Every verb of the command line is a function here: `curate.select("my-catalog", keep=0.8)`. Each is
+imported when it is first used, so that `import curate` costs nothing.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from curate.verbs import VERBS
+
 if TYPE_CHECKING:
-    from curate.catalog import Catalog as Catalog
+    from curate.catalog.catalog import Catalog as Catalog
     from curate.errors import CurateError as CurateError
-    from curate.membership import kept as kept
+    from curate.errors import OptionError as OptionError
     from curate.recipe import run as run
-    from curate.stages.cluster import cluster as cluster
-    from curate.stages.compare import correlations as correlations
-    from curate.stages.embed import embed as embed
-    from curate.stages.export import export as export
-    from curate.stages.fit import fit as fit
+    from curate.selection_filter import kept as kept
+    from curate.stages.cluster.stage import cluster as cluster
+    from curate.stages.embed.stage import embed as embed
+    from curate.stages.export.stage import export as export
+    from curate.stages.fit.stage import fit as fit
     from curate.stages.gallery import gallery as gallery
-    from curate.stages.plan import plan as plan
-    from curate.stages.probe import probe as probe
+    from curate.stages.plan.stage import plan as plan
+    from curate.stages.probe.stage import probe as probe
     from curate.stages.query import query as query
-    from curate.stages.report import report as report
-    from curate.stages.score import score as score
-    from curate.stages.select import select as select
-    from curate.stages.theory import theory as theory
-    from curate.stages.validate import validate as validate
+    from curate.stages.report.stage import report as report
+    from curate.stages.score.correlations import correlations as correlations
+    from curate.stages.score.stage import score as score
+    from curate.stages.select.stage import select as select
+    from curate.stages.theory.stage import theory as theory
+    from curate.stages.validate.stage import validate as validate
     from curate.stages.verify import verify as verify
 
-_HOME = {
-    "Catalog": "curate.catalog",
+# `curate.demo` is the module: a function of that name would hide it.
+_MODULES = {name: verb.module for name, verb in VERBS.items() if name != "demo"} | {
+    "Catalog": "curate.catalog.catalog",
     "CurateError": "curate.errors",
-    "kept": "curate.membership",
-    "correlations": "curate.stages.compare",
-    "run": "curate.recipe",
-} | {
-    verb: f"curate.stages.{verb}"
-    for verb in (
-        "embed",
-        "cluster",
-        "probe",
-        "score",
-        "select",
-        "query",
-        "export",
-        "fit",
-        "gallery",
-        "plan",
-        "report",
-        "theory",
-        "validate",
-        "verify",
-    )
+    "OptionError": "curate.errors",
+    "correlations": "curate.stages.score.correlations",
+    "kept": "curate.selection_filter",
 }
 
 __all__ = [
-    "Catalog", "CurateError", "cluster", "correlations", "embed", "export", "fit", "gallery", "kept", "plan", "probe", "query",
-    "report", "run", "score", "select", "theory", "validate", "verify",
-]  # fmt: skip
+    "Catalog",
+    "CurateError",
+    "OptionError",
+    "cluster",
+    "correlations",
+    "embed",
+    "export",
+    "fit",
+    "gallery",
+    "kept",
+    "plan",
+    "probe",
+    "query",
+    "report",
+    "run",
+    "score",
+    "select",
+    "theory",
+    "validate",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'curate' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

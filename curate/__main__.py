@@ -1,4 +1,4 @@
-from curate.cli import main
+from curate.cli.app import main
 
 if __name__ == "__main__":
     main()

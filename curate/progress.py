@@ -5,61 +5,78 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 
-from curate.units import printable
+from curate.formatting import escape_control_characters
 
 log = logging.getLogger("curate")
-_bars = False
+_bars_enabled = False
 
 
-def show(*, messages: bool, bars: bool) -> None:
-    """Let messages go to stderr, and bars too where stderr is a terminal."""
-    global _bars
-    _bars = bars and sys.stderr.isatty()
-    # Libraries log to the root as well (open_clip: every download that fails); our own line says what matters.
+def configure_output(*, messages: bool, bars: bool) -> None:
+    """Send messages to stderr, and progress bars too where stderr is a terminal."""
+    global _bars_enabled
+    _bars_enabled = bars and sys.stderr.isatty()
+    # Libraries log to the root logger too (open_clip: every failed download). Our own line says
+    # what matters.
     logging.getLogger().addHandler(logging.NullHandler())
     if messages and not log.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_Line())
+        handler.setFormatter(_PlainFormatter())
         log.addHandler(handler)
         log.propagate = False
     log.setLevel(logging.INFO if messages else logging.ERROR)
 
 
-class _Line(logging.Formatter):
-    """The message and nothing else; names of shards and errors come from strangers."""
+class _PlainFormatter(logging.Formatter):
+    """The message alone. Names of shards and error texts come from strangers, hence the escapes."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(record.getMessage(), "\n")
+        return escape_control_characters(record.getMessage(), "\n")
 
 
 @contextlib.contextmanager
-def bar(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar with samples, rate and time left; yields the function that moves it on.
+def progress_bar(description: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar with samples, rate and time left; yields the function that advances it.
 
-    That function takes (amount, samples): `amount` counts towards `total`, whatever its unit.
+    That function takes (amount, num_samples): `amount` counts towards `total`, in its unit.
     """
-    if not _bars:
-        yield lambda amount, samples: None
+    if not _bars_enabled:
+        yield lambda amount, num_samples: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
     from rich.text import Text
 
-    class Samples(ProgressColumn):
+    class SamplesColumn(ProgressColumn):
         def render(self, task: Task) -> Text:
-            done = task.fields["samples"]
-            # The speed of late, which rich knows in the unit of the total, turned into samples.
-            speed = (task.finished_speed or task.speed or 0) * done / max(task.completed, 1)
-            return Text(f"{done:,} samples" + (f" · {speed:,.0f}/s" if speed else ""), style="cyan")
+            num_samples = task.fields["samples"]
+            # rich knows the recent speed in the unit of the total; turn it into samples.
+            speed = task.finished_speed or task.speed or 0
+            rate = speed * num_samples / max(task.completed, 1)
+            suffix = f" · {rate:,.0f}/s" if rate else ""
+            return Text(f"{num_samples:,} samples{suffix}", style="cyan")
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), Samples(), TimeRemainingColumn())
-    # transient: the bar vanishes when the work is done, and the summary line stands in its place.
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        SamplesColumn(),
+        TimeRemainingColumn(),
+    )
+    # transient: the bar vanishes when the work is finished, and the summary line replaces it.
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task, seen = progress.add_task(what, total=total, samples=0), 0
+        task, samples_seen = progress.add_task(description, total=total, samples=0), 0
 
-        def advance(amount: int, samples: int) -> None:
-            nonlocal seen
-            seen += samples
-            progress.update(task, advance=amount, samples=seen)
+        def advance(amount: int, num_samples: int) -> None:
+            nonlocal samples_seen
+            samples_seen += num_samples
+            progress.update(task, advance=amount, samples=samples_seen)
 
         yield advance

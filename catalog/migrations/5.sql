@@ -1,4 +1,4 @@
--- k-means goes on over every row after the sample; where the time of a run went; and fingerprints of files, for `curate verify`.
+-- Iterations of k-means over every row, the time of a run by kind of work, and checksums of files.
 alter table clusterings add column passes integer default 0;
 alter table clusterings add column centroids_fingerprint text;
 alter table runs add column profile json;

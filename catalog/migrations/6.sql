@@ -1,2 +1,2 @@
--- Where vectors and centroids lie, if not in the catalog's own folder: a URL.
+-- Vectors and centroids may be stored under a URL.
 alter table meta add column files text;

@@ -2,7 +2,7 @@
 with counts as (
     select cluster_id, label, count(*) as num_samples
     from assignments join samples using (sample_id)
-    where clustering = chosen_clustering()
+    where clustering = default_clustering()
     group by cluster_id, label
 )
 select cluster_id, sum(num_samples)::bigint as num_samples,

@@ -1,4 +1,7 @@
 -- Shards whose bytes are the same, so that their samples count twice.
-select fingerprint, count(*) as num_shards, list(url order by shard_id) as urls
-from shards where fingerprint is not null
-group by fingerprint having count(*) > 1 order by num_shards desc;
+select checksum, count(*) as num_shards, list(url order by shard_id) as urls
+from shards
+where checksum is not null
+group by checksum
+having count(*) > 1
+order by num_shards desc;

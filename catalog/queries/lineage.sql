@@ -4,10 +4,22 @@ with recursive chain as (
     where run_id = coalesce(
         case when getvariable('name') is not null then coalesce(
             (select max(run_id) from named_sets where name = getvariable('name')::text),
-            error('no set is called ' || getvariable('name')::text)) end,
-        (select max(run_id) from named_sets))
-    union all
-    select chain.step + 1, parent.* from chain join runs as parent on parent.run_id = chain.made_from
+            error('no set is called ' || getvariable('name')::text)
+        ) end,
+        (select max(run_id) from named_sets)
+    )
+    union
+    select chain.step + 1, parent.*
+    from chain join runs as parent on list_contains(chain.parent_run_ids, parent.run_id)
 )
-select step, stage, name, arguments, version, started_at, left(fingerprint, 12) as fingerprint
-from chain order by step;
+select
+    min(step) as step,
+    stage,
+    name,
+    arguments,
+    version,
+    started_at,
+    left(fingerprint, 12) as fingerprint
+from chain
+group by all
+order by step, started_at desc;

@@ -1,6 +1,16 @@
 -- Each selection against random samples and against the whole corpus, in points of accuracy with 95% intervals.
-select validation, selection, keep, num_samples, seeds, round(pruned, 2) as pruned, round(random, 2) as random, round("full", 2) as "full",
-       round(over_random, 2) as over_random, round(over_random_interval, 2) as "± random",
-       round(over_full, 2) as over_full, round(over_full_interval, 2) as "± full"
+select
+    validation,
+    selection,
+    keep,
+    num_samples,
+    seeds,
+    round(pruned, 2) as pruned,
+    round(random, 2) as random,
+    round("full", 2) as "full",
+    round(delta_vs_random, 2) as delta_vs_random,
+    round(delta_vs_random_interval, 2) as "± random",
+    round(delta_vs_full, 2) as delta_vs_full,
+    round(delta_vs_full_interval, 2) as "± full"
 from pruned_vs_random
 order by validation, keep desc, selection;

@@ -1,15 +1,33 @@
--- Validated selections, those without a loss beyond $tolerance points first, and of these the smallest. Evidence is of the same
--- corpus (all of it, or $within), and of these members: not of a selection that was made anew since. What one validation is
--- sure to lose, no other makes up for.
+-- Validated selections: those without a loss beyond $tolerance points first, and of these the smallest.
+-- Evidence is of the same corpus (all of it, or $within), and of these members: not of a selection that was
+-- made anew since. What one validation is sure to lose, no other makes up for.
 with evidence as (
-    select pruned_vs_random.num_samples, validation, selection, over_full, over_full_interval,
-           over_full - over_full_interval >= -$tolerance as found, over_full + over_full_interval < -$tolerance as lost
-    from pruned_vs_random join selections using (selection) join validations using (validation)
+    select
+        pruned_vs_random.num_samples,
+        validation,
+        selection,
+        delta_vs_full,
+        delta_vs_full_interval,
+        delta_vs_full - delta_vs_full_interval >= -$tolerance as no_loss_shown,
+        delta_vs_full + delta_vs_full_interval < -$tolerance as loss_shown
+    from pruned_vs_random
+    join selections using (selection)
+    join validations using (validation)
     left join runs on runs.run_id = validations.run_id
-    where len(transfer) = 0 and over_full_interval is not null and selections.run_id < validations.run_id
-      and arguments->>'within' is not distinct from $within::text
+    where len(transfer) = 0
+        and delta_vs_full_interval is not null
+        and selections.run_id < validations.run_id
+        and arguments->>'within' is not distinct from $within::text
 )
-select validation, selection, over_full, over_full_interval,
-       found and not bool_or(lost) over (partition by selection) as lossless
+select
+    validation,
+    selection,
+    delta_vs_full,
+    delta_vs_full_interval,
+    no_loss_shown and not bool_or(loss_shown) over (partition by selection) as lossless
 from evidence
-order by lossless desc, case when lossless then num_samples end, over_full - over_full_interval desc, selection;
+order by
+    lossless desc,
+    case when lossless then num_samples end,
+    delta_vs_full - delta_vs_full_interval desc,
+    selection;

@@ -4,16 +4,17 @@ import numpy as np
 
 from curate.encoders import Encoder, encoder
 from curate.errors import CurateError
-from curate.images import Preprocessing
+from curate.formats.images import Preprocessing
 
 
 @encoder
 def pixels(variant: str, checkpoint: str | None, size: int | None) -> Encoder:
-    """Every channel value of the image squashed to 8 × 8, or to SIZE × SIZE with pixels@SIZE, in [-1, 1]."""
+    """Every channel value of the image squashed to 8 × 8, or to SIZE × SIZE, in [-1, 1]."""
     if checkpoint:
         raise CurateError("pixels has no weights: leave out --checkpoint")
-    side = size or 8
-    return Encoder(flatten, Preprocessing(size=side, resize_to=side, resize="squash"), "no weights")
+    edge = size or 8
+    preprocessing = Preprocessing(size=edge, resize_to=edge, resize="squash")
+    return Encoder(flatten, preprocessing, "no weights")
 
 
 def flatten(images: np.ndarray) -> np.ndarray:

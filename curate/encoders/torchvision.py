@@ -3,24 +3,30 @@
 The encoder of Sorscher et al. 2022 is SwAV's ResNet-50; its published checkpoint loads here.
 """
 
-from curate.encoders import Encoder, encoder, hash_weights, load_into
+from curate.encoders import Encoder, encoder
+from curate.encoders.weights import hash_weights, load_into
 from curate.errors import CurateError
-from curate.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from curate.formats.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 
 @encoder
 def torchvision(variant: str, checkpoint: str | None, size: int | None) -> Encoder:
-    """A ResNet's average pool (2048-d for resnet50); a projection head (SwAV, Caron et al. 2020) is left out."""
+    """A ResNet's average pool, 2048-d for resnet50, without SwAV's head (Caron et al. 2020)."""
     import torch
     import torchvision.models as models
 
     if variant not in models.list_models(module=models):
         raise CurateError(f"torchvision has no model '{variant}'; for example torchvision:resnet50")
     if checkpoint is None:
-        raise CurateError(f"torchvision:{variant} takes its weights from a file: give one with --checkpoint")
+        raise CurateError(
+            f"torchvision:{variant} takes its weights from a file: give one with --checkpoint"
+        )
     model = models.get_model(variant, weights=None)
     if not isinstance(getattr(model, "fc", None), torch.nn.Linear):
-        raise CurateError(f"'{variant}' has no classifier called fc; use a ResNet, or timm:MODEL for other networks")
+        raise CurateError(
+            f"'{variant}' has no classifier called fc; "
+            "use a ResNet, or timm:MODEL for other networks"
+        )
     model.fc = torch.nn.Identity()
     load_into(model, checkpoint, ignore=("fc.", "projection_head.", "prototypes."))
     pixels = size or 224

@@ -7,8 +7,9 @@ from curate.metrics import metric
 
 @metric
 def aum(margins: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """−1 times the margin (own logit less the largest other), mean over presentations and models: [n, m], [n] -> [n].
+    """Minus the mean margin over presentations and models: [n, m], [n] -> [n].
 
-    The paper takes a small area for a wrong label; here the sign is turned, so that what is hard scores high.
+    The margin is the own logit less the largest other. The paper takes a small area for a wrong
+    label; here the sign is turned, so that what is hard scores high.
     """
     return np.where(labels >= 0, -margins.mean(axis=1, dtype=np.float64), np.nan)

@@ -9,26 +9,26 @@ from curate.metrics import metric
 def el2n(probabilities: np.ndarray, labels: np.ndarray, models: int = 0) -> np.ndarray:
     """Length of the error softmax(f(x)) − onehot(y): [n, m, classes], [n] -> [n] in [0, √2].
 
-    The mean over the probe's models, or over the first `models` of them. A large error is hard, so it scores high.
+    The mean over the probe's models, or over the first `models` of them. A large error is hard, so
+    it scores high.
     """
-    return _scored(_errors(probabilities[:, : models or None], labels).mean(axis=1), labels)
+    lengths = _error_lengths(probabilities[:, : models or None], labels)
+    return np.where(labels >= 0, lengths.mean(axis=1), np.nan)
 
 
 @metric
 def grand(probabilities: np.ndarray, labels: np.ndarray, feature_norms: np.ndarray) -> np.ndarray:
-    """Length of the last layer's gradient, ‖p − y‖·√(1 + ‖h‖²): [n, m, classes], [n], [n, m] -> [n].
+    """Length of the last layer's gradient, ‖p − y‖·√(1 + ‖h‖²).
 
-    The mean over trained models; at initialisation, as the paper has it, it does not reproduce (arXiv:2303.14753).
+    [n, m, classes], [n], [n, m] -> [n]. The mean over trained models; at initialisation, as the
+    paper has it, it does not reproduce (arXiv:2303.14753).
     """
-    lengths = _errors(probabilities, labels) * np.sqrt(1 + np.square(feature_norms.astype(np.float64)))
-    return _scored(lengths.mean(axis=1), labels)
+    features = np.square(feature_norms.astype(np.float64))
+    lengths = _error_lengths(probabilities, labels) * np.sqrt(1 + features)
+    return np.where(labels >= 0, lengths.mean(axis=1), np.nan)
 
 
-def _errors(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _error_lengths(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     errors = probabilities.astype(np.float64)
     errors[np.arange(len(labels)), :, np.maximum(labels, 0)] -= 1
     return np.asarray(np.linalg.norm(errors, axis=2))
-
-
-def _scored(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return np.where(labels >= 0, scores, np.nan)

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from curate import shuffle
 from curate.metrics import metric
+from curate.random_hash import random_bits
 
 
 @metric
 def random(sample_ids: np.ndarray, seed: int) -> np.ndarray:
-    """Uniform numbers in [0, 1) by sample id and seed: int64 [n] -> [n]; the same for any split into shards."""
-    return (shuffle.random_bits(sample_ids, seed) >> np.uint64(11)) * 2.0**-53
+    """Uniform numbers in [0, 1) by id and seed: int64 [n] -> [n]; the same for any sharding."""
+    return (random_bits(sample_ids, seed) >> np.uint64(11)) * 2.0**-53

@@ -1,33 +1,37 @@
-"""A small convolutional network for images of up to 64 pixels, made for accuracy per second on a CPU core.
+"""A small convolutional network for images of up to 64 pixels, made for accuracy per CPU second.
 
-What was found on CIFAR-10: a stem that halves the edge at once, widths of 40 and 80, pooling before
-normalisation, and first filters that look at the right things (docs/metrics.md has the figures).
+What was measured on CIFAR-10: a stem that halves the edge at once, widths of 40 and 80, pooling
+before normalisation, and first filters that see edges and colours (numbers: docs/metrics.md).
 """
 
 from typing import TYPE_CHECKING
 
-from curate.errors import CurateError
+from curate.errors import OptionError
 from curate.models import Model, model
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+_SIZES = ("16", "32", "48", "64")
+
 
 @model
 def conv(variant: str = "32") -> Model:
     """A small residual network for images of 32 pixels; conv:64 for larger images."""
-    if variant not in ("16", "32", "48", "64"):
-        raise CurateError(f"'conv:{variant}': the edge of the images is one of 16, 32, 48, 64 pixels")
+    if variant not in _SIZES:
+        raise OptionError(
+            f"'conv:{variant}': the edge of the images is one of {', '.join(_SIZES)} pixels"
+        )
     return Model(
         _body,
-        edge=int(variant),
-        batch=64,
+        image_size=int(variant),
+        batch_size=64,
         epochs=10,
         learning_rate=0.01,
         weight_decay=0.05,
         label_smoothing=0.1,
-        stack=1,
+        stack_size=1,
         on_subsets={"epochs": 30, "label_smoothing": 0.0},
     )
 
@@ -36,43 +40,57 @@ def _body(channels: int, stem: int = 24, width: int = 40) -> "tuple[torch.nn.Mod
     from torch import nn
 
     first = nn.Conv2d(channels, stem, 2, stride=2, bias=False)
-    _look_at_edges_and_colours(first)
-    return nn.Sequential(
-        first, nn.BatchNorm2d(stem), nn.ReLU(inplace=True),
-        *_pooled(stem, width), _residual(width), *_pooled(width, 2 * width), _residual(2 * width),
-        nn.AdaptiveMaxPool2d(1), nn.Flatten(),
-    ), 2 * width  # fmt: skip
+    _init_edge_and_colour_filters(first)
+    layers = [
+        first,
+        nn.BatchNorm2d(stem),
+        nn.ReLU(inplace=True),
+        *_pooled_convolution(stem, width),
+        _residual_block(width),
+        *_pooled_convolution(width, 2 * width),
+        _residual_block(2 * width),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+    ]
+    return nn.Sequential(*layers), 2 * width
 
 
-def _pooled(fan_in: int, fan_out: int) -> "list[nn.Module]":
-    """A convolution, then pooling, so that normalisation and rectifier see a quarter of the pixels."""
+def _pooled_convolution(fan_in: int, fan_out: int) -> "list[nn.Module]":
+    """Pooling comes first, so that normalisation and rectifier see a quarter of the pixels."""
     from torch import nn
 
-    return [_convolution(fan_in, fan_out), nn.MaxPool2d(2), nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True)]
+    convolution = _convolution(fan_in, fan_out)
+    return [convolution, nn.MaxPool2d(2), nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True)]
 
 
-def _residual(width: int) -> "nn.Module":
+def _residual_block(width: int) -> "nn.Module":
     from torch import nn
 
-    class Residual(nn.Module):
+    class ResidualBlock(nn.Module):
         """x + f(x), rectified (He et al. 2016)."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.change = nn.Sequential(
-                _convolution(width, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-                _convolution(width, width), nn.BatchNorm2d(width),
-            )  # fmt: skip
+            self.residual = nn.Sequential(
+                _convolution(width, width),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+                _convolution(width, width),
+                nn.BatchNorm2d(width),
+            )
 
         def forward(self, inputs: "torch.Tensor") -> "torch.Tensor":
-            outputs: torch.Tensor = (inputs + self.change(inputs)).relu()
+            outputs: torch.Tensor = (inputs + self.residual(inputs)).relu()
             return outputs
 
-    return Residual()
+    return ResidualBlock()
 
 
 def _convolution(fan_in: int, fan_out: int) -> "nn.Conv2d":
-    """3 × 3, and at first the identity on as many channels as there are: what goes in is not lost (Zagoruyko et al. 2017)."""
+    """3 × 3, at first the identity on as many channels as possible: no input is lost.
+
+    Zagoruyko and Komodakis 2017 (DiracNets).
+    """
     import torch
     from torch import nn
 
@@ -82,13 +100,21 @@ def _convolution(fan_in: int, fan_out: int) -> "nn.Conv2d":
     return layer
 
 
-def _look_at_edges_and_colours(layer: "nn.Conv2d") -> None:
-    """First filters: Haar's wavelets times opponent colours, which the principal components of photos' patches resemble."""
+def _init_edge_and_colour_filters(layer: "nn.Conv2d") -> None:
+    """First filters: Haar's wavelets times opponent colours, much like the principal components of
+    photos' patches."""
     import torch
 
-    haar = torch.tensor([[[1.0, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]]]) / 2
-    colours = torch.nn.functional.normalize(torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]]), dim=1)
-    filters = torch.einsum("cr,kyx->ckryx", colours, haar).reshape(12, 3, 2, 2)
+    haar = [
+        [[1.0, 1], [1, 1]],
+        [[1, 1], [-1, -1]],
+        [[1, -1], [1, -1]],
+        [[1, -1], [-1, 1]],
+    ]
+    wavelets = torch.tensor(haar) / 2
+    opponents = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]])
+    colours = torch.nn.functional.normalize(opponents, dim=1)
+    filters = torch.einsum("cr,kyx->ckryx", colours, wavelets).reshape(12, 3, 2, 2)
     if layer.weight.shape[1:] == filters.shape[1:]:
         with torch.no_grad():
             layer.weight[:24] = torch.cat([filters, -filters])[: len(layer.weight)]

@@ -1,1 +1,1 @@
-"""One module is one verb: one public function that reads, computes, commits, and returns the set's name."""
+"""One folder or module is one verb: a public function that reads, computes, and commits."""

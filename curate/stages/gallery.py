@@ -1,57 +1,92 @@
-"""`curate gallery`: one picture of the easiest and the hardest images of each class, straight from the shards."""
+"""`curate gallery`: one picture of the easiest and the hardest images of each class."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from curate import provenance, resources, shards
-from curate.atomic import replacing
-from curate.catalog import Catalog
-from curate.errors import CurateError
-from curate.images import Preprocessing
-from curate.places import image_at
+from curate.catalog import provenance
+from curate.catalog.catalog import Catalog
+from curate.catalog.records import ClusteringRecord, ScoringRecord
+from curate.errors import CurateError, OptionError
+from curate.formats.images import Preprocessing
+from curate.formats.sample_locations import read_image
+from curate.formatting import natural_sort_key
+from curate.options import Option, verb
+from curate.package_data import read_sql
 from curate.progress import log
+from curate.stages.select.stage import ScoringName
+from curate.storage.atomic import atomic_write
 
-_NOTE = "curate:fingerprint"  # a text in the PNG: what is drawn on it
-_GAP, _INK, _FAINT = 6, (32, 32, 32), (110, 110, 110)
+_FINGERPRINT_KEY = "curate:fingerprint"  # a text in the PNG: what is drawn on it
+_GAP, _MARGIN, _TOP = 6, 16, 52  # pixels
+_TEXT_COLOUR, _LABEL_COLOUR = (32, 32, 32), (110, 110, 110)
+_MAX_LABEL = 32  # characters
 
 
+class ImageLocation(NamedTuple):
+    """Where a sample is in its shard, in bytes."""
+
+    url: str
+    offset: int
+    length: int
+
+
+def check_png(path: object) -> None:
+    """OptionError for a name that does not end in .png."""
+    if Path(str(path)).suffix.lower() != ".png":
+        name = Path(str(path)).name
+        raise OptionError(
+            f"the picture is a PNG: give --out a name that ends in .png, not '{name}'"
+        )
+
+
+@verb()
 def gallery(
     catalog: Catalog | str | Path,
     *,
-    scoring: str = "ssl_prototypes",
-    by: str | None = None,
-    count: int = 6,
-    size: int = 64,
-    max_rows: int = 20,
-    out: str | Path | None = None,
+    scoring: ScoringName = "ssl_prototypes",
+    by: Annotated[
+        str | None,
+        Option(
+            "Groups, a row each.",
+            choices=("label", "cluster"),
+            default="label, or cluster without labels",
+        ),
+    ] = None,
+    count: Annotated[int, Option("Images a side and row.", minimum=1, maximum=100)] = 6,
+    size: Annotated[int, Option("Edge of an image in pixels.", minimum=8, maximum=512)] = 64,
+    max_rows: Annotated[int, Option("Groups shown, the largest.", minimum=1)] = 20,
+    out: Annotated[
+        str | Path | None,
+        Option(
+            "PNG to write.",
+            metavar="FILE",
+            short="-o",
+            default="figures/SCORING.png in the catalog",
+            check=check_png,
+        ),
+    ] = None,
 ) -> str:
-    """Draw `count` easiest and hardest images of each class or cluster (`by` label or cluster); return the PNG's path.
-
-    `by` defaults to label, or cluster where there are no labels. Images are `size` pixels; at most `max_rows` groups,
-    the largest. The path defaults to figures/SCORING.png in the catalog.
-    """
+    """Draw `count` easiest and hardest images of each class or cluster; returns the PNG's path."""
     catalog = Catalog(catalog)
-    row = catalog.require("scoring", scoring)
-    if count < 1 or size < 8 or max_rows < 1:
-        raise CurateError("--count and --max-rows must be at least 1, --size at least 8")
-    if by not in (None, "label", "cluster"):
-        raise CurateError(f"--by {by}: choose one of label, cluster")
-    path = Path(out).expanduser().absolute() if out else catalog.path / "figures" / f"{row['scoring']}.png"
-    if path.suffix.lower() != ".png":
-        raise CurateError(f"the picture is a PNG: give --out a name that ends in .png, not '{path.name}'")
-    groups = _extremes(catalog, row, by, count, max_rows)
-    title = f"{row['scoring']}: from the easiest of each row (far left) to the hardest (far right)"
-    fingerprint = provenance.fingerprint("gallery", {"title": title, "size": size, "groups": groups})
+    record = catalog.require(ScoringRecord, scoring)
+    if out:
+        path = Path(out).expanduser().absolute()
+    else:
+        path = catalog.path / "figures" / f"{record.scoring}.png"
+    groups = _find_extremes(catalog, record, by, count, max_rows)
+    title = f"{record.scoring}: from the easiest of each row (far left) to the hardest (far right)"
+    settings = {"title": title, "size": size, "groups": groups}
+    fingerprint = provenance.fingerprint("gallery", settings)
     if _is_drawn(path, fingerprint):
         log.info("nothing to do: %s is this picture already", path)
         return str(path)
     picture = _draw(groups, title, count, size)
-    note = PngImagePlugin.PngInfo()
-    note.add_text(_NOTE, fingerprint)
-    with replacing(path) as temporary:
-        picture.save(temporary, format="PNG", pnginfo=note)
+    metadata = PngImagePlugin.PngInfo()
+    metadata.add_text(_FINGERPRINT_KEY, fingerprint)
+    with atomic_write(path) as temporary:
+        picture.save(temporary, format="PNG", pnginfo=metadata)
     log.info("drew %d rows of up to %d easiest and %d hardest images", len(groups), count, count)
     return str(path)
 
@@ -59,55 +94,74 @@ def gallery(
 def _is_drawn(path: Path, fingerprint: str) -> bool:
     try:
         with Image.open(path) as image:
-            return image.info.get(_NOTE) == fingerprint
-    except OSError:  # there is none, or it is no picture
+            return image.info.get(_FINGERPRINT_KEY) == fingerprint
+    except OSError:  # it does not exist, or is no picture
         return False
 
 
-def _extremes(
-    catalog: Catalog, scoring: dict[str, Any], by: str | None, count: int, max_rows: int
-) -> dict[str, list[tuple[Any, ...] | None]]:
-    """For each group its easiest and hardest samples (url, offset, length), easiest first; None fills a gap."""
-    clusterings = catalog.names("clustering")
-    clustering = scoring["source"] if scoring["source"] in clusterings else next(reversed(clusterings), None)
+def _find_extremes(
+    catalog: Catalog, scoring: ScoringRecord, by: str | None, count: int, max_rows: int
+) -> dict[str, list[ImageLocation | None]]:
+    """For each group its easiest and hardest samples, easiest first; None fills a gap."""
+    clusterings = catalog.list_names(ClusteringRecord)
+    clustering = next(reversed(clusterings), None)
+    if scoring.source in clusterings:
+        clustering = scoring.source
     with catalog.reading() as connection:
-        labelled = connection.execute("select 1 from samples where label is not null limit 1").fetchone()
+        has_labels = connection.execute(
+            "select 1 from samples where label is not null limit 1"
+        ).fetchall()
         rows = connection.execute(
-            resources.sql("stages/extremes"),
-            {"scoring": scoring["scoring"], "by": by or ("label" if labelled else "cluster"), "clustering": clustering,
-             "rows": max_rows, "count": count},
-        ).fetchall()  # fmt: skip
+            read_sql("stages/extremes"),
+            {
+                "scoring": scoring.scoring,
+                "by": by or ("label" if has_labels else "cluster"),
+                "clustering": clustering,
+                "rows": max_rows,
+                "count": count,
+            },
+        ).fetchall()
     if not rows:
-        raise CurateError(f"the scoring '{scoring['scoring']}' has no scored sample with a class or a cluster to show")
-    groups: dict[str, list[tuple[Any, ...] | None]] = {}
-    for name, url, offset, length, easy, hard, is_easy in rows:
+        raise CurateError(
+            f"the scoring '{scoring.scoring}' has no scored sample with a class or a cluster"
+        )
+    groups: dict[str, list[ImageLocation | None]] = {}
+    for name, url, offset, length, easy_rank, hard_rank, is_easy in rows:
         line = groups.setdefault(name, [None] * (2 * count))
-        line[easy - 1 if is_easy else 2 * count - hard] = (url, offset, length)
-    return dict(sorted(groups.items(), key=lambda item: shards.natural(item[0])))
+        column = easy_rank - 1 if is_easy else 2 * count - hard_rank
+        line[column] = ImageLocation(url, offset, length)
+    return dict(sorted(groups.items(), key=lambda item: natural_sort_key(item[0])))
 
 
-def _draw(groups: dict[str, list[tuple[Any, ...] | None]], title: str, count: int, size: int) -> Image.Image:
-    font, small = ImageFont.load_default(18), ImageFont.load_default(14)
-    names = {name: " ".join(name.split())[:32] for name in groups}
-    margin = 16 + max(int(small.getlength(name)) for name in names.values()) + 16
-    cell, top = size + _GAP, 52
-    width = margin + 2 * count * cell + 3 * _GAP + 16
-    picture = Image.new("RGB", (max(width, int(font.getlength(title)) + 32), top + len(groups) * cell + 12), "white")
+def _draw(
+    groups: dict[str, list[ImageLocation | None]], title: str, count: int, size: int
+) -> Image.Image:
+    title_font, label_font = ImageFont.load_default(18), ImageFont.load_default(14)
+    labels = {name: " ".join(name.split())[:_MAX_LABEL] for name in groups}
+    label_width = max(int(label_font.getlength(label)) for label in labels.values())
+    left, cell, middle_gap = label_width + 2 * _MARGIN, size + _GAP, 3 * _GAP
+    width = max(
+        left + 2 * count * cell + middle_gap + _MARGIN,
+        int(title_font.getlength(title)) + 2 * _MARGIN,
+    )
+    height = _TOP + len(groups) * cell + 12
+    picture = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(picture)
-    draw.text((16, 12), title, _INK, font)
-    for row, (name, line) in enumerate(groups.items()):
-        draw.text((16, top + row * cell + size // 2 - 8), names[name], _FAINT, small)
-        for column, place in enumerate(line):
-            x = margin + column * cell + (3 * _GAP if column >= count else 0)
-            if place is not None:
-                picture.paste(_thumbnail(place, size), (x, top + row * cell))
-    middle = margin + count * cell + _GAP
-    draw.line((middle, top, middle, top + len(groups) * cell - _GAP), fill=_FAINT, width=1)
+    draw.text((_MARGIN, 12), title, _TEXT_COLOUR, title_font)
+    for row, (name, locations) in enumerate(groups.items()):
+        y = _TOP + row * cell
+        draw.text((_MARGIN, y + size // 2 - 8), labels[name], _LABEL_COLOUR, label_font)
+        for column, location in enumerate(locations):
+            x = left + column * cell + (middle_gap if column >= count else 0)
+            if location is not None:
+                picture.paste(read_thumbnail(location, size), (x, y))
+    middle = left + count * cell + _GAP
+    bottom = _TOP + len(groups) * cell - _GAP
+    draw.line((middle, _TOP, middle, bottom), fill=_LABEL_COLOUR, width=1)
     return picture
 
 
-def _thumbnail(place: tuple[Any, ...], size: int) -> Image.Image:
-    """One sample's image, read by its place in the tar, fitted into a square."""
-    url, offset, length = place
-    how = Preprocessing(size, size, resize="longest", interpolation="bicubic", fill=(255, 255, 255))
-    return Image.fromarray(image_at(url, offset, length, how))
+def read_thumbnail(location: ImageLocation, size: int) -> Image.Image:
+    """One sample's image, fitted into a white square. Raises CurateError."""
+    preprocessing = Preprocessing(size, size, resize="longest", fill=(255, 255, 255))
+    return Image.fromarray(read_image(*location, preprocessing))

@@ -1,261 +1,352 @@
-"""`curate verify`: whether a catalog and its exports are what they say; every fault with its remedy."""
+"""`curate verify`: whether a catalog and its exports are what they say; issues with remedies."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from curate import fingerprints, probes, resources, shards, storage, vectors
-from curate.catalog import Catalog
-from curate.engine.copying import fingerprint_of
+from curate.catalog.catalog import Catalog
+from curate.catalog.records import ClusteringRecord, SelectionRecord
 from curate.errors import CurateError
-from curate.progress import bar, log
-from curate.shards import DamagedShard
-from curate.stages.export import MANIFEST
-from curate.stages.packing import Members
-from curate.tar import TarReader
-from curate.units import printable
+from curate.formats.centroids import load_centroids
+from curate.formats.probe_outputs import read_summary
+from curate.formats.samples import CorruptShardError, iterate_samples, to_unicode
+from curate.formats.tar import TarReader
+from curate.formats.vectors import read_vectors
+from curate.formatting import escape_control_characters
+from curate.options import Option, verb
+from curate.package_data import read_sql
+from curate.progress import log, progress_bar
+from curate.stages.export.layout import INDEX_ONLY, SelectionMembers
+from curate.stages.export.manifest import (
+    INDEX_NAME,
+    MANIFEST_NAME,
+    Manifest,
+    read_index,
+    read_manifest,
+)
+from curate.stages.export.worker import WrittenShard, expected_checksum
+from curate.storage import files
+from curate.storage.checksums import file_checksum
 
 
-class Fault(NamedTuple):
-    """Something that is not as it should be, what is wrong with it, and how to mend it."""
+class Issue(NamedTuple):
+    """Something that is not as it should be: what it is about, what is wrong, and the remedy."""
 
-    what: str
+    subject: str
     problem: str
     remedy: str
 
     def __str__(self) -> str:
-        return printable(f"{self.what}: {self.problem}; {self.remedy}")
+        return escape_control_characters(f"{self.subject}: {self.problem}; {self.remedy}")
 
 
-def verify(catalog: Catalog | str | Path, exports: list[str | Path] | None = None, *, sources: bool = False) -> list[Fault]:
-    """All faults of a catalog and of the exports it knows, or of the folders `exports` alone; none for sound ones.
+@verb()
+def verify(
+    catalog: Catalog | str | Path,
+    exports: Annotated[
+        list[str | Path] | None,
+        Option("Exported folders.", default="the catalog, and the exports it knows"),
+    ] = None,
+    *,
+    check_sources: Annotated[
+        bool,
+        Option(
+            "Read the shards too, and compare exports with them byte by byte.",
+            aliases=("sources",),
+        ),
+    ] = False,
+) -> list[Issue]:
+    """All issues of a catalog and of the exports it knows, or of the folders `exports` alone.
 
-    The catalog: every table can be read and adds up, every file of vectors, centroids and probes is there with the bytes
-    that were written, every shard is where it was and as large. An export: its files have the bytes that the manifest says,
-    their samples are those of the index. With `sources` the shards are read too, and exports are compared with them.
+    The catalog: every table can be read and adds up, every file of vectors, centroids and probes
+    exists with the bytes that were written, every shard is where it was and as large. An export:
+    its files have the bytes that the manifest says, their samples are those of the index.
     """
     catalog = Catalog(catalog)
     if exports:
-        folders = [storage.at(folder) for folder in exports]
-        faults = [fault for folder in folders for fault in _export(folder, catalog, sources)]
-        log.info("verified %s exports: %s faults", len(folders), len(faults) or "no")
-        return faults
-    damage = _damage(catalog)
-    if damage:  # what else the database says counts for nothing
+        folders = [files.resolve(folder) for folder in exports]
+        issues = [
+            issue for folder in folders for issue in _verify_export(folder, catalog, check_sources)
+        ]
+        log.info("verified %s exports: %s issues", len(folders), len(issues) or "no")
+        return issues
+    damage = _find_damage(catalog)
+    if damage:  # nothing else that the database says counts
         return [damage]
     with catalog.reading() as connection:
-        known = [storage.at(path) for (path,) in connection.execute("select path from exports").fetchall()]
-    here = [folder for folder in known if folder.is_dir()]
-    for folder in set(known) - set(here):
-        log.info("the export %s is no longer there: not verified", folder)
-    faults = [*_tables(catalog), *_files(catalog), *_shards(catalog, sources)]
-    faults += [fault for folder in here for fault in _export(folder, catalog, sources)]
-    log.info("verified the catalog and %s exports: %s faults", len(here), len(faults) or "no")
-    return faults
+        rows = connection.execute("select path from exports").fetchall()
+    folders = [files.resolve(path) for (path,) in rows]
+    existing = [folder for folder in folders if files.is_folder(folder)]
+    for folder in set(folders) - set(existing):
+        log.info("the export %s does not exist any more: not verified", folder)
+    issues = [
+        *_verify_tables(catalog),
+        *_verify_files(catalog),
+        *_verify_shards(catalog, check_sources),
+    ]
+    for folder in existing:
+        issues += _verify_export(folder, catalog, check_sources)
+    log.info("verified the catalog and %s exports: %s issues", len(existing), len(issues) or "no")
+    return issues
 
 
-def _damage(catalog: Catalog) -> Fault | None:
+def _find_damage(catalog: Catalog) -> Issue | None:
     """Read every block of the database, which has checksums of its own."""
     import duckdb
 
     try:
         with catalog.reading() as connection:
-            for (table,) in connection.execute("select table_name from duckdb_tables()").fetchall():
-                connection.execute(f"select sum(hash(rows)::double) from {table} as rows").fetchall()
+            tables = connection.execute("select table_name from duckdb_tables()").fetchall()
+            for (table,) in tables:
+                connection.execute(f"select sum(hash(rows)::double) from {table} as rows")
+                connection.fetchall()
     except duckdb.Error as error:
         reason = str(error).splitlines()[0]
-        return Fault(str(catalog.database), f"it is damaged ({reason})", "restore it from a copy, or embed into a new catalog")
+        return Issue(
+            str(catalog.database_path),
+            f"it is damaged ({reason})",
+            "restore it from a copy, or embed into a new catalog",
+        )
     return None
 
 
-def _tables(catalog: Catalog) -> Iterator[Fault]:
+def _verify_tables(catalog: Catalog) -> Iterator[Issue]:
     """The numbers that must agree."""
     with catalog.reading() as connection:
-        yield from (Fault(*row) for row in connection.execute(resources.sql("stages/verify")).fetchall())
+        rows = connection.execute(read_sql("stages/verify")).fetchall()
+    yield from (Issue(*row) for row in rows)
 
 
-def _files(catalog: Catalog) -> Iterator[Fault]:
+def _verify_files(catalog: Catalog) -> Iterator[Issue]:
     """Vectors, centroids and what probes wrote."""
     with catalog.reading() as connection:
-        files = connection.execute(
-            "select embedding, shard_id, num_embedded, vectors, dim from embedded_shards join embeddings using (embedding) "
+        vector_rows = connection.execute(
+            "select embedding, shard_id, num_embedded, dim, vectors_checksum "
+            "from embedded_shards join embeddings using (embedding) "
             "where num_embedded > 0 order by all"
         ).fetchall()
-        centroids = connection.execute("select clustering, centroids, k, centroids_fingerprint from clusterings").fetchall()
-        models = connection.execute(
+        part_rows = connection.execute(
             "select distinct folder, probe, part from probes join probe_models using (probe)"
         ).fetchall()
-    with bar("verify", len(files)) as advance:
-        for embedding, shard_id, count, fingerprint, dim in files:
-            yield from _vectors(catalog, embedding, shard_id, (count, dim), fingerprint)
-            advance(1, count)
-    for clustering, name, k, fingerprint in centroids:
-        path = catalog.centroid_file({"centroids": name})
-        remedy = f"cluster again: `curate cluster --name {clustering}` with another --seed and back, or another --name"
-        yield from _file(path, fingerprint, f"remove it; {remedy}")
-        if not fingerprint and path.is_file() and len(np.load(path, allow_pickle=False)) != k:
-            yield Fault(str(path), f"not the {k} centroids that it should hold", remedy)
-    for folder, probe, part in models:
-        yield from _part(catalog.path / "probes" / folder / part, probe)
+    with progress_bar("verify", len(vector_rows)) as advance:
+        for embedding, shard_id, num_rows, dim, checksum in vector_rows:
+            yield from _verify_vectors(catalog, embedding, shard_id, (num_rows, dim), checksum)
+            advance(1, num_rows)
+    for name in catalog.list_names(ClusteringRecord):
+        yield from _verify_centroids(catalog, catalog.require(ClusteringRecord, name))
+    for folder, probe, part in part_rows:
+        yield from _verify_part(catalog.probe_folder(folder) / part, probe)
 
 
-def _vectors(
-    catalog: Catalog, embedding: str, shard_id: int, shape: tuple[int, int], fingerprint: str | None
-) -> Iterator[Fault]:
-    path = catalog.vector_file(embedding, shard_id)
+def _verify_vectors(
+    catalog: Catalog,
+    embedding: str,
+    shard_id: int,
+    shape: tuple[int, int],
+    checksum: str | None,
+) -> Iterator[Issue]:
+    location = catalog.vector_file(embedding, shard_id)
     remedy = "remove the file, and the same `curate embed` again makes it"
-    faults = list(_file(path, fingerprint, remedy))
-    yield from faults
-    if faults:
+    issues = list(_verify_file(location, checksum, remedy))
+    yield from issues
+    if issues:
         return
-    with catalog.reading() as connection:
-        wanted = connection.execute(
-            "select sample_id from samples where shard_id = $1 and sample_id not in (select sample_id from failures "
-            "where embedding = $2 and shard_id = $1 and sample_id is not null) order by sample_id", [shard_id, embedding],
-        ).fetchnumpy()["sample_id"]  # fmt: skip
-    try:
-        found = vectors.read(path)
-    except CurateError as error:
-        yield Fault(str(path), str(error), remedy)
-        return
-    if found.vectors.shape != shape or not np.array_equal(found.sample_ids, wanted):
-        yield Fault(str(path), "its rows are not those of the shard's samples", remedy)
-    elif not np.isfinite(found.vectors).all():
-        yield Fault(str(path), "it holds numbers that are not finite", remedy)
-
-
-def _part(folder: Path, probe: str) -> Iterator[Fault]:
-    remedy = f"remove '{folder}', and the same `curate probe --name {probe}` again makes it"
-    try:
-        summary = probes.summary(folder)
-        names = summary.get("fingerprints") or dict.fromkeys(f"{shard_id:08d}.parquet" for shard_id in summary["shards"])
-    except (CurateError, KeyError, AttributeError) as error:
-        yield Fault(str(folder), f"its summary cannot be read ({type(error).__name__})", remedy)
-        return
-    for name, fingerprint in names.items():
-        yield from _file(folder / Path(name).name, fingerprint, remedy)
-
-
-def _file(path: Path, fingerprint: str | None, remedy: str) -> Iterator[Fault]:
-    try:
-        if fingerprint and fingerprints.of_file(path) != fingerprint:
-            yield Fault(str(path), "its bytes are not those that were written", remedy)
-        elif not path.is_file():
-            yield Fault(str(path), "it is gone", remedy)
-    except OSError as error:
-        yield Fault(str(path), "it is gone" if isinstance(error, FileNotFoundError) else str(error.strerror), remedy)
-
-
-def _shards(catalog: Catalog, sources: bool) -> Iterator[Fault]:
     with catalog.reading() as connection:
         rows = connection.execute(
-            "select url, num_bytes, fingerprint from shards where num_samples is not null order by shard_id"
+            "select sample_id from samples where shard_id = $1 and sample_id not in "
+            "(select sample_id from failures where embedding = $2 and shard_id = $1 "
+            "and sample_id is not null) order by sample_id",
+            [shard_id, embedding],
+        ).fetchnumpy()
+    try:
+        shard = read_vectors(location)
+    except CurateError as error:
+        yield Issue(location, str(error), remedy)
+        return
+    has_same_ids = np.array_equal(shard.sample_ids, rows["sample_id"])
+    if shard.vectors.shape != shape or not has_same_ids:
+        yield Issue(location, "its rows are not those of the shard's samples", remedy)
+    elif not np.isfinite(shard.vectors).all():
+        yield Issue(location, "it holds numbers that are not finite", remedy)
+
+
+def _verify_centroids(catalog: Catalog, record: ClusteringRecord) -> Iterator[Issue]:
+    location = catalog.centroids_file(record)
+    remedy = (
+        f"cluster again: `curate cluster --name {record.clustering}` with another --seed and back, "
+        "or another --name"
+    )
+    yield from _verify_file(location, record.centroids_checksum, f"remove it; {remedy}")
+    if record.centroids_checksum or not files.is_file(location):
+        return
+    if len(load_centroids(location)) != record.k:  # of a catalog without checksums
+        yield Issue(location, f"not the {record.k} centroids that it should hold", remedy)
+
+
+def _verify_part(folder: Path, probe: str) -> Iterator[Issue]:
+    remedy = f"remove '{folder}', and the same `curate probe --name {probe}` again makes it"
+    try:
+        checksums = read_summary(folder).checksums
+    except CurateError as error:
+        reason = type(error.__cause__ or error).__name__
+        yield Issue(str(folder), f"its summary cannot be read ({reason})", remedy)
+        return
+    for name, checksum in checksums.items():
+        yield from _verify_file(str(folder / Path(name).name), checksum, remedy)
+
+
+def _verify_file(location: str, checksum: str | None, remedy: str) -> Iterator[Issue]:
+    """One file: it exists and, where a checksum is given, has the bytes that were written."""
+    try:
+        if checksum and file_checksum(location) != checksum:
+            yield Issue(location, "its bytes are not those that were written", remedy)
+        elif not files.is_file(location):
+            yield Issue(location, "it is gone", remedy)
+    except FileNotFoundError:
+        yield Issue(location, "it is gone", remedy)
+    except OSError as error:
+        yield Issue(location, str(error.strerror or error), remedy)
+
+
+def _verify_shards(catalog: Catalog, check_sources: bool) -> Iterator[Issue]:
+    with catalog.reading() as connection:
+        rows = connection.execute(
+            "select url, num_bytes, checksum from shards "
+            "where num_samples is not null order by shard_id"
         ).fetchall()
-    with bar("shards", sum(num_bytes for _, num_bytes, _ in rows) >> 10) as advance:
-        for url, num_bytes, fingerprint in rows:
-            yield from _source(url, num_bytes, fingerprint if sources else None)
+    total = sum(num_bytes for _, num_bytes, _ in rows) >> 10
+    with progress_bar("shards", total) as advance:
+        for url, num_bytes, checksum in rows:
+            yield from _verify_source(url, num_bytes, checksum if check_sources else None)
             advance(num_bytes >> 10, 0)
 
 
-def _source(url: str, num_bytes: int, fingerprint: str | None) -> Iterator[Fault]:
-    """One shard: there, as large as it was and, where a fingerprint is given, the same bytes."""
+def _verify_source(url: str, num_bytes: int, checksum: str | None) -> Iterator[Issue]:
+    """One shard: it exists, is as large as it was and, where a checksum is given, has its bytes."""
     try:
-        if shards.stat(url).num_bytes != num_bytes or (fingerprint and shards.fingerprint(url, fingerprint) != fingerprint):
-            yield Fault(url, "it has changed since it was embedded", "restore it, or embed the new corpus elsewhere (-c NEW)")
+        has_changed = files.stat(url).num_bytes != num_bytes
+        if not has_changed and checksum:
+            has_changed = file_checksum(url, checksum) != checksum
     except OSError as error:
-        yield Fault(url, f"it cannot be read ({error.strerror or error})", "put it back, or embed it where it is now")
-
-
-def _export(out: Path, catalog: Catalog, sources: bool) -> Iterator[Fault]:
-    """An exported folder against its manifest and its index and, with `sources`, against the shards it was made from."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not out.is_dir():
-        yield Fault(str(out), "there is no such folder", "check the path of the export")
-        return
-    again = f"export again into an empty folder, or remove {MANIFEST} and the file and export again"
-    try:
-        with storage.opened(out / MANIFEST) as file:
-            manifest = _checked(json.load(file))
-        written, claimed, made_from = manifest["shards"], manifest["num_samples"], manifest["sources"]
-        with storage.opened(out / "index.parquet") as file:
-            index = pq.read_table(file).to_pydict()
-        ids, places = index["sample_id"], zip(index.get("shard", []), index.get("exported_key", []), strict=True)
-    except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException) as error:
-        yield Fault(str(out), f"its manifest or index cannot be read ({type(error).__name__}: {error})", again)
-        return
-    if len(ids) != claimed or (claimed != sum(shard["num_samples"] for shard in written) and written):
-        yield Fault(str(out / "index.parquet"), f"{len(ids)} samples, but the manifest says {claimed}", again)
-    keys: dict[str, list[str]] = {}
-    for shard, key in places:
-        keys.setdefault(shard, []).append(key)
-    for shard in written:
-        yield from _exported(out, shard, keys.get(shard["path"], []), again)
-    if sources:
-        for source in made_from:
-            yield from _source(source["url"], source["num_bytes"], source["fingerprint"])
-        yield from _against_sources(out, manifest, catalog, again)
-
-
-def _checked(manifest: Any) -> dict[str, Any]:
-    """The manifest, if it has what a manifest has. Raises ValueError."""
-    kinds = {"shards": list, "sources": list, "num_samples": int, "selection": dict, "layout": str}
-    inner = {"shards": {"path": str, "num_samples": int, "fingerprint": str},
-             "sources": {"url": str, "num_bytes": int, "fingerprint": str}}  # fmt: skip
-
-    def has(found: Any, kinds: dict[str, type]) -> bool:
-        return isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
-
-    if not has(manifest, kinds) or not all(has(row, wanted) for name, wanted in inner.items() for row in manifest[name]):
-        raise ValueError("it is no manifest of an export")
-    return dict(manifest)
-
-
-def _exported(out: Path, shard: dict[str, Any], keys: list[str], again: str) -> Iterator[Fault]:
-    path = out / shard["path"]
-    if not path.resolve().is_relative_to(out.resolve()):  # a manifest from strangers names no file elsewhere
-        yield Fault(str(out / MANIFEST), f"it names '{shard['path']}', outside of the export", again)
-        return
-    faults = list(_file(path, shard["fingerprint"], again))
-    yield from faults
-    if not path.is_file():
-        return
-    try:
-        with shards.open_shard(str(path), buffered=False) as stream:
-            found = [shards.readable(sample.key) for sample in shards.samples(TarReader(stream))]
-    except DamagedShard as damage:
-        yield Fault(str(path), str(damage), again)
-        return
-    if found != keys:
-        missing = len(set(keys) - set(found))
-        problem = (
-            f"{missing} of {len(keys)} samples of the index are missing"
-            if missing
-            else "its samples are not those of the index"
+        yield Issue(
+            url,
+            f"it cannot be read ({error.strerror or error})",
+            "put it back, or embed it where it is now",
         )
-        yield Fault(str(path), problem, again)
-
-
-def _against_sources(out: Path, manifest: dict[str, Any], catalog: Catalog, again: str) -> Iterator[Fault]:
-    """Every byte of the samples beside those in the shards, where the catalog still has the selection."""
-    name, layout = str(manifest["selection"].get("selection")), manifest["layout"]
-    head = catalog.head("selection", name) if catalog.database.is_file() else None
-    if layout == "index":  # it holds no bytes
         return
-    if head is None or head["fingerprint"] != manifest["selection"].get("fingerprint"):
-        log.info("%s: the catalog no longer has its selection: not compared with the shards byte by byte", out)
+    if has_changed:
+        yield Issue(
+            url,
+            "it has changed since it was embedded",
+            "restore it, or embed the new corpus elsewhere (-c NEW)",
+        )
+
+
+def _verify_export(folder: str, catalog: Catalog, check_sources: bool) -> Iterator[Issue]:
+    """An exported folder against its manifest, its index and, on request, its source shards."""
+    import pyarrow as pa
+
+    if not files.is_folder(folder):
+        yield Issue(folder, "there is no such folder", "check the path of the export")
+        return
+    remedy = (
+        "export again into an empty folder, "
+        f"or remove {MANIFEST_NAME} and the file and export again"
+    )
+    try:
+        manifest = read_manifest(folder)
+        index = read_index(folder)
+    except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException) as error:
+        reason = f"{type(error).__name__}: {error}"
+        yield Issue(folder, f"its manifest or index cannot be read ({reason})", remedy)
+        return
+    yield from _verify_counts(folder, manifest, len(index.sample_ids), remedy)
+    keys_by_shard: dict[str, list[str]] = {}
+    for path, key in index.exported:
+        keys_by_shard.setdefault(path, []).append(key)
+    for shard in manifest.shards:
+        yield from _verify_exported_shard(folder, shard, keys_by_shard.get(shard.path, []), remedy)
+    if check_sources:
+        for source in manifest.sources:
+            yield from _verify_source(source.url, source.num_bytes, source.checksum)
+        yield from _compare_with_sources(folder, manifest, catalog, remedy)
+
+
+def _verify_counts(folder: str, manifest: Manifest, num_rows: int, remedy: str) -> Iterator[Issue]:
+    in_shards = sum(shard.num_samples for shard in manifest.shards)
+    is_inconsistent = bool(manifest.shards) and in_shards != manifest.num_samples
+    if num_rows != manifest.num_samples or is_inconsistent:
+        yield Issue(
+            files.join(folder, INDEX_NAME),
+            f"{num_rows} samples, but the manifest says {manifest.num_samples}",
+            remedy,
+        )
+
+
+def _verify_exported_shard(
+    folder: str, shard: WrittenShard, keys: list[str], remedy: str
+) -> Iterator[Issue]:
+    if _leads_outside(folder, shard.path):  # a manifest from strangers names no file elsewhere
+        location = files.join(folder, MANIFEST_NAME)
+        yield Issue(location, f"it names '{shard.path}', outside of the export", remedy)
+        return
+    location = files.join(folder, shard.path)
+    yield from _verify_file(location, shard.checksum, remedy)
+    if not files.is_file(location):
         return
     try:
-        members = Members(catalog, head)
-        wanted = {packed.output.path: fingerprint_of(packed.output) for packed in members.packed(layout) if packed.output}
-    except CurateError as error:
-        yield Fault(str(out), f"it cannot be compared with its shards: {error}", "mend the shards first")
+        with files.open_binary(location, sequential=True) as stream:
+            exported_keys = [
+                to_unicode(sample.key) for sample in iterate_samples(TarReader(stream))
+            ]
+    except CorruptShardError as error:
+        yield Issue(location, str(error), remedy)
         return
-    found = {shard["path"]: shard["fingerprint"] for shard in manifest["shards"]}
-    for path in sorted(wanted.keys() | found.keys()):
-        if wanted.get(path) != found.get(path):
-            yield Fault(str(out / path), "its samples are not byte for byte those of the shards", again)
+    if exported_keys != keys:
+        num_missing = len(set(keys) - set(exported_keys))
+        problem = "its samples are not those of the index"
+        if num_missing:
+            problem = f"{num_missing} of {len(keys)} samples of the index are missing"
+        yield Issue(location, problem, remedy)
+
+
+def _leads_outside(folder: str, path: str) -> bool:
+    if files.is_url(folder):
+        return ".." in path.split("/")
+    return not Path(folder, path).resolve().is_relative_to(Path(folder).resolve())
+
+
+def _compare_with_sources(
+    folder: str, manifest: Manifest, catalog: Catalog, remedy: str
+) -> Iterator[Issue]:
+    """Every byte of the samples against the shards, where the catalog still has the selection."""
+    if manifest.layout == INDEX_ONLY:  # it holds no bytes
+        return
+    record = None
+    if catalog.database_path.is_file():
+        record = catalog.find(SelectionRecord, str(manifest.selection.get("selection")))
+    if record is None or record.fingerprint != manifest.selection.get("fingerprint"):
+        log.info(
+            "%s: the catalog no longer has its selection: "
+            "not compared with the shards byte by byte",
+            folder,
+        )
+        return
+    try:
+        members = SelectionMembers(catalog, record)
+        expected = {
+            packed.output.path: expected_checksum(packed.output)
+            for packed in members.pack(manifest.layout)
+            if packed.output
+        }
+    except CurateError as error:
+        problem = f"it cannot be compared with its shards: {error}"
+        yield Issue(folder, problem, "mend the shards first")
+        return
+    written = {shard.path: shard.checksum for shard in manifest.shards}
+    for path in sorted(expected.keys() | written.keys()):
+        if expected.get(path) != written.get(path):
+            location = files.join(folder, path)
+            yield Issue(location, "its samples are not byte for byte those of the shards", remedy)

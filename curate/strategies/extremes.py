@@ -1,11 +1,12 @@
 """The two ends of a scoring, and neither of them.
 
-Sorscher et al. 2022, section 2: with little data keep the easy examples, with much data the hard ones.
+Sorscher et al. 2022, section 2: with little data keep the easy examples, with much data the hard
+ones.
 """
 
 import numpy as np
 
-from curate import shuffle
+from curate.random_hash import random_bits
 from curate.strategies import strategy
 
 
@@ -24,4 +25,4 @@ def easiest(scores: np.ndarray) -> np.ndarray:
 @strategy
 def random(sample_ids: np.ndarray, seed: int) -> np.ndarray:
     """A seeded permutation, whatever the scores: [n] -> [n]; needs no scoring."""
-    return (shuffle.random_bits(sample_ids, seed) >> np.uint64(11)).astype(np.float64)
+    return (random_bits(sample_ids, seed) >> np.uint64(11)).astype(np.float64)

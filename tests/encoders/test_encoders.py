@@ -1,16 +1,23 @@
-"""Every encoder against the library it wraps: same weights, the library's own transform, real photos."""
+"""Every encoder against the library it wraps: the same weights, the library's own transform.
 
+The images are real photos.
+"""
+
+import io
 import tarfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from curate import encoders, images
-from curate.engine import inference
+from curate import encoders
+from curate.encoders import weights
 from curate.errors import CurateError
+from curate.formats import images
+from curate.stages.embed import inference
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of the wrapped libraries
@@ -23,7 +30,8 @@ pytestmark = [
 def photos(data) -> list[bytes]:
     """A hundred photos of several sizes and shapes."""
     with tarfile.open(data / "clothing" / "clothing-test-000.tar") as tar:
-        return [tar.extractfile(member).read() for member in tar if member.name.endswith(".jpg")][:100]
+        jpegs = [member for member in tar if member.name.endswith(".jpg")]
+        return [tar.extractfile(member).read() for member in jpegs[:100]]
 
 
 @pytest.fixture(scope="session")
@@ -33,39 +41,46 @@ def torch():
         return pytest.importorskip("torch")
 
 
-def ours(spec: str, checkpoint: str | None, photos: list[bytes], folder: Path) -> tuple[np.ndarray, inference.Model]:
-    made = encoders.make(spec, checkpoint)
-    model = inference.prepare(made, spec, checkpoint, "cpu", 2, folder / "network.onnx")
-    forward = inference.load(model)
-    pixels = np.stack([images.decode(photo, model.preprocessing).pixels for photo in photos])
-    return np.concatenate([forward(pixels[start : start + 10]) for start in range(0, len(pixels), 10)]), model
+def decode(photos: list[bytes], preprocessing: images.Preprocessing) -> np.ndarray:
+    return np.stack([images.decode_image(photo, preprocessing).pixels for photo in photos])
 
 
-def theirs(torch, network, transform, photos: list[bytes]) -> np.ndarray:
-    import io
+def embed_by_curate(
+    spec: str, checkpoint: str | None, photos: list[bytes], folder: Path
+) -> tuple[np.ndarray, inference.EncoderPlan]:
+    encoder = encoders.make_encoder(spec, checkpoint)
+    onnx = str(folder / "network.onnx")
+    plan = inference.plan_encoder(encoder, spec, checkpoint, "cpu", 2, onnx)
+    forward = inference.load_forward(plan)
+    pixels = decode(photos, plan.preprocessing)
+    batches = [forward(pixels[start : start + 10]) for start in range(0, len(pixels), 10)]
+    return np.concatenate(batches), plan
 
-    found = []
+
+def embed_by_library(torch, network, transform, photos: list[bytes]) -> np.ndarray:
+    inputs = [transform(Image.open(io.BytesIO(photo)).convert("RGB")) for photo in photos]
     with torch.no_grad():
-        for start in range(0, len(photos), 10):
-            batch = [transform(Image.open(io.BytesIO(photo)).convert("RGB")) for photo in photos[start : start + 10]]
-            found.append(network(torch.stack(batch)).flatten(1).numpy())
-    return np.concatenate(found)
+        batches = [network(batch).flatten(1) for batch in torch.stack(inputs).split(10)]
+    return torch.cat(batches).numpy()
 
 
-def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+def cosine_similarities(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return (left * right).sum(axis=1) / norms
 
 
 def test_open_clip_equals_its_own_transform(torch, photos, tmp_path):
     import open_clip
 
     torch.manual_seed(0)
-    clip, _, transform = open_clip.create_model_and_transforms("ViT-B-32", pretrained=None)
+    clip, _, transform = open_clip.create_model_and_transforms("ViT-S-32", pretrained=None)
     torch.save(clip.state_dict(), tmp_path / "clip.pt")
-    found, model = ours("open_clip:ViT-B-32", str(tmp_path / "clip.pt"), photos, tmp_path)
-    assert model.onnx is not None
-    assert found.shape == (100, 512)
-    assert cosines(found, theirs(torch, clip.visual.eval(), transform, photos)).min() >= 0.9999
+    checkpoint = str(tmp_path / "clip.pt")
+    vectors, plan = embed_by_curate("open_clip:ViT-S-32", checkpoint, photos, tmp_path)
+    assert plan.onnx is not None
+    assert vectors.shape == (100, 384)
+    expected = embed_by_library(torch, clip.visual.eval(), transform, photos)
+    assert cosine_similarities(vectors, expected).min() >= 0.9999
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
@@ -75,10 +90,14 @@ def test_timm_equals_its_own_transform(torch, photos, tmp_path, name):
     torch.manual_seed(0)
     network = timm.create_model(name, pretrained=False, num_classes=0).eval()
     torch.save(network.state_dict(), tmp_path / "timm.pt")
-    found, model = ours(f"timm:{name}", str(tmp_path / "timm.pt"), photos, tmp_path)
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network), is_training=False)
-    assert model.onnx is not None
-    assert cosines(found, theirs(torch, network, transform, photos)).min() >= 0.9999
+    checkpoint = str(tmp_path / "timm.pt")
+    vectors, plan = embed_by_curate(f"timm:{name}", checkpoint, photos, tmp_path)
+    transform = timm.data.create_transform(
+        **timm.data.resolve_model_data_config(network), is_training=False
+    )
+    assert plan.onnx is not None
+    expected = embed_by_library(torch, network, transform, photos)
+    assert cosine_similarities(vectors, expected).min() >= 0.9999
 
 
 def test_torchvision_leaves_out_swavs_projection_head(torch, tmp_path, photos):
@@ -86,38 +105,57 @@ def test_torchvision_leaves_out_swavs_projection_head(torch, tmp_path, photos):
 
     torch.manual_seed(0)
     network = torchvision.models.resnet18()
-    state = {f"module.{name}": value for name, value in network.state_dict().items() if not name.startswith("fc.")}
-    state |= {"module.projection_head.0.weight": torch.zeros(3, 3), "module.prototypes.weight": torch.zeros(3, 3)}
+    state = {
+        f"module.{name}": value
+        for name, value in network.state_dict().items()
+        if not name.startswith("fc.")
+    }
+    state |= {
+        "module.projection_head.0.weight": torch.zeros(3, 3),
+        "module.prototypes.weight": torch.zeros(3, 3),
+    }
     torch.save(state, tmp_path / "swav.pt")
-    found, model = ours("torchvision:resnet18", str(tmp_path / "swav.pt"), photos[:20], tmp_path)
+    checkpoint = str(tmp_path / "swav.pt")
+    vectors, plan = embed_by_curate("torchvision:resnet18", checkpoint, photos[:20], tmp_path)
     network.fc = torch.nn.Identity()
-    how = model.preprocessing
-    transform = torchvision.transforms.Compose([
-        torchvision.transforms.Resize(256), torchvision.transforms.CenterCrop(224), torchvision.transforms.ToTensor(),
-        torchvision.transforms.Normalize(how.mean, how.std),
-    ])  # fmt: skip
-    assert found.shape == (20, 512)
-    assert cosines(found, theirs(torch, network.eval(), transform, photos[:20])).min() >= 0.9999
+    preprocessing = plan.preprocessing
+    transform = torchvision.transforms.Compose(
+        [
+            torchvision.transforms.Resize(256),
+            torchvision.transforms.CenterCrop(224),
+            torchvision.transforms.ToTensor(),
+            torchvision.transforms.Normalize(preprocessing.mean, preprocessing.std),
+        ]
+    )
+    assert vectors.shape == (20, 512)
+    expected = embed_by_library(torch, network.eval(), transform, photos[:20])
+    assert cosine_similarities(vectors, expected).min() >= 0.9999
 
 
 def test_efficientnet_lite_is_the_packaged_network(torch, photos, tmp_path):
-    found, model = ours("efficientnet_lite0@96", None, photos[:20], tmp_path)
-    assert found.shape == (20, 1280)
-    assert model.onnx is not None
-    by_torch = inference.load(inference.Model(model.spec, None, "cpu", 2, model.preprocessing, None))
-    pixels = np.stack([images.decode(photo, model.preprocessing).pixels for photo in photos[:20]])
-    assert cosines(found, by_torch(pixels)).min() >= 0.99999
+    vectors, plan = embed_by_curate("efficientnet_lite0@96", None, photos[:20], tmp_path)
+    assert vectors.shape == (20, 1280)
+    assert plan.onnx is not None
+    forward_by_torch = inference.load_forward(replace(plan, onnx=None))
+    expected = forward_by_torch(decode(photos[:20], plan.preprocessing))
+    assert cosine_similarities(vectors, expected).min() >= 0.99999
 
 
 def test_an_onnx_file_is_an_encoder(torch, tmp_path, photos):
     network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
-    names = {"input_names": ["x"], "dynamic_axes": {"x": {0: "n"}}}
-    torch.onnx.export(network, (torch.zeros(1, 3, 32, 32),), str(tmp_path / "mean.onnx"), dynamo=False, **names)
-    found, model = ours(f"onnx:{tmp_path}/mean.onnx", None, photos[:5], tmp_path)
-    assert model.preprocessing.size == 32
-    pixels = np.stack([images.decode(photo, model.preprocessing).pixels for photo in photos[:5]])
-    wanted = model.preprocessing.normalize(pixels).reshape(5, 3, 2, 16, 2, 16).mean(axis=(3, 5)).reshape(5, -1)
-    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    torch.onnx.export(
+        network,
+        (torch.zeros(1, 3, 32, 32),),
+        str(tmp_path / "mean.onnx"),
+        dynamo=False,
+        input_names=["x"],
+        dynamic_axes={"x": {0: "n"}},
+    )
+    vectors, plan = embed_by_curate(f"onnx:{tmp_path}/mean.onnx", None, photos[:5], tmp_path)
+    assert plan.preprocessing.size == 32
+    inputs = plan.preprocessing.normalize(decode(photos[:5], plan.preprocessing))
+    means = inputs.reshape(5, 3, 2, 16, 2, 16).mean(axis=(3, 5))
+    np.testing.assert_allclose(vectors, means.reshape(5, -1), atol=1e-4)
 
 
 def test_a_network_that_cannot_be_exported_runs_in_torch(torch, tmp_path, capfd):
@@ -125,8 +163,9 @@ def test_a_network_that_cannot_be_exported_runs_in_torch(torch, tmp_path, capfd)
         def forward(self, images):
             return torch.fft.fft(images.mean(dim=(2, 3))).abs()
 
-    made = encoders.Encoder(Odd(), images.Preprocessing(8, 8), "none")
-    assert inference.prepare(made, "odd", None, "cpu", 1, tmp_path / "odd.onnx").onnx is None
+    encoder = encoders.Encoder(Odd(), images.Preprocessing(8, 8), "none")
+    plan = inference.plan_encoder(encoder, "odd", None, "cpu", 1, str(tmp_path / "odd.onnx"))
+    assert plan.onnx is None
     assert capfd.readouterr().out == ""
 
 
@@ -141,25 +180,28 @@ def test_a_checkpoint_is_never_unpickled(torch, tmp_path):
     torch.save({"weight": Evil()}, tmp_path / "evil2.pt")
     for name in ("evil.pt", "evil2.pt"):
         with pytest.raises(CurateError, match="is no file of weights"):
-            encoders.load_state(str(tmp_path / name))
+            weights.load_state(str(tmp_path / name))
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(("spec", "reason"), [
-    ("open_clip:Nope/openai", "open_clip has no model 'Nope'"),
-    ("open_clip:ViT-B-32/nope", "has no weights 'nope'; there are: .*openai"),
-    ("timm:nope", "timm has no model 'nope'"),
-    ("torchvision:nope", "torchvision has no model"),
-    ("onnx:nope.onnx", "no ONNX file at"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("open_clip:Nope/openai", "open_clip has no model 'Nope'"),
+        ("open_clip:ViT-B-32/nope", "has no weights 'nope'; there are: .*openai"),
+        ("timm:nope", "timm has no model 'nope'"),
+        ("torchvision:nope", "torchvision has no model"),
+        ("onnx:nope.onnx", "no ONNX file at"),
+    ],
+)
 def test_wrong_names_say_what_there_is(spec, reason):
     with pytest.raises(CurateError, match=reason):
-        encoders.make(spec)
+        encoders.make_encoder(spec)
 
 
 def test_a_checkpoint_of_another_network_is_named(torch, tmp_path):
     torch.save({"nonsense": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(CurateError, match="does not fit the model: .* names differ"):
-        encoders.make("timm:resnet18", str(tmp_path / "other.pt"))
+        encoders.make_encoder("timm:resnet18", str(tmp_path / "other.pt"))
     with pytest.raises(CurateError, match="other.pt"):
-        encoders.make("open_clip:ViT-B-32", str(tmp_path / "other.pt"))
+        encoders.make_encoder("open_clip:ViT-B-32", str(tmp_path / "other.pt"))

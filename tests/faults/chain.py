@@ -2,8 +2,9 @@
 
     python chain.py CATALOG OUT WORKERS KILL_AT SHARD...
 
-Commit points are counted where files get or lose their names, before and after, and around every commit of the database;
-at one KILL_AT, from 0, the process dies by SIGKILL. Without a kill it prints how many points there are.
+Commit points are counted where files get or lose their names, before and after, and around every
+commit of the database; at the one numbered KILL_AT, from 0, the process dies by SIGKILL. Without a
+kill it prints how many points there are.
 """
 
 import os
@@ -11,24 +12,27 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-passed: list[str] = []
+passed: list[str] = []  # the commit points so far
 kill_at = -1
 
 
 def point(name: str) -> None:
     passed.append(name)
     if len(passed) - 1 == kill_at:
-        os.kill(os.getpid(), signal.SIGKILL)
+        kill_self()
 
 
-def around(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def with_points(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     def wrapped(*args: Any, **options: Any) -> Any:
         point(f"before {name}")
         result = function(*args, **options)
@@ -39,7 +43,7 @@ def around(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 class Connection:
-    """A database connection whose commits are points: before, amid and after."""
+    """A database connection whose commits are points: before, during and after."""
 
     def __init__(self, plain: Any) -> None:
         self._plain = plain
@@ -51,32 +55,33 @@ class Connection:
         if text != "commit":
             return self._plain.execute(text, *args)
         point("before commit")
-        if len(passed) == kill_at:  # the next point: die while the commit is on its way
-            delay = (kill_at * 0.37e-3) % 3e-3
-            threading.Thread(target=lambda: (time.sleep(delay), os.kill(os.getpid(), signal.SIGKILL)), daemon=True).start()
+        if len(passed) == kill_at:  # the next point: die while the commit is under way
+            timer = threading.Timer((kill_at * 0.37e-3) % 3e-3, kill_self)
+            timer.daemon = True
+            timer.start()
         result = self._plain.execute(text, *args)
-        point("amid commit")
+        point("during commit")
         point("after commit")
         return result
 
 
-def watch() -> None:
+def add_points() -> None:
     """Count and kill where the package commits; nothing in the package knows of it."""
-    os.replace = around(os.replace, "rename")
-    os.unlink = around(os.unlink, "unlink")
-    Path.unlink = around(Path.unlink, "unlink")  # type: ignore[method-assign]
-    shutil.rmtree = around(shutil.rmtree, "rmtree")  # type: ignore[assignment]
+    os.replace = with_points(os.replace, "rename")
+    os.unlink = with_points(os.unlink, "unlink")
+    Path.unlink = with_points(Path.unlink, "unlink")  # type: ignore[method-assign]
+    shutil.rmtree = with_points(shutil.rmtree, "rmtree")  # type: ignore[assignment]
     connect = duckdb.connect
     duckdb.connect = lambda *args, **options: Connection(connect(*args, **options))  # type: ignore[assignment]
 
 
 def main(catalog: str, out: str, workers: int, shards: list[str]) -> None:
-    from curate.stages.cluster import cluster
-    from curate.stages.embed import embed
-    from curate.stages.export import export
-    from curate.stages.probe import probe
-    from curate.stages.score import score
-    from curate.stages.select import select
+    from curate.stages.cluster.stage import cluster
+    from curate.stages.embed.stage import embed
+    from curate.stages.export.stage import export
+    from curate.stages.probe.stage import probe
+    from curate.stages.score.stage import score
+    from curate.stages.select.stage import select
 
     embed(catalog, shards, encoder="pixels", workers=workers)
     cluster(catalog, k=4, workers=workers)
@@ -89,6 +94,6 @@ def main(catalog: str, out: str, workers: int, shards: list[str]) -> None:
 
 if __name__ == "__main__":
     kill_at = int(sys.argv[4])
-    watch()
+    add_points()
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[5:])
     print(len(passed))

@@ -1,36 +1,44 @@
-"""A full disk, a read-only folder, shards that vanish or change, workers that die: one line, and what was finished stays."""
+"""A full disk, a read-only folder, shards that vanish or change, workers that die.
+
+Each is one line, and what was finished stays.
+"""
 
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 from conftest import members, rows, write_corpus
 
-from curate.catalog import Catalog
-from curate.stages.cluster import cluster
-from curate.stages.embed import embed
-from curate.stages.score import score
-from curate.stages.select import select
+from curate.catalog.catalog import Catalog
+from curate.stages.cluster.stage import cluster
+from curate.stages.embed import worker as embed_worker
+from curate.stages.embed.stage import embed
+from curate.stages.score.stage import score
+from curate.stages.select.stage import select
 from curate.stages.verify import verify
+from curate.storage import files
 
-# The limits hold for this process and its workers only; the signal that would end them becomes an error, as on a full disk.
-FULL = """
+# The limit holds for this process and its workers only; the signal that would end them becomes an
+# error, as on a full disk.
+FULL_DISK = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-from curate.cli import main
+from curate.cli.app import main
 main(sys.argv[2:])
 """
-# The command runs once elsewhere, which imports all that it needs; then the process becomes nobody, who may write nowhere.
+# The command runs once in another folder, which imports all that it needs; then the process becomes
+# the user nobody, who may write nowhere.
 NOBODY = """
 import os, sys
-from curate.cli import main
+from curate.cli.app import main
 try:
     main([sys.argv[1] if word == sys.argv[2] else word for word in sys.argv[3:]])
 except SystemExit:
@@ -41,16 +49,16 @@ main(sys.argv[3:])
 """
 
 
-def curate(program: str, *words: object) -> subprocess.CompletedProcess[str]:
-    asked = [sys.executable, "-c", program, *map(str, words)]
-    return subprocess.run(asked, capture_output=True, text=True, timeout=120)
+def run_program(program: str, *words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def one_line(run: subprocess.CompletedProcess[str], reason: str) -> None:
+def assert_one_line(run: subprocess.CompletedProcess[str], reason: str) -> None:
     assert run.returncode == 1, run.stderr
-    last = run.stderr.splitlines()[-1]
-    assert last.startswith("curate: "), run.stderr
-    assert reason in last
+    last_line = run.stderr.splitlines()[-1]
+    assert last_line.startswith("curate: "), run.stderr
+    assert reason in last_line
     assert "Traceback" not in run.stderr
 
 
@@ -58,14 +66,15 @@ def test_a_full_disk_ends_embed_in_one_line_and_what_was_finished_stays(tmp_path
     shards = write_corpus(tmp_path / "corpus", 3, 40)
     catalog = Catalog(tmp_path / "catalog").create()
     embed(catalog, shards[:1], encoder="pixels@32", workers=1)
-    run = curate(FULL, 100_000, "embed", *shards, "--encoder", "pixels@32", "-c", catalog.path, "-j", 1)
+    words = ("embed", *shards, "--encoder", "pixels@32", "-c", catalog.path, "-j", 1)
+    run = run_program(FULL_DISK, 100_000, *words)
     assert run.returncode == 3, run.stderr
     assert "cannot be read" not in run.stderr
     assert "File too large" in run.stderr
     assert verify(catalog) == []
     embed(catalog, shards, encoder="pixels@32", workers=1)
     assert rows(catalog, "select sum(num_embedded) from embedded_shards") == [(120,)]
-    assert verify(catalog, sources=True) == []
+    assert verify(catalog, check_sources=True) == []
 
 
 def test_a_full_disk_at_the_commit_of_a_selection_keeps_the_old_one(tmp_path):
@@ -74,107 +83,107 @@ def test_a_full_disk_at_the_commit_of_a_selection_keeps_the_old_one(tmp_path):
     score(catalog, "random")
     select(catalog, keep=0.5, scoring="random", name="half")
     kept = members(catalog, "half")
-    run = curate(FULL, 256, "select", "--keep", 0.3, "--scoring", "random", "--name", "half", "-c", catalog.path)
-    one_line(run, "")
+    words = ("select", "--keep", 0.3, "--scoring", "random", "--name", "half", "-c", catalog.path)
+    run = run_program(FULL_DISK, 256, *words)
+    assert_one_line(run, "")
     assert members(catalog, "half") == kept
     assert verify(catalog) == []
 
 
 @pytest.mark.skipif(os.name != "posix", reason="users are those of POSIX")
-def test_a_folder_where_one_may_not_write_is_one_line(tmp_path):
+def test_a_folder_where_one_may_not_write_is_assert_one_line(tmp_path):
     catalog = Catalog(tmp_path / "catalog")
     shards = write_corpus(tmp_path / "corpus")
     embed(catalog, shards, encoder="pixels", workers=1)
     score(catalog, "random")
-    for path in (tmp_path, *tmp_path.rglob("*")):  # to be read by anybody, written by nobody
+    for path in (tmp_path, *tmp_path.rglob("*")):  # everybody may read, nobody write
         path.chmod(0o555 if path.is_dir() else 0o444)
     for folder in tmp_path.parents[:2]:
         folder.chmod(folder.stat().st_mode | 0o055)
     try:
         new, elsewhere = tmp_path / "new", tmp_path.with_name(f"{tmp_path.name}-elsewhere")
-        one_line(curate(NOBODY, elsewhere, new, "embed", *shards, "--encoder", "pixels", "-c", new), "ermission denied")
+        words = ("embed", *shards, "--encoder", "pixels", "-c", new)
+        assert_one_line(run_program(NOBODY, elsewhere, new, *words), "ermission denied")
         shutil.copytree(catalog.path, elsewhere, dirs_exist_ok=True)
-        words = ["select", "--keep", 0.5, "--scoring", "random", "-c", catalog.path]
-        one_line(curate(NOBODY, elsewhere, catalog.path, *words), "ermission denied")
+        words = ("select", "--keep", 0.5, "--scoring", "random", "-c", catalog.path)
+        assert_one_line(run_program(NOBODY, elsewhere, catalog.path, *words), "ermission denied")
     finally:
         for path in (tmp_path, *tmp_path.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
     assert verify(catalog) == []
 
 
-def test_a_shard_that_vanishes_under_embed_is_a_failure_and_is_read_again_when_it_is_back(tmp_path, monkeypatch):
-    from curate import shards as reading
-
+def test_a_shard_that_vanishes_under_embed_is_a_failure_and_is_read_when_it_is_back(
+    tmp_path, monkeypatch
+):
     shards = write_corpus(tmp_path / "corpus")
-    open_shard, data = reading.open_shard, Path(shards[1]).read_bytes()
+    open_binary, data = files.open_binary, Path(shards[1]).read_bytes()
 
-    def lose(url: str, **options: bool) -> object:
-        if url == shards[1]:
-            Path(url).unlink(missing_ok=True)
-        return open_shard(url, **options)
+    def open_too_late(location: str, **options: bool) -> BinaryIO:
+        if location == shards[1]:
+            Path(location).unlink(missing_ok=True)
+        return open_binary(location, **options)
 
-    monkeypatch.setattr(reading, "open_shard", lose)
     catalog = Catalog(tmp_path / "catalog")
-    embed(catalog, shards, encoder="pixels", workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "open_binary", open_too_late)
+        embed(catalog, shards, encoder="pixels", workers=1)
     ((error,),) = rows(catalog, "select error from failures")
     assert "No such file" in error
     assert rows(catalog, "select sum(num_embedded) from embedded_shards") == [(20,)]
-    monkeypatch.undo()
     Path(shards[1]).write_bytes(data)
     embed(catalog, shards, encoder="pixels", workers=1)
-    assert rows(catalog, "select sum(num_embedded), (select count(*) from failures) from embedded_shards") == [(30, 0)]
+    assert rows(catalog, "select sum(num_embedded) from embedded_shards") == [(30,)]
+    assert rows(catalog, "select count(*) from failures") == [(0,)]
 
 
 def test_a_shard_that_changes_under_embed_is_not_taken_for_what_it_was(tmp_path, monkeypatch):
-    from curate import shards as reading
-    from curate.engine import embedding
-
     shards = write_corpus(tmp_path / "corpus", 2)
-    fill = embedding._fill
+    decode_members = embed_worker._decode_members
 
-    def touch(row: object, *others: object) -> None:
+    def touch_and_decode(*arguments: Any) -> None:
         os.utime(shards[0], ns=(time.time_ns(), time.time_ns()))
-        fill(row, *others)  # type: ignore[arg-type]
+        decode_members(*arguments)
 
-    monkeypatch.setattr(embedding, "_fill", touch)
+    monkeypatch.setattr(embed_worker, "_decode_members", touch_and_decode)
     catalog = Catalog(tmp_path / "catalog")
     embed(catalog, shards[:1], encoder="pixels", workers=1)
     assert rows(catalog, "select error from failures") == [("it changed while it was read",)]
     assert rows(catalog, "select count(*) from embedded_shards") == [(0,)]
-    assert reading.stat(shards[0]).num_bytes > 0
+    assert Path(shards[0]).stat().st_size > 0
 
 
-@pytest.mark.parametrize("stage", ["embed", "cluster"])
-def test_a_worker_that_is_killed_is_one_line_and_the_same_command_goes_on(tmp_path, stage):
+def kill_a_worker(process: subprocess.Popen[str]) -> bool:
+    """Kill the first worker process that starts below a process; False where none does."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None:
+        for child in children.read_text().split() if children.exists() else []:
+            command = Path(f"/proc/{child}/cmdline")
+            if command.exists() and "spawn_main" in command.read_text():
+                os.kill(int(child), signal.SIGKILL)
+                return True
+        time.sleep(0.005)
+    return False
+
+
+@pytest.mark.parametrize("verb", ["embed", "cluster"])
+def test_a_worker_that_is_killed_is_one_line_and_the_same_command_goes_on(tmp_path, verb):
     """As the kernel does where memory runs out."""
     shards = write_corpus(tmp_path / "corpus", 8, 40, (64, 64))
     catalog = Catalog(tmp_path / "catalog")
-    if stage == "cluster":
+    words = ["embed", *shards, "--encoder", "pixels@32"]
+    if verb == "cluster":
         embed(catalog, shards, encoder="pixels", workers=1)
-    words = ["embed", *shards, "--encoder", "pixels@32"] if stage == "embed" else ["cluster", "--k", "3"]
-    asked = [sys.executable, "-m", "curate", *words, "-c", str(catalog.path), "-j", "2"]
-    process = subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    killed = threading.Event()
-
-    def kill_a_worker() -> None:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        while process.poll() is None and not killed.is_set():
-            for child in children.read_text().split() if children.exists() else []:
-                command = Path(f"/proc/{child}/cmdline")
-                if command.exists() and "spawn_main" in command.read_text():
-                    os.kill(int(child), signal.SIGKILL)
-                    killed.set()
-                    return
-            time.sleep(0.005)
-
-    thread = threading.Thread(target=kill_a_worker)
-    thread.start()
-    out, errors = process.communicate(timeout=120)
-    thread.join()
-    assert killed.is_set()
-    run = subprocess.CompletedProcess(asked, process.returncode, out, errors)
-    one_line(run, "a worker process died, perhaps for want of memory")
-    if stage == "embed":
+        words = ["cluster", "--k", "3"]
+    command = [sys.executable, "-m", "curate", *words, "-c", str(catalog.path), "-j", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with ThreadPoolExecutor(1) as pool:
+        killing = pool.submit(kill_a_worker, process)
+        out, errors = process.communicate(timeout=120)
+        assert killing.result()
+    run = subprocess.CompletedProcess(command, process.returncode, out, errors)
+    assert_one_line(run, "a worker process died, perhaps for want of memory")
+    if verb == "embed":
         embed(catalog, shards, encoder="pixels@32", workers=1)
         assert rows(catalog, "select sum(num_embedded) from embedded_shards") == [(320,)]
     else:
@@ -186,8 +195,10 @@ def test_two_clusterings_of_one_name_at_once_leave_one_whole(tmp_path):
     """Both commit; whoever is last replaces the other, in one transaction."""
     catalog = Catalog(tmp_path / "catalog")
     embed(catalog, write_corpus(tmp_path / "corpus", 3, 40), encoder="pixels", workers=1)
-    asked = [sys.executable, "-m", "curate", "cluster", "-c", str(catalog.path), "--k"]
-    processes = [subprocess.Popen([*asked, str(k)], stderr=subprocess.PIPE, text=True) for k in (3, 5)]
+    command = [sys.executable, "-m", "curate", "cluster", "-c", str(catalog.path), "--k"]
+    processes = [
+        subprocess.Popen([*command, str(k)], stderr=subprocess.PIPE, text=True) for k in (3, 5)
+    ]
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors

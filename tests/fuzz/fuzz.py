@@ -1,7 +1,9 @@
-"""Coverage-guided fuzzing by atheris (libFuzzer): python fuzz.py tar|recipe [libFuzzer's options] FOLDER...
+"""Coverage-guided fuzzing by atheris, which is libFuzzer.
 
-What must hold for any bytes: the reader of shards ends in samples or in DamagedShard, and its ranges lie in the file one after
-the other; a recipe loads or is refused by CurateError.
+    python fuzz.py tar|recipe [libFuzzer's options] FOLDER...
+
+What must hold for any bytes: the reader of shards ends in samples or in CorruptShardError, and its
+ranges lie in the file one after the other; a recipe loads or is refused by CurateError.
 """
 
 import io
@@ -15,40 +17,42 @@ import atheris
 with atheris.instrument_imports(include=["curate"]):
     from curate import recipe
     from curate.errors import CurateError
-    from curate.shards import DamagedShard, samples
-    from curate.tar import BLOCK, TarReader
+    from curate.formats.samples import CorruptShardError, iterate_samples
+    from curate.formats.tar import BLOCK, TarReader
 
 
 def read_tar(data: bytes) -> None:
-    for whole in (data, repaired(data)):
-        reader, end = TarReader(io.BytesIO(whole)), 0
+    for archive in (data, repair_checksums(data)):
+        reader, end = TarReader(io.BytesIO(archive)), 0
         try:
-            for sample in samples(reader):
+            for sample in iterate_samples(reader):
                 assert end <= sample.offset, "samples overlap"
                 end = sample.offset + sample.length
-                assert end <= len(whole), "a sample beyond the end"
+                assert end <= len(archive), "a sample beyond the end"
                 assert sample.key, "a sample without a key"
                 assert sample.members, "a sample without members"
-                assert sum(map(len, sample.members.values())) < sample.length, "members larger than their range"
-        except DamagedShard:
+                num_bytes = sum(map(len, sample.members.values()))
+                assert num_bytes < sample.length, "members larger than their range"
+        except CorruptShardError:
             reader.drain()
-        assert reader.num_bytes == len(whole), "not read to the end"
+        assert reader.num_bytes == len(archive), "not read to the end"
 
 
-def repaired(data: bytes) -> bytes:
+def repair_checksums(data: bytes) -> bytes:
     """With sound checksums in all that looks like a header, so that the fuzzer gets beyond them."""
-    found = bytearray(data)
-    for at in range(0, len(found) - BLOCK + 1, BLOCK):
-        block = found[at : at + BLOCK]
+    repaired = bytearray(data)
+    for start in range(0, len(data) - BLOCK + 1, BLOCK):
+        block = data[start : start + BLOCK]
         if block[257:262] == b"ustar":
-            found[at + 148 : at + 156] = b"%06o\0 " % (sum(block[:148]) + 8 * 32 + sum(block[156:]))
-    return bytes(found)
+            checksum = sum(block[:148]) + 8 * 32 + sum(block[156:])
+            repaired[start + 148 : start + 156] = b"%06o\0 " % checksum
+    return bytes(repaired)
 
 
 def load_recipe(data: bytes) -> None:
     FILE.write_bytes(data)
     try:
-        recipe.load(FILE, [], None)
+        recipe.load_recipe(FILE, [], None)
     except CurateError as error:
         assert str(error), "no reason"
 
@@ -58,5 +62,6 @@ if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
     with tempfile.TemporaryDirectory() as folder:
         FILE = Path(folder) / "recipe.toml"
-        atheris.Setup([sys.argv[0], *sys.argv[2:]], {"tar": read_tar, "recipe": load_recipe}[sys.argv[1]])
+        target = {"tar": read_tar, "recipe": load_recipe}[sys.argv[1]]
+        atheris.Setup([sys.argv[0], *sys.argv[2:]], target)
         atheris.Fuzz()

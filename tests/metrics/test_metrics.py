@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from curate.errors import CurateError
+from curate.errors import OptionError
 from curate.metrics import influence, metrics
 
 
@@ -18,19 +18,29 @@ def bits(*rows: str) -> np.ndarray:
 
 def test_el2n_and_grand():
     probabilities, labels = softmax([[2, 0, 0], [0, 2, 0]])[:, None], np.array([0, 0])
-    np.testing.assert_allclose(metrics["el2n"](probabilities, labels), [0.260888, 1.195416], atol=5e-7)
+    np.testing.assert_allclose(
+        metrics["el2n"](probabilities, labels), [0.260888, 1.195416], atol=5e-7
+    )
     norms = np.linalg.norm([[3, 4], [0, 1]], axis=1)[:, None]
-    np.testing.assert_allclose(metrics["grand"](probabilities, labels, norms), [1.330272, 1.690574], atol=5e-7)
+    np.testing.assert_allclose(
+        metrics["grand"](probabilities, labels, norms), [1.330272, 1.690574], atol=5e-7
+    )
 
 
 def test_el2n_is_the_mean_over_models_or_over_the_first():
     probabilities, labels = softmax([[2, 0, 0], [0, 2, 0]])[None], np.array([0])
-    np.testing.assert_allclose(metrics["el2n"](probabilities, labels), [(0.260888 + 1.195416) / 2], atol=5e-7)
-    np.testing.assert_allclose(metrics["el2n"](probabilities, labels, models=1), [0.260888], atol=5e-7)
+    np.testing.assert_allclose(
+        metrics["el2n"](probabilities, labels), [(0.260888 + 1.195416) / 2], atol=5e-7
+    )
+    np.testing.assert_allclose(
+        metrics["el2n"](probabilities, labels, models=1), [0.260888], atol=5e-7
+    )
 
 
 def test_el2n_lies_between_none_and_the_root_of_two():
-    np.testing.assert_allclose(metrics["el2n"](np.eye(2)[:, None], np.array([0, 0])), [0, np.sqrt(2)])
+    np.testing.assert_allclose(
+        metrics["el2n"](np.eye(2)[:, None], np.array([0, 0])), [0, np.sqrt(2)]
+    )
 
 
 def test_forgetting_counts_what_was_never_learned_as_the_most():
@@ -40,31 +50,38 @@ def test_forgetting_counts_what_was_never_learned_as_the_most():
     assert metrics["forgetting"](both, np.array([0, 0, 0, -1])).tolist()[:3] == [2, 0, 10]
 
 
-MASKS, CORRECT = bits("110", "101", "011", "110").T, bits("110", "101", "011", "111").T  # samples × models
+# Samples × models.
+WAS_TRAINED_ON = bits("110", "101", "011", "110").T
+CORRECT = bits("110", "101", "011", "111").T
 
 
 def test_memorization_and_its_standard_error():
-    scores, errors = metrics["memorization"](CORRECT, MASKS, np.zeros(3, int))
+    scores, errors = metrics["memorization"](CORRECT, WAS_TRAINED_ON, np.zeros(3, int))
     np.testing.assert_allclose(scores, [1, 1, 0.5])
-    shares, inside = np.array([0.75, 0.75, 0.75]), np.array([3, 3, 2])
-    np.testing.assert_allclose(errors, np.sqrt(shares * (1 - shares) * (1 / inside + 1 / (4 - inside))))
+    num_trained = np.array([3, 3, 2])
+    variance = 0.75 * (1 - 0.75)
+    np.testing.assert_allclose(
+        errors, np.sqrt(variance * (1 / num_trained + 1 / (4 - num_trained)))
+    )
 
 
 def test_memorization_of_what_was_never_in_or_never_out_is_unknown():
-    scores, _ = metrics["memorization"](bits("11", "11", "10"), bits("11", "00", "10"), np.zeros(3, int))
+    scores, _ = metrics["memorization"](
+        bits("11", "11", "10"), bits("11", "00", "10"), np.zeros(3, int)
+    )
     assert np.isnan(scores).tolist() == [True, True, False]
 
 
 def test_influence_is_a_difference_of_shares():
-    found = influence.of_subsets(MASKS, bits("10", "11", "01", "11"))
-    np.testing.assert_allclose(found.T, [[1, -1 / 3, -0.5], [-1 / 3, -1 / 3, 0.5]], atol=1e-6)
-    np.testing.assert_allclose(metrics["influence_max"](found), [1, -1 / 3, 0.5], atol=1e-6)
-    np.testing.assert_allclose(metrics["influence_sum_abs"](found), [4 / 3, 2 / 3, 1], atol=1e-6)
+    effects = influence.influence_of_subsets(WAS_TRAINED_ON, bits("10", "11", "01", "11"))
+    np.testing.assert_allclose(effects.T, [[1, -1 / 3, -0.5], [-1 / 3, -1 / 3, 0.5]], atol=1e-6)
+    np.testing.assert_allclose(metrics["influence_max"](effects), [1, -1 / 3, 0.5], atol=1e-6)
+    np.testing.assert_allclose(metrics["influence_sum_abs"](effects), [4 / 3, 2 / 3, 1], atol=1e-6)
 
 
 def test_influence_without_a_model_on_either_side_is_unknown():
-    found = influence.of_subsets(bits("11", "10"), bits("10", "11"))
-    assert np.isnan(metrics["influence_max"](found)).tolist() == [True, False]
+    effects = influence.influence_of_subsets(bits("11", "10"), bits("10", "11"))
+    assert np.isnan(metrics["influence_max"](effects)).tolist() == [True, False]
 
 
 def test_ddd_counts_the_models_that_are_wrong():
@@ -76,17 +93,24 @@ def test_an_ensemble_that_disagrees_is_unsure():
     probabilities = np.array([agreed, split, torn])
     acquire = metrics["ensemble_active_learning"]
     np.testing.assert_allclose(acquire(probabilities), [0, np.log(2), 0], atol=1e-9)
-    np.testing.assert_allclose(acquire(probabilities, "entropy"), [np.log(2), np.log(2), 0], atol=1e-9)
+    np.testing.assert_allclose(
+        acquire(probabilities, "entropy"), [np.log(2), np.log(2), 0], atol=1e-9
+    )
     np.testing.assert_allclose(acquire(probabilities, "variation_ratio"), [0, 0.5, 0])
-    with pytest.raises(CurateError, match="no acquisition called 'luck'; there are: mutual_information"):
+    with pytest.raises(
+        OptionError, match="no acquisition called 'luck'; there are: mutual_information"
+    ):
         acquire(probabilities, "luck")
 
 
 def test_margin_entropy_and_confidence_rise_with_difficulty():
-    probabilities, labels = np.array([[[0.9, 0.1]], [[0.6, 0.4]], [[0.2, 0.8]]]), np.array([0, 0, 0])
+    probabilities = np.array([[[0.9, 0.1]], [[0.6, 0.4]], [[0.2, 0.8]]])
+    labels = np.array([0, 0, 0])
     np.testing.assert_allclose(metrics["margin"](probabilities, labels), [-0.8, -0.2, 0.6])
     np.testing.assert_allclose(metrics["confidence"](probabilities), [0.1, 0.4, 0.2])
-    np.testing.assert_allclose(metrics["entropy"](probabilities[:1]), [-(0.9 * np.log(0.9) + 0.1 * np.log(0.1))])
+    np.testing.assert_allclose(
+        metrics["entropy"](probabilities[:1]), [-(0.9 * np.log(0.9) + 0.1 * np.log(0.1))]
+    )
 
 
 @pytest.mark.parametrize("name", ["el2n", "margin"])

@@ -1,5 +1,4 @@
 import hashlib
-import importlib
 import itertools
 import json
 import os
@@ -13,101 +12,129 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import png, rows, write_corpus, write_shard
+from conftest import png, rows, run_curate, write_corpus, write_shard
 
-from curate import corpus, vectors
-from curate.catalog import Catalog
-from curate.engine.embedding import ahead
-from curate.errors import CurateError
-from curate.stages.cluster import cluster
-from curate.stages.embed import default_name, embed, num_failures
-from curate.stages.export import export
-from curate.stages.score import score
-from curate.stages.select import select
+from curate.catalog.catalog import Catalog
+from curate.catalog.records import ShardRecord
+from curate.encoders import pixels as pixels_encoder
+from curate.errors import CurateError, OptionError
+from curate.formats.vectors import read_vectors, write_vectors
+from curate.stages.cluster.stage import cluster
+from curate.stages.embed import registration, worker
+from curate.stages.embed import stage as embed_stage
+from curate.stages.embed.stage import default_name, embed, num_failures
+from curate.stages.embed.worker import prefetch
+from curate.stages.export.stage import export
+from curate.stages.score.stage import score
+from curate.stages.select.stage import select
+from curate.storage.files import filename
 
-stage = importlib.import_module("curate.stages.embed")
+COUNTS = (
+    "select num_samples, num_embedded, num_failed from shards join embedded_shards using (shard_id)"
+)
 
 
-def files(catalog: Catalog, embedding: str = "pixels") -> dict[str, str]:
-    folder = catalog.embedding_folder(embedding)
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+def file_hashes(catalog: Catalog, embedding: str = "pixels") -> dict[str, str]:
+    """What an embedding's folder holds."""
+    folder = Path(catalog.embedding_folder(embedding))
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
-def conserved(catalog: Catalog) -> bool:
-    broken = rows(
-        catalog, "select * from embedded_shards join shards using (shard_id) where num_samples <> num_embedded + num_failed"
+def check_conservation(catalog: Catalog) -> None:
+    """For every shard, samples = embedded + failed; and every embedded sample is in the catalog."""
+    counts = rows(catalog, COUNTS)
+    assert all(
+        num_samples == num_embedded + num_failed for num_samples, num_embedded, num_failed in counts
     )
-    counts = rows(catalog, "select sum(num_embedded), (select count(*) from samples) from embedded_shards")
-    return not broken and counts[0][0] == counts[0][1]
+    ((num_rows,),) = rows(catalog, "select count(*) from samples")
+    assert num_rows == sum(num_embedded for _, num_embedded, _ in counts)
+
+
+def write_extra_shard(shards: list[str], name: str) -> str:
+    """One more shard in the folder of the others, with one sample."""
+    path = Path(shards[0]).with_name(name)
+    return str(write_shard(path, [("new", {"png": png(9), "cls": b"1"})]))
 
 
 def test_every_sample_gets_a_row_and_a_vector(catalog, shards):
     assert rows(catalog, "select shard_id, url, num_samples, complete from shards order by 1") == [
         (number, url, 10, True) for number, url in enumerate(shards)
     ]
-    found = rows(catalog, "select sample_id, key, label, caption, width, height from samples order by 1")
-    assert len(found) == 30
-    assert found[11] == ((1 << 24) | 1, "0001", "0", "picture 1", 12, 10)
-    part = vectors.read(catalog.vector_file("pixels", 1))
-    assert part.sample_ids.tolist() == [(1 << 24) | place for place in range(10)]
-    assert part.vectors.shape == (10, 192)
-    assert rows(catalog, "select embedding, encoder, dim from embeddings") == [("pixels", "pixels", 192)]
-    assert conserved(catalog)
+    samples = rows(
+        catalog, "select sample_id, key, label, caption, width, height from samples order by 1"
+    )
+    assert len(samples) == 30
+    assert samples[11] == ((1 << 24) | 1, "0001", "0", "picture 1", 12, 10)
+    shard = read_vectors(catalog.vector_file("pixels", 1))
+    assert shard.sample_ids.tolist() == [(1 << 24) | position for position in range(10)]
+    assert shard.vectors.shape == (10, 192)
+    assert rows(catalog, "select embedding, encoder, dim from embeddings") == [
+        ("pixels", "pixels", 192)
+    ]
+    check_conservation(catalog)
 
 
 def test_byte_ranges_lead_back_to_the_sample(catalog):
-    query = "select url, byte_offset, samples.num_bytes, key from samples join shards using (shard_id) where sample_id = ?"
-    ((url, offset, length, key),) = rows(catalog, query, (2 << 24) | 7)
+    sql = (
+        "select url, byte_offset, samples.num_bytes, key "
+        "from samples join shards using (shard_id) where sample_id = ?"
+    )
+    ((url, offset, length, key),) = rows(catalog, sql, (2 << 24) | 7)
     data = Path(url).read_bytes()[offset : offset + length]
     assert data[:8] == f"{key}.png"[:8].encode()
     assert png(2007) in data
 
 
 def test_duckdb_reads_the_vectors_as_lists(catalog):
-    with catalog.reading(guarded=True) as connection:
-        (count, kind) = connection.execute("select count(*), any_value(typeof(vector)) from embedding('pixels')").fetchone()
-    assert (count, kind) == (30, "FLOAT[]")
+    sql = "select count(*), any_value(typeof(vector)) from embedding('pixels')"
+    with catalog.reading(sandboxed=True) as connection:
+        assert connection.execute(sql).fetchall() == [(30, "FLOAT[]")]
 
 
 def test_the_same_command_again_does_nothing(catalog, shards, caplog):
-    before = files(catalog)
+    before = file_hashes(catalog)
     with caplog.at_level("INFO", "curate"):
         embed(catalog, shards[::-1], encoder="pixels")
     assert "nothing to do" in caplog.text
-    assert files(catalog) == before
+    assert file_hashes(catalog) == before
     assert rows(catalog, "select count(*) from runs") == [(1,)]
 
 
-def test_new_shards_are_added_and_known_ones_left_alone(catalog, shards, tmp_path):
-    before = files(catalog)
-    more = str(write_shard(tmp_path / "corpus" / "000a.tar", [("new", {"png": png(9), "cls": b"1"})]))
-    embed(catalog, [*shards, more], encoder="pixels")
-    assert {name: before[name] for name in before} == {name: files(catalog)[name] for name in before}
-    assert rows(catalog, "select shard_id from shards where url = ?", more) == [(3,)]
-    assert conserved(catalog)
+def test_new_shards_are_added_and_embedded_ones_left_alone(catalog, shards):
+    before = file_hashes(catalog)
+    extra = write_extra_shard(shards, "000a.tar")
+    embed(catalog, [*shards, extra], encoder="pixels")
+    after = file_hashes(catalog)
+    assert {name: after[name] for name in before} == before
+    assert rows(catalog, "select shard_id from shards where url = ?", extra) == [(3,)]
+    check_conservation(catalog)
 
 
 def test_two_workers_give_the_same_files_as_one(tmp_path, shards):
-    one, two = Catalog(tmp_path / "one"), Catalog(tmp_path / "two")
-    embed(one, shards, encoder="pixels", workers=1, batch_size=7)
-    embed(two, shards, encoder="pixels", workers=2)
-    assert files(one) == files(two)
-    query = "select * from samples order by sample_id"
-    assert rows(one, query) == rows(two, query)
+    by_one, by_two = Catalog(tmp_path / "one"), Catalog(tmp_path / "two")
+    embed(by_one, shards, encoder="pixels", workers=1, batch_size=7)
+    embed(by_two, shards, encoder="pixels", workers=2)
+    assert file_hashes(by_one) == file_hashes(by_two)
+    sql = "select * from samples order by sample_id"
+    assert rows(by_one, sql) == rows(by_two, sql)
 
 
-def test_threads_that_decode_ahead_give_the_same_rows_and_hand_on_what_fails():
-    """The way beside a GPU: reading and decoding in threads, however little is taken."""
+def test_threads_that_decode_ahead_give_the_same_rows_and_pass_on_errors():
+    """As for a GPU: reading and decoding in threads, however little is taken."""
     items = iter(range(200))
-    assert list(ahead(lambda item: item * 2, items, 3, 8)) == [item * 2 for item in range(200)]
+    assert list(prefetch(lambda item: item * 2, items, 3, 8)) == [item * 2 for item in range(200)]
 
     def broken() -> Iterator[int]:
         yield from range(20)
         raise ValueError("the end of the tape")
 
     with pytest.raises(ValueError, match="the end of the tape"):
-        list(ahead(lambda item: item, broken(), 2, 4))
-    taken = ahead(lambda item: item, itertools.count(), 2, 4)
+        list(prefetch(lambda item: item, broken(), 2, 4))
+    taken = prefetch(lambda item: item, itertools.count(), 2, 4)
     assert [next(taken) for _ in range(5)] == [0, 1, 2, 3, 4]
     taken.close()  # a source without an end must not keep the threads
 
@@ -116,31 +143,41 @@ def test_a_profile_says_where_the_time_went(tmp_path, shards, caplog):
     with caplog.at_level("INFO", "curate"):
         embed(tmp_path / "catalog", shards, encoder="pixels", workers=1, profile=True)
     assert re.search(r"profile: \d+\.\d s of 1 workers: .*decode \d+%", caplog.text)
-    ((text,),) = rows(Catalog(tmp_path / "catalog"), "select profile from runs")
+    ((text,),) = rows(Catalog(tmp_path / "catalog"), "select timing from runs")
     assert {"read", "decode", "encode", "write"} <= set(json.loads(text))
 
 
 def test_a_second_embedding_shares_the_corpus(catalog, shards):
     embed(catalog, shards, encoder="pixels@4", workers=1)
     assert rows(catalog, "select count(*) from samples") == [(30,)]
-    assert vectors.read(catalog.vector_file("pixels@4", 0)).vectors.shape == (10, 48)
+    assert read_vectors(catalog.vector_file("pixels@4", 0)).vectors.shape == (10, 48)
 
 
 def test_broken_samples_are_recorded_and_the_rest_is_kept(tmp_path):
-    url = write_shard(tmp_path / "a.tar", [
-        ("good", {"png": png(1), "cls": b"3"}), ("torn", {"png": png(2, (90, 90))[:-400], "cls": b"3"}),
-        ("none", {"cls": b"3"}), ("mark", {"png": png(4), "cls": b"\xff\xfe"}), ("bare", {"png": png(5)}),
-    ])  # fmt: skip
+    url = write_shard(
+        tmp_path / "a.tar",
+        [
+            ("good", {"png": png(1), "cls": b"3"}),
+            ("torn", {"png": png(2, (90, 90))[:-400], "cls": b"3"}),
+            ("none", {"cls": b"3"}),
+            ("mark", {"png": png(4), "cls": b"\xff\xfe"}),
+            ("bare", {"png": png(5)}),
+        ],
+    )
     catalog = Catalog(tmp_path / "catalog")
     embed(catalog, [str(url)], encoder="pixels")
-    assert rows(catalog, "select key, label from samples order by sample_id") == [("good", "3"), ("bare", None)]
-    assert rows(catalog, "select key, member, stage from failures order by sample_id") == [
-        ("torn", "png", "decode"), ("none", None, "member"), ("mark", "png", "label")]  # fmt: skip
-    assert rows(catalog, "select num_samples, num_embedded, num_failed from shards join embedded_shards using (shard_id)") == [
-        (5, 2, 3)
+    assert rows(catalog, "select key, label from samples order by sample_id") == [
+        ("good", "3"),
+        ("bare", None),
     ]
+    assert rows(catalog, "select key, member, stage from failures order by sample_id") == [
+        ("torn", "png", "decode"),
+        ("none", None, "member"),
+        ("mark", "png", "label"),
+    ]
+    assert rows(catalog, COUNTS) == [(5, 2, 3)]
     assert num_failures(catalog, "pixels") == 3
-    assert conserved(catalog)
+    check_conservation(catalog)
 
 
 def test_a_truncated_shard_keeps_what_is_whole_and_is_read_again_when_mended(tmp_path):
@@ -149,10 +186,9 @@ def test_a_truncated_shard_keeps_what_is_whole_and_is_read_again_when_mended(tmp
     path.write_bytes(whole[: 20 * 512 + 700])
     catalog = Catalog(tmp_path / "catalog")
     embed(catalog, [str(path)], encoder="pixels")
-    counts = "select num_samples, num_embedded, num_failed from shards join embedded_shards using (shard_id)"
-    ((found, embedded, failed),) = rows(catalog, counts)
-    assert 0 < embedded < 9
-    assert (found, failed) == (embedded + 1, 1)
+    ((num_samples, num_embedded, num_failed),) = rows(catalog, COUNTS)
+    assert 0 < num_embedded < 9
+    assert (num_samples, num_failed) == (num_embedded + 1, 1)
     assert "cut short" in rows(catalog, "select error from failures where sample_id is null")[0][0]
     path.write_bytes(whole)
     embed(catalog, [str(path)], encoder="pixels")
@@ -165,7 +201,11 @@ def test_a_file_that_is_no_tar_does_not_stop_the_others(tmp_path, shards):
     Path(shards[1]).write_bytes(b"not a tar at all" * 100)
     catalog = Catalog(tmp_path / "catalog")
     embed(catalog, shards, encoder="pixels", workers=1)
-    assert rows(catalog, "select shard_id, num_samples from shards order by 1") == [(0, 10), (1, None), (2, 10)]
+    assert rows(catalog, "select shard_id, num_samples from shards order by 1") == [
+        (0, 10),
+        (1, None),
+        (2, 10),
+    ]
     assert rows(catalog, "select shard_id, stage from failures") == [(1, "shard")]
     write_corpus(tmp_path / "corpus")
     embed(catalog, shards, encoder="pixels", workers=1)
@@ -183,56 +223,85 @@ def test_a_changed_shard_is_an_error_and_a_touched_one_is_not(catalog, shards):
         embed(catalog, shards, encoder="pixels")
 
 
-def test_shards_of_an_older_catalog_are_known_by_their_sha256(catalog, shards, tmp_path, caplog):
+def test_shards_of_an_older_catalog_are_recognized_by_their_sha256(
+    catalog, shards, tmp_path, caplog
+):
     with catalog.writing() as connection:
         for url in shards:
-            old = hashlib.sha256(Path(url).read_bytes()).hexdigest()
-            connection.execute("update shards set fingerprint = ?, version = 'touched' where url = ?", [old, url])
+            sha256 = hashlib.sha256(Path(url).read_bytes()).hexdigest()
+            connection.execute(
+                "update shards set checksum = ?, etag = 'touched' where url = ?", [sha256, url]
+            )
     with caplog.at_level("INFO", "curate"):
         embed(catalog, shards, encoder="pixels")
     assert "nothing to do" in caplog.text
     embed(catalog, shards, encoder="pixels@4", name="again")
-    assert rows(catalog, "select count(*), bool_and(complete), max(length(fingerprint)) from shards") == [(3, True, 64)]
+    sql = "select count(*), bool_and(complete), max(length(checksum)) from shards"
+    assert rows(catalog, sql) == [(3, True, 64)]
     (tmp_path / "corpus").rename(tmp_path / "elsewhere")
     embed(catalog, [str(tmp_path / "elsewhere")], encoder="pixels")
-    assert rows(catalog, "select count(*), bool_and(contains(url, 'elsewhere')) from shards") == [(3, True)]
+    assert rows(catalog, "select count(*), bool_and(contains(url, 'elsewhere')) from shards") == [
+        (3, True)
+    ]
 
 
-def test_a_moved_corpus_is_known_by_its_bytes(catalog, shards, tmp_path):
-    before = files(catalog)
+def test_a_moved_corpus_is_recognized_by_its_bytes(catalog, shards, tmp_path):
+    before = file_hashes(catalog)
     (tmp_path / "corpus").rename(tmp_path / "elsewhere")
     embed(catalog, [str(tmp_path / "elsewhere")], encoder="pixels")
-    assert files(catalog) == before
+    assert file_hashes(catalog) == before
     assert [url for (url,) in rows(catalog, "select url from shards order by 1")] == [
         str(tmp_path / "elsewhere" / Path(url).name) for url in shards
     ]
 
 
 def test_labels_come_from_a_json_field(tmp_path):
-    url = write_shard(tmp_path / "a.tar", [
-        ("a", {"png": png(1), "json": b'{"kind": "dress", "n": 3}'}), ("b", {"png": png(2), "json": b'{"n": 4}'}),
-        ("c", {"png": png(3), "json": b"{broken"}),
-    ])  # fmt: skip
+    url = write_shard(
+        tmp_path / "a.tar",
+        [
+            ("a", {"png": png(1), "json": b'{"kind": "dress", "n": 3}'}),
+            ("b", {"png": png(2), "json": b'{"n": 4}'}),
+            ("c", {"png": png(3), "json": b"{broken"}),
+        ],
+    )
     catalog = Catalog(tmp_path / "catalog")
     embed(catalog, [str(url)], encoder="pixels", label="json:kind")
-    assert rows(catalog, "select key, label from samples order by 1") == [("a", "dress"), ("b", None)]
+    assert rows(catalog, "select key, label from samples order by 1") == [
+        ("a", "dress"),
+        ("b", None),
+    ]
     assert rows(catalog, "select key, stage from failures") == [("c", "label")]
 
 
 def test_a_name_is_not_shared_by_two_encoders(catalog, shards):
-    with pytest.raises(CurateError, match="was made with encoder pixels, not pixels@4: choose another --name"):
+    with pytest.raises(
+        CurateError, match="was made with encoder pixels, not pixels@4: choose another --name"
+    ):
         embed(catalog, shards, encoder="pixels@4", name="pixels")
 
 
-@pytest.mark.parametrize(("options", "reason"), [
-    ({"encoder": "nosuch"}, "no encoder called 'nosuch'; there are: .*pixels"),
-    ({"encoder": "pixels", "label": "cols"}, "no label source"),
-    ({"encoder": "pixels", "name": "../up"}, "cannot be a name"),
-    ({"encoder": "pixels", "device": "tpu"}, "no device called"),
-    ({"encoder": "torchvision:resnet50"}, "--checkpoint"),
-    ({"encoder": "timm:nosuch", "checkpoint": "nofile.pt"}, "no checkpoint at"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"encoder": "nosuch"}, "no encoder called 'nosuch'; there are: .*pixels"),
+        ({"encoder": "pixels", "label": "cols"}, "no label source"),
+        ({"encoder": "pixels", "name": "../up"}, "cannot be a name"),
+        ({"encoder": "pixels", "device": "tpu"}, "--device tpu: choose one of auto, cpu, cuda"),
+    ],
+)
 def test_wrong_options_name_the_remedy(tmp_path, shards, options, reason):
+    with pytest.raises(OptionError, match=reason):
+        embed(tmp_path / "catalog", shards, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"encoder": "torchvision:resnet50"}, "--checkpoint"),
+        ({"encoder": "timm:nosuch", "checkpoint": "nofile.pt"}, "no checkpoint at"),
+    ],
+)
+def test_missing_weights_name_the_remedy(tmp_path, shards, options, reason):
     with pytest.raises(CurateError, match=reason):
         embed(tmp_path / "catalog", shards, **options)
 
@@ -260,46 +329,50 @@ def test_a_mended_shard_has_new_samples_so_that_no_old_selection_means_them(tmp_
     path.write_bytes(whole)
     embed(catalog, [str(path)], encoder="pixels")
     assert rows(catalog, "select min(sample_id) >> 24 from samples") == [(1,)]
-    with pytest.raises(CurateError, match="members of 'random-1' were in shards that have been mended since: select them anew"):
+    with pytest.raises(
+        CurateError,
+        match="members of 'random-1' were in shards that have been mended since: select them anew",
+    ):
         export(catalog, name, tmp_path / "out")
 
 
-def test_shards_of_one_name_and_size_are_told_apart_when_they_move(tmp_path):
-    for number, folder in enumerate(("train", "val", "test")):
-        write_shard(
-            tmp_path / "corpus" / folder / "000.tar", [(f"{place}", {"png": png(100 * number + place)}) for place in range(5)]
-        )
-    catalog = Catalog(tmp_path / "catalog")
+def test_moved_shards_of_one_name_and_size_are_distinguished(tmp_path):
     folders = ("train", "val", "test")
+    for number, folder in enumerate(folders):
+        samples = [(f"{position}", {"png": png(100 * number + position)}) for position in range(5)]
+        write_shard(tmp_path / "corpus" / folder / "000.tar", samples)
+    catalog = Catalog(tmp_path / "catalog")
     embed(catalog, [str(tmp_path / "corpus" / folder) for folder in folders], encoder="pixels")
-    before = dict(rows(catalog, "select split(url, '/')[-2], fingerprint from shards"))
+    sql = "select split(url, '/')[-2], checksum from shards where contains(url, ?)"
+    before = dict(rows(catalog, sql, "/corpus/"))
     (tmp_path / "corpus").rename(tmp_path / "moved")
     embed(catalog, [str(tmp_path / "moved" / folder) for folder in folders], encoder="pixels")
-    assert dict(rows(catalog, "select split(url, '/')[-2], fingerprint from shards where url like '%moved%'")) == before
+    assert len(before) == 3
+    assert dict(rows(catalog, sql, "/moved/")) == before
     (tmp_path / "moved/val/000.tar").rename(tmp_path / "moved/val/renamed.tar")
     embed(catalog, [str(tmp_path / "moved/val")], encoder="pixels")
-    assert rows(catalog, "select count(*), count(distinct fingerprint) from shards") == [(3, 3)]
+    assert rows(catalog, "select count(*), count(distinct checksum) from shards") == [(3, 3)]
     assert rows(catalog, "select count(*) from samples") == [(15,)]
 
 
 def test_two_encoders_at_once_register_each_shard_once(catalog, shards, monkeypatch):
-    """The other process registers the new shard between our look at the catalog and our own registration."""
-    more = str(write_shard(Path(shards[0]).with_name("more.tar"), [("new", {"png": png(9), "cls": b"1"})]))
-    look = corpus._known
+    """The other process registers a new shard after ours has listed the catalog's."""
+    extra = write_extra_shard(shards, "more.tar")
+    list_shards = registration._list_shards
 
-    def look_then_lose_the_race(catalog: Catalog) -> dict:
-        known = look(catalog)
-        monkeypatch.setattr(corpus, "_known", look)
-        corpus._insert_new(catalog, {more: corpus.stat(more)})
-        return known
+    def list_then_lose_the_race(catalog: Catalog) -> dict[str, ShardRecord]:
+        listed = list_shards(catalog)
+        monkeypatch.setattr(registration, "_list_shards", list_shards)
+        registration._insert_new(catalog, {extra: registration.stat_shard(extra)})
+        return listed
 
-    monkeypatch.setattr(corpus, "_known", look_then_lose_the_race)
-    embed(catalog, [*shards, more], encoder="pixels@4", workers=1)
+    monkeypatch.setattr(registration, "_list_shards", list_then_lose_the_race)
+    embed(catalog, [*shards, extra], encoder="pixels@4", workers=1)
     assert rows(catalog, "select count(*), count(distinct url) from shards") == [(4, 4)]
 
 
 def test_a_shard_replaced_in_secret_is_not_mixed_into_the_corpus(catalog, shards):
-    embed(catalog, shards, encoder="pixels")  # the fixture wrote them anew: their times are noted
+    embed(catalog, shards, encoder="pixels")  # the fixture wrote them again: records their times
     path = Path(shards[0])
     status = path.stat()
     path.write_bytes(path.read_bytes().replace(b"picture 3", b"pixture 3"))
@@ -309,29 +382,42 @@ def test_a_shard_replaced_in_secret_is_not_mixed_into_the_corpus(catalog, shards
         (0, "its bytes are not those that another embedding read")
     ]
     assert not rows(catalog, "select * from samples where caption like 'pix%'")
-    assert not catalog.vector_file("pixels@4", 0).exists()
+    assert not Path(catalog.vector_file("pixels@4", 0)).exists()
 
 
-@pytest.mark.parametrize(("kind", "data"), [
-    ("json", b"[" * 200_000), ("json", rb'{"k": "\ud800"}'), ("json", b"\xff"),
-    ("png", b"\x00\x00\x00\x1cftypavif" + bytes(50)),
-])  # fmt: skip
-def test_a_poisonous_sample_fails_alone(tmp_path, kind, data):
+@pytest.mark.parametrize(
+    ("extension", "data"),
+    [
+        ("json", b"[" * 200_000),
+        ("json", rb'{"k": "\ud800"}'),
+        ("json", b"\xff"),
+        ("png", b"\x00\x00\x00\x1cftypavif" + bytes(50)),
+    ],
+)
+def test_a_poisonous_sample_fails_alone(tmp_path, extension, data):
     good = {"png": png(1), "json": b'{"k": "a"}'}
-    url = write_shard(tmp_path / "a.tar", [("before", good), ("bad", {**good, kind: data}), ("after", good)])
+    bad = {**good, extension: data}
+    url = write_shard(tmp_path / "a.tar", [("first", good), ("bad", bad), ("last", good)])
     catalog = Catalog(tmp_path / "catalog")
     embed(catalog, [str(url)], encoder="pixels", label="json:k")
-    assert [key for (key,) in rows(catalog, "select key from samples order by sample_id")] == ["before", "after"]
-    assert [key for (key,) in rows(catalog, "select key from failures")] == ["bad"]
+    keys = rows(catalog, "select key from samples order by sample_id")
+    assert keys == [("first",), ("last",)]
+    assert rows(catalog, "select key from failures") == [("bad",)]
 
 
 def test_a_folder_called_like_a_partition_changes_no_column(tmp_path):
-    url = write_shard(tmp_path / "a.tar", [("a", {"png": png(1), "cls": b"dog"}), ("b", {"png": png(2), "cls": b"cat"})])
+    url = write_shard(
+        tmp_path / "a.tar",
+        [("a", {"png": png(1), "cls": b"dog"}), ("b", {"png": png(2), "cls": b"cat"})],
+    )
     catalog = Catalog(tmp_path / "label=x" / "sample_id=3" / "distance=0.5" / "score=7")
     embed(catalog, [str(url)], encoder="pixels", name="key=7")
     cluster(catalog, k=1)
     score(catalog, "random")
-    assert rows(catalog, "select sample_id, key, label from samples order by 1") == [(0, "a", "dog"), (1, "b", "cat")]
+    assert rows(catalog, "select sample_id, key, label from samples order by 1") == [
+        (0, "a", "dog"),
+        (1, "b", "cat"),
+    ]
     assert rows(catalog, "select count(*) from assignments where distance = 0.5") == [(0,)]
     assert rows(catalog, "select max(score) < 1 from scores") == [(True,)]
 
@@ -346,19 +432,25 @@ def test_the_runs_of_killed_processes_are_called_killed(catalog):
     with catalog.writing() as connection:
         connection.execute("update runs set status = 'running', process = ?", [2**22 + 1])
     score(catalog, "random")
-    assert rows(catalog, "select stage, status from runs order by run_id") == [("embed", "killed"), ("score", "done")]
+    assert rows(catalog, "select stage, status from runs order by run_id") == [
+        ("embed", "killed"),
+        ("score", "done"),
+    ]
 
 
 def test_labels_are_the_corpus_and_all_embeddings_share_them(catalog, shards):
-    with pytest.raises(CurateError, match=r"labels of this catalog come from cls \(embedding 'pixels'\): give --label cls"):
+    with pytest.raises(
+        CurateError,
+        match=r"labels of this catalog come from cls \(embedding 'pixels'\): give --label cls",
+    ):
         embed(catalog, shards, encoder="pixels@4", label="json:kind")
     with pytest.raises(CurateError, match="--label cls"):
         embed(catalog, shards, encoder="pixels", label="json:kind")
 
 
 def test_lost_vectors_are_named_and_made_again(catalog, shards):
-    before = files(catalog)
-    lost, damaged = catalog.vector_file("pixels", 1), catalog.vector_file("pixels", 2)
+    before = file_hashes(catalog)
+    lost, damaged = (Path(catalog.vector_file("pixels", shard_id)) for shard_id in (1, 2))
     lost.unlink()
     with pytest.raises(CurateError, match="1.parquet' is gone; the same `curate embed` again"):
         cluster(catalog, k=2)
@@ -368,24 +460,22 @@ def test_lost_vectors_are_named_and_made_again(catalog, shards):
         cluster(catalog, k=2)
     damaged.unlink()
     embed(catalog, shards, encoder="pixels")
-    assert files(catalog) == before
-    assert conserved(catalog)
+    assert file_hashes(catalog) == before
+    check_conservation(catalog)
 
 
 def test_a_group_that_fails_late_keeps_the_shards_that_were_finished(tmp_path, shards, monkeypatch):
-    write = vectors.write
-
-    def full_disk(path: Path, *columns: np.ndarray) -> None:
-        if path.name == "00000002.parquet":
+    def write_to_full_disk(location: str, *columns: np.ndarray) -> str:
+        if filename(location) == "00000002.parquet":
             raise OSError(28, "No space left on device")
-        write(path, *columns)
+        return write_vectors(location, *columns)
 
-    monkeypatch.setattr(vectors, "write", full_disk)
-    monkeypatch.setattr(stage, "_groups", lambda jobs, workers: [tuple(jobs)])
+    monkeypatch.setattr(worker, "write_vectors", write_to_full_disk)
+    monkeypatch.setattr(embed_stage, "_group_shards", lambda tasks, workers: [tuple(tasks)])
     catalog = Catalog(tmp_path / "catalog")
     embed(catalog, shards, encoder="pixels", workers=1)
-    assert [row[0] for row in rows(catalog, "select shard_id from failures")] == [2]
-    monkeypatch.setattr(vectors, "write", write)
+    assert rows(catalog, "select shard_id from failures") == [(2,)]
+    monkeypatch.setattr(worker, "write_vectors", write_vectors)
     embed(catalog, shards, encoder="pixels", workers=1)
     assert num_failures(catalog, "pixels") == 0
     assert rows(catalog, "select count(*) from samples") == [(30,)]
@@ -397,84 +487,72 @@ def test_default_names_are_folder_names():
 
 
 def test_vectors_too_large_for_half_precision_fail_and_say_so(tmp_path, shards, monkeypatch):
-    from curate.encoders import pixels
+    def flatten(images: np.ndarray) -> np.ndarray:
+        return np.where(images > 0.9, 1e6, images).reshape(len(images), -1)
 
-    monkeypatch.setattr(pixels, "flatten", lambda images: np.where(images > 0.9, 1e6, images).reshape(len(images), -1))
+    monkeypatch.setattr(pixels_encoder, "flatten", flatten)
     catalog = Catalog(tmp_path / "catalog")
     embed(catalog, shards[:1], encoder="pixels@9", workers=1)
     assert rows(catalog, "select distinct stage from failures") == [("encode",)]
-    assert conserved(catalog)
+    check_conservation(catalog)
 
 
 # -- other processes -------------------------------------------------------------------------------
 
 
-def start(catalog: Path, shards: list[str], workers: int) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "curate",
-        "embed",
-        *shards,
-        "-c",
-        str(catalog),
-        "--encoder",
-        "pixels@48",
-        "-j",
-        str(workers),
-    ]
+def start_embed(catalog: Path, shards: list[str], workers: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", "curate", "embed", *shards, "-c", str(catalog)]
+    command += ["--encoder", "pixels@48", "-j", str(workers)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_embed_goes_on_and_gives_the_same_files(tmp_path, workers):
+def test_a_killed_embed_continues_and_gives_the_same_files(tmp_path, workers):
     shards = write_corpus(tmp_path / "corpus", 16, 60, (96, 96))
     whole = Catalog(tmp_path / "whole")
     embed(whole, shards, encoder="pixels@48", workers=1)
     catalog = Catalog(tmp_path / "killed")
-    process = start(catalog.path, shards, workers)
-    folder, deadline = catalog.path / "embeddings" / "pixels@48", time.monotonic() + 60
+    process = start_embed(catalog.path, shards, workers)
+    folder = catalog.path / "embeddings" / "pixels@48"
+    deadline = time.monotonic() + 60
     while len(list(folder.glob("[0-9]*.parquet"))) < 3:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    finished = len(rows(catalog, "select * from embedded_shards"))
-    assert finished < 16
+    assert len(rows(catalog, "select * from embedded_shards")) < 16
     time.sleep(0.3)  # its workers see that it is gone
-    again = start(catalog.path, shards, workers)
-    out, err = again.communicate(timeout=120)
-    assert (again.returncode, out.strip()) == (0, "pixels@48"), err
-    assert files(catalog, "pixels@48") == files(whole, "pixels@48")
-    query = "select * from samples order by sample_id"
-    assert rows(catalog, query) == rows(whole, query)
-    assert conserved(catalog)
+    process = start_embed(catalog.path, shards, workers)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out.strip()) == (0, "pixels@48"), err
+    assert file_hashes(catalog, "pixels@48") == file_hashes(whole, "pixels@48")
+    sql = "select * from samples order by sample_id"
+    assert rows(catalog, sql) == rows(whole, sql)
+    check_conservation(catalog)
 
 
 def test_queries_are_answered_while_embed_runs(tmp_path):
     shards = write_corpus(tmp_path / "corpus", 12, 60, (96, 96))
-    process = start(tmp_path / "catalog", shards, 2)
-    seen = []
+    process = start_embed(tmp_path / "catalog", shards, 2)
+    counts = []
+    sql = "select count(*) as n from samples"
     while process.poll() is None:
-        question = ["query", "select count(*) as n from samples", "-f", "csv", "-c", str(tmp_path / "catalog")]
-        asked = subprocess.run([sys.executable, "-m", "curate", *question], capture_output=True, text=True)
-        if asked.returncode == 0:
-            seen.append(int(asked.stdout.split()[1]))
+        result = run_curate("query", sql, "-f", "csv", "-c", tmp_path / "catalog")
+        if result.returncode == 0:
+            counts.append(int(result.stdout.split()[1]))
         else:
-            assert "no catalog at" in asked.stderr  # only before there is one
-            assert not seen
+            assert "no catalog at" in result.stderr  # only before there is one
+            assert not counts
     _, err = process.communicate()
     assert process.returncode == 0, err
-    assert len(seen) >= 2
-    assert seen == sorted(seen)
+    assert len(counts) >= 2
+    assert counts == sorted(counts)
 
 
-def test_two_embeds_at_once_one_says_who_works(tmp_path, shards):
+def test_a_second_embed_names_the_process_that_holds_the_embedding(tmp_path, shards):
     catalog = Catalog(tmp_path / "catalog").create()
-    folder = catalog.embedding_folder("pixels")
-    with catalog.only_writer(folder, "x"):
-        command = [sys.executable, "-m", "curate", "embed", *shards, "-c", str(catalog.path), "--encoder", "pixels"]
-        second = subprocess.run(command, capture_output=True, text=True)
-    assert second.returncode == 1
-    assert f"process {os.getpid()} is working on the embedding 'pixels'" in second.stderr
+    with catalog.write_lock(catalog.embedding_folder("pixels"), "x"):
+        result = run_curate("embed", *shards, "-c", catalog.path, "--encoder", "pixels")
+    assert result.returncode == 1
+    assert f"process {os.getpid()} is working on the embedding 'pixels'" in result.stderr

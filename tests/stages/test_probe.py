@@ -10,53 +10,71 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import png, rows, write_corpus, write_shard
+from conftest import load_scores, png, rows, write_corpus, write_shard
 
 import curate
-from curate import corpus, probes
-from curate.catalog import Catalog
-from curate.engine import pixels
-from curate.errors import CurateError
-from curate.stages.embed import embed
-from curate.stages.probe import probe
-from curate.stages.score import score
+from curate.catalog.catalog import Catalog
+from curate.catalog.records import ProbeRecord
+from curate.catalog.samples import load_locations
+from curate.errors import CurateError, OptionError
+from curate.execution.types import Resources
+from curate.formats.probe_outputs import read_outputs
+from curate.stages.embed.stage import embed
+from curate.stages.probe.stage import probe
+from curate.stages.score.stage import score
+from curate.training.image_data import CachedImages, StreamedImages, augment, write_image_cache
+
+COLUMNS = ["probabilities", "correct", "history", "margins", "feature_norms", "was_trained_on"]
 
 
-def contents(catalog: Catalog, name: str) -> dict[str, bytes]:
+def probe_folder(catalog: Catalog, name: str) -> Path:
+    return catalog.probe_folder(catalog.require(ProbeRecord, name).folder)
+
+
+def read_files(catalog: Catalog, name: str) -> dict[str, bytes]:
     """Every file of a probe but the timings, by its path below the probe."""
-    folder = catalog.probe_folder(catalog.require("probe", name))
+    folder = probe_folder(catalog, name)
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.parquet")}
 
 
-def columns(catalog: Catalog, name: str, wanted: list[str]) -> dict[str, np.ndarray]:
-    folder = catalog.probe_folder(catalog.require("probe", name))
-    (part,) = [path for path in folder.iterdir() if path.is_dir()]
-    found = [probes.read(file, wanted)[1] for file in sorted(part.glob("*.parquet"))]
-    return {column: np.concatenate([table[column] for table in found]) for column in found[0]}
+def read_part(part: Path) -> dict[str, np.ndarray]:
+    """The outputs of a part for every sample, by column."""
+    shards = [read_outputs(file, COLUMNS)[1] for file in sorted(part.glob("*.parquet"))]
+    return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
 
 
 def test_a_probe_says_something_of_every_sample_by_every_model(catalog):
     assert probe(catalog, count=3, epochs=4) == "mlp"
-    found = columns(catalog, "mlp", ["probabilities", "correct", "history", "margins", "feature_norms", "was_trained_on"])
-    assert {name: array.shape for name, array in found.items()} == {
-        "probabilities": (30, 3, 2), "correct": (30, 3), "history": (30, 3, 4), "margins": (30, 3), "feature_norms": (30, 3),
-    }  # fmt: skip
-    np.testing.assert_allclose(found["probabilities"].astype(float).sum(axis=2), 1, atol=2e-3)
-    assert rows(catalog, "select num_models, epochs, num_classes, num_samples from probes") == [(3, 4, 2, 30)]
-    accuracies = [row[0] for row in rows(catalog, "select accuracy from probe_models order by seed")]
-    np.testing.assert_allclose(accuracies, found["correct"].mean(axis=0))
+    (part,) = [path for path in probe_folder(catalog, "mlp").iterdir() if path.is_dir()]
+    outputs = read_part(part)
+    assert {name: array.shape for name, array in outputs.items()} == {
+        "probabilities": (30, 3, 2),
+        "correct": (30, 3),
+        "history": (30, 3, 4),
+        "margins": (30, 3),
+        "feature_norms": (30, 3),
+    }
+    np.testing.assert_allclose(outputs["probabilities"].astype(float).sum(axis=2), 1, atol=2e-3)
+    assert rows(catalog, "select num_models, epochs, num_classes, num_samples from probes") == [
+        (3, 4, 2, 30)
+    ]
+    models = rows(catalog, "select accuracy from probe_models order by seed")
+    accuracies = [accuracy for (accuracy,) in models]
+    np.testing.assert_allclose(accuracies, outputs["correct"].mean(axis=0))
 
 
-def test_the_same_command_does_nothing_and_the_same_seed_gives_the_same_files(catalog, tmp_path, caplog):
+def test_the_same_command_does_nothing_and_the_same_seed_gives_the_same_files(
+    catalog, tmp_path, caplog
+):
     probe(catalog, count=2, epochs=2)
-    first = contents(catalog, "mlp")
+    first = read_files(catalog, "mlp")
     with caplog.at_level("INFO", "curate"):
         probe(catalog, count=2, epochs=2)
     assert "nothing to do: 'mlp' is this probe already (2 models)" in caplog.text
     probe(catalog, count=2, epochs=2, name="again")
-    assert contents(catalog, "again") == first
+    assert read_files(catalog, "again") == first
     probe(catalog, count=2, epochs=2, seed=1, name="other")
-    assert contents(catalog, "other") != first
+    assert read_files(catalog, "other") != first
 
 
 def test_a_probe_is_replaced_whole(catalog):
@@ -69,20 +87,21 @@ def test_a_probe_is_replaced_whole(catalog):
 
 def test_subset_models_know_what_they_were_trained_on(catalog):
     assert probe(catalog, model="ridge", fraction=0.5, count=300) == "ridge-0.5"
-    folder = catalog.probe_folder(catalog.require("probe", "ridge-0.5"))
-    assert sorted(path.name for path in folder.iterdir()) == ["ridge-000000", "ridge-000250"]
-    files = [sorted(part.glob("*.parquet")) for part in sorted(folder.iterdir())]
-    masks = np.concatenate([
-        np.concatenate([probes.read(file, ["was_trained_on"])[1]["was_trained_on"] for file in part]) for part in files
-    ], axis=1)  # fmt: skip
-    assert masks.shape == (30, 300)
-    assert (masks.sum(axis=0) == 15).all()  # every subset has exactly its size
-    assert len({tuple(mask) for mask in masks.T}) > 290
-    assert 100 < masks.sum(axis=1).min() <= masks.sum(axis=1).max() < 200  # no sample is favoured
+    parts = sorted(probe_folder(catalog, "ridge-0.5").iterdir())
+    assert [part.name for part in parts] == ["ridge-000000", "ridge-000250"]
+    was_trained_on = np.concatenate([read_part(part)["was_trained_on"] for part in parts], axis=1)
+    assert was_trained_on.shape == (30, 300)
+    assert (was_trained_on.sum(axis=0) == 15).all()  # every subset has exactly its size
+    assert len({tuple(subset) for subset in was_trained_on.T}) > 290
+    counts = was_trained_on.sum(axis=1)
+    assert 100 < counts.min() <= counts.max() < 200  # no sample is favoured
 
 
 def test_unlabelled_samples_are_judged_but_not_learned(tmp_path):
-    samples = [(f"{place}", {"png": png(place)} | ({"cls": b"%d" % (place % 2)} if place % 3 else {})) for place in range(12)]
+    samples = []
+    for position in range(12):
+        label = {"cls": b"%d" % (position % 2)} if position % 3 else {}
+        samples.append((f"{position}", {"png": png(position), **label}))
     catalog = Catalog(tmp_path / "catalog")
     embed(catalog, [str(write_shard(tmp_path / "a.tar", samples))], encoder="pixels")
     probe(catalog, count=2, epochs=2)
@@ -91,45 +110,65 @@ def test_unlabelled_samples_are_judged_but_not_learned(tmp_path):
     assert nulls == [("el2n", 4), ("entropy", 0)]
 
 
-def test_what_cannot_be_is_refused_before_any_work(catalog):
-    for options, reason in (
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
         ({"model": "lineal"}, "no model called 'lineal'"),
         ({"model": ["mlp", "mlp"]}, "name each kind of model once"),
         ({"model": []}, "name each kind of model once"),
         ({"fraction": 0.0}, "--fraction 0: give a number above 0"),
-        ({"count": 0}, "--count must be from 1"),
-        ({"epochs": 0}, "--epochs at least 1"),
-        ({"test": "nowhere.tar"}, "no shard at 'nowhere.tar'"),
-    ):
-        with pytest.raises(CurateError, match=reason):
-            probe(catalog, **options)
+        ({"count": 0}, "--count 0: give a whole number from 1"),
+        ({"epochs": 0}, "--epochs 0: give a whole number from 1"),
+    ],
+)
+def test_wrong_options_are_refused_before_any_work(catalog, options, reason):
+    with pytest.raises(OptionError, match=reason):
+        probe(catalog, **options)
+    assert rows(catalog, "select count(*) from runs where stage = 'probe'") == [(0,)]
+
+
+def test_missing_test_shards_are_an_error_before_any_work(catalog):
+    with pytest.raises(CurateError, match=r"no shard at 'nowhere\.tar'"):
+        probe(catalog, test="nowhere.tar")
     assert rows(catalog, "select count(*) from runs where stage = 'probe'") == [(0,)]
 
 
 def test_a_corpus_without_labels_says_so(tmp_path):
     catalog = Catalog(tmp_path / "catalog")
-    embed(catalog, [str(write_shard(tmp_path / "a.tar", [("a", {"png": png(1)})]))], encoder="pixels")
+    url = write_shard(tmp_path / "a.tar", [("a", {"png": png(1)})])
+    embed(catalog, [str(url)], encoder="pixels")
     with pytest.raises(CurateError, match="the corpus has no labels"):
         probe(catalog)
 
 
-def test_test_shards_are_embedded_by_the_same_encoder_and_are_no_part_of_the_corpus(catalog, tmp_path):
+def test_test_shards_are_embedded_by_the_same_encoder_and_are_no_part_of_the_corpus(
+    catalog, tmp_path
+):
     test = write_corpus(tmp_path / "held-out", num_shards=2, per_shard=6)
     probe(catalog, model="ridge", test=test)
     assert rows(catalog, "select num_samples, num_test from probes") == [(30, 12)]
-    assert rows(Catalog(catalog.path / "test"), "select embedding, encoder from embeddings") == [("pixels", "pixels")]
+    assert rows(Catalog(catalog.path / "test"), "select embedding, encoder from embeddings") == [
+        ("pixels", "pixels")
+    ]
     probe(catalog, model="ridge", test=test[:1], name="fewer")
     assert rows(catalog, "select num_test from probes where probe = 'fewer'") == [(6,)]
     score(catalog, ["influence_max", "influence_sum_abs"], probe="ridge")
     assert rows(catalog, "select count(score) from scores group by scoring") == [(30,), (30,)]
 
 
-@pytest.mark.parametrize(("metric", "command"), [
-    ("el2n", "curate probe`"), ("memorization", "curate probe --fraction 0.7`"),
-    ("influence_max", "curate probe --model ridge --test SHARDS`"), ("ddd", "curate probe --model linear --model"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("metric", "command"),
+    [
+        ("el2n", "curate probe`"),
+        ("memorization", "curate probe --fraction 0.7`"),
+        ("influence_max", "curate probe --model ridge --test SHARDS`"),
+        ("ddd", "curate probe --model linear --model"),
+    ],
+)
 def test_a_missing_probe_names_the_command_that_makes_it(catalog, metric, command):
-    with pytest.raises(CurateError, match=f"no probe holds what '{metric}' asks for: make one with `{command}"):
+    with pytest.raises(
+        CurateError, match=f"no probe holds what '{metric}' asks for: make one with `{command}"
+    ):
         score(catalog, metric)
 
 
@@ -141,9 +180,13 @@ def test_each_metric_finds_the_probe_that_has_its_inputs(catalog):
     sources = rows(catalog, "select scoring, source from scorings order by scoring")
     assert sources == [("ddd", "diverse"), ("el2n", "mlp"), ("memorization", "ridge-0.5")]
     probe(catalog, model="mlp:8", count=2, epochs=2)
-    with pytest.raises(CurateError, match="several probes would do, choose one with --probe: mlp, mlp-8"):
+    with pytest.raises(
+        CurateError, match="several probes would do, choose one with --probe: mlp, mlp-8"
+    ):
         score(catalog, "forgetting")
-    with pytest.raises(CurateError, match="the probe 'mlp' does not hold what 'memorization' asks for"):
+    with pytest.raises(
+        CurateError, match="the probe 'mlp' does not hold what 'memorization' asks for"
+    ):
         score(catalog, "memorization", probe="mlp")
 
 
@@ -153,11 +196,11 @@ def test_scores_follow_a_new_probe(catalog, caplog):
     with caplog.at_level("INFO", "curate"):
         score(catalog, "el2n")
     assert "nothing to do: 'el2n'" in caplog.text
-    before = rows(catalog, "select score from scores order by sample_id")
+    before = load_scores(catalog, "el2n")
     probe(catalog, count=2, epochs=9)
     assert rows(catalog, "select out_of_date from lineage where name = 'el2n'") == [(True,)]
     score(catalog, "el2n")
-    assert rows(catalog, "select score from scores order by sample_id") != before
+    assert load_scores(catalog, "el2n") != before
 
 
 def test_reliability_is_stored_and_a_low_one_is_a_warning(catalog, caplog):
@@ -175,64 +218,73 @@ def test_options_of_a_metric_have_types_and_names(catalog):
     score(catalog, "el2n", options={"models": "1"}, name="el2n_of_one")
     score(catalog, "el2n")
     assert len(rows(catalog, "select distinct score from scores")) > 30
-    assert json.loads(rows(catalog, "select arguments from scorings where scoring = 'el2n_of_one'")[0][0])["models"] == 1
-    with pytest.raises(CurateError, match="--option models=one: invalid literal"):
+    sql = "select arguments from scorings where scoring = 'el2n_of_one'"
+    ((arguments,),) = rows(catalog, sql)
+    assert json.loads(arguments)["models"] == 1
+    with pytest.raises(OptionError, match="--option models=one: invalid literal"):
         score(catalog, "el2n", options={"models": "one"})
-    with pytest.raises(CurateError, match="--option luck: no such option; there are: models"):
+    with pytest.raises(OptionError, match="--option luck: no such option; there are: models"):
         score(catalog, "el2n", options={"luck": "1"})
 
 
 def test_a_metric_of_ones_own_lives_in_any_file(catalog, tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text("import numpy as np\n\ndef unsure(probabilities, power=1.0):\n"
-                    "    return (1 - probabilities.max(axis=2).mean(axis=1)) ** power\n")  # fmt: skip
+    file.write_text(
+        "import numpy as np\n\ndef unsure(probabilities, power=1.0):\n"
+        "    return (1 - probabilities.max(axis=2).mean(axis=1)) ** power\n"
+    )
     probe(catalog, count=2, epochs=2)
     assert score(catalog, [f"{file}:unsure", "confidence"]) == ["unsure", "confidence"]
     assert score(catalog, f"{file}:unsure", options={"power": "2"}, name="squared") == ["squared"]
-    pairs = rows(catalog, "select unsure, confidence, squared from sample_scores")
-    np.testing.assert_allclose([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-    np.testing.assert_allclose([pair[0] ** 2 for pair in pairs], [pair[2] for pair in pairs], atol=1e-6)
-    for text, reason in (
+    unsure, confidence, squared = (
+        np.array(load_scores(catalog, name)) for name in ("unsure", "confidence", "squared")
+    )
+    np.testing.assert_allclose(unsure, confidence)
+    np.testing.assert_allclose(unsure**2, squared, atol=1e-6)
+    (tmp_path / "broken.py").write_text("def x(:\n")
+    for spec, reason in (
         (f"{tmp_path}/none.py:x", "cannot read .*none.py"),
         (f"{file}:sure", "has no function 'sure'"),
         (f"{tmp_path}/broken.py:x", "cannot be imported: SyntaxError"),
     ):
-        (tmp_path / "broken.py").write_text("def x(:\n")
         with pytest.raises(CurateError, match=reason):
-            score(catalog, text)
+            score(catalog, spec)
 
 
 def test_a_network_of_images_reads_them_from_the_shards(catalog, tmp_path):
-    probe(catalog, model="conv:16", count=2, epochs=1, test=write_corpus(tmp_path / "test", 1, size=(14, 10)))
-    folder = catalog.probe_folder(catalog.require("probe", "conv-16"))
-    assert sorted(path.name for path in folder.iterdir()) == ["conv-16-000000", "conv-16-000001"]
+    test = write_corpus(tmp_path / "test", 1, size=(14, 10))
+    probe(catalog, model="conv:16", count=2, epochs=1, test=test)
+    parts = sorted(path.name for path in probe_folder(catalog, "conv-16").iterdir())
+    assert parts == ["conv-16-000000", "conv-16-000001"]
     score(catalog, ["el2n", "grand"])
     assert rows(catalog, "select num_null from scorings") == [(0,), (0,)]
     assert not list(catalog.path.rglob("*.npy")), "the cache of pixels is gone"
 
 
 def test_images_are_the_same_from_the_cache_and_from_the_shards(catalog, tmp_path):
-    ids = np.array([row[0] for row in rows(catalog, "select sample_id from samples order by 1")])
-    places = corpus.places(catalog, ids)
-    pixels.fill(places, 16, tmp_path / "cache.npy", curate.engine.Resources(), lambda amount, samples: None)
+    samples = rows(catalog, "select sample_id from samples order by 1")
+    locations = load_locations(catalog, np.array([sample_id for (sample_id,) in samples]))
+    cache = tmp_path / "cache.npy"
+    write_image_cache(locations, 16, cache, Resources(), lambda amount, samples: None)
     orders = [torch.tensor([[29, 3, 11]]), torch.tensor([[0]]), torch.tensor([[7, 7]])] * 3
-    cached = list(pixels.Cached(tmp_path / "cache.npy").batches(orders, augmented=False))
-    streamed = list(pixels.Streamed(places, 16).batches(orders, augmented=False))
-    assert all(torch.equal(a, b) for a, b in zip(cached, streamed, strict=True))
+    cached = list(CachedImages(cache).batches(orders, augmented=False))
+    streamed = list(StreamedImages(locations, 16).batches(orders, augmented=False))
+    assert all(torch.equal(*batches) for batches in zip(cached, streamed, strict=True))
     assert cached[0].shape == (1, 3, 3, 16, 16)
     assert not torch.equal(cached[0][0, 0], cached[0][0, 1])
 
 
 def test_augmentation_flips_and_shifts_but_makes_no_new_pixels():
     torch.manual_seed(0)
-    image = torch.arange(32 * 32, dtype=torch.int32).reshape(1, 32, 32, 1).expand(8, 32, 32, 3)
+    image = torch.arange(32 * 32, dtype=torch.int32).reshape(1, 32, 32, 1)
+    images = image.expand(8, 32, 32, 3)
     for _ in range(5):
-        made = pixels.augment(image)
-        assert made.shape == image.shape
-        assert 0 <= int(made.min()) <= int(made.max()) < 32 * 32
-        steps = made[:, 16, 16, 0] - made[:, 16, 15, 0]
+        augmented = augment(images)
+        assert augmented.shape == images.shape
+        assert 0 <= int(augmented.min()) <= int(augmented.max()) < 32 * 32
+        steps = augmented[:, 16, 16, 0] - augmented[:, 16, 15, 0]
         assert set(steps.tolist()) <= {-1, 1}
-        assert ((made[:, 16, 16, 0] // 32 - 16).abs() <= 2).all()
+        assert ((augmented[:, 16, 16, 0] // 32 - 16).abs() <= 2).all()
 
 
 def test_a_vanished_shard_ends_a_probe_of_images_in_one_line(catalog, tmp_path):
@@ -242,11 +294,10 @@ def test_a_vanished_shard_ends_a_probe_of_images_in_one_line(catalog, tmp_path):
     assert rows(catalog, "select status from runs where stage = 'probe'") == [("failed",)]
 
 
-def test_a_killed_probe_goes_on_with_the_parts_that_are_missing(catalog):
-    probe(catalog, model=["linear", "mlp:8", "mlp:16"], epochs=3, name="undisturbed")
-    program = (
-        f"import curate; curate.probe({str(catalog.path)!r}, model=['linear', 'mlp:8', 'mlp:16'], epochs=3, name='killed')"
-    )
+def test_a_killed_probe_continues_with_the_parts_that_are_missing(catalog):
+    options = {"model": ["linear", "mlp:8", "mlp:16"], "epochs": 3}
+    probe(catalog, **options, name="undisturbed")
+    program = f"import curate; curate.probe({str(catalog.path)!r}, **{options!r}, name='killed')"
     process = subprocess.Popen([sys.executable, "-c", program])
     folder = catalog.path / "probes" / "killed"
     deadline = time.monotonic() + 60
@@ -254,16 +305,16 @@ def test_a_killed_probe_goes_on_with_the_parts_that_are_missing(catalog):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    finished: list[Path] = list(folder.glob("*/linear-000000/*.parquet"))
+    finished = list(folder.glob("*/linear-000000/*.parquet"))
     assert finished
     times = [file.stat().st_mtime_ns for file in finished]
-    probe(catalog, model=["linear", "mlp:8", "mlp:16"], epochs=3, name="killed")
+    probe(catalog, **options, name="killed")
     assert [file.stat().st_mtime_ns for file in finished] == times, "what was finished is kept"
-    assert contents(catalog, "killed") == contents(catalog, "undisturbed")
+    assert read_files(catalog, "killed") == read_files(catalog, "undisturbed")
     assert not [path for path in catalog.path.rglob(".tmp-*") if path.is_dir()]
 
 
-def test_rankings_that_are_alike_stand_together(catalog):
+def test_metrics_that_rank_alike_are_neighbours(catalog):
     probe(catalog, count=4, epochs=3)
     score(catalog, ["random", "margin", "entropy", "el2n"])
     names, matrix = curate.correlations(catalog)
@@ -271,11 +322,11 @@ def test_rankings_that_are_alike_stand_together(catalog):
     np.testing.assert_allclose(np.diag(matrix), 1)
     np.testing.assert_allclose(matrix, matrix.T)
     assert abs(names.index("el2n") - names.index("margin")) == 1
-    scores = [np.array([row[0] for row in rows(catalog, f"select {name} from sample_scores order by sample_id")])
-              for name in ("el2n", "margin")]  # fmt: skip
-    places = [values.argsort().argsort() for values in scores]
-    wanted = np.corrcoef(*places)[0, 1]
-    assert matrix[names.index("el2n"), names.index("margin")] == pytest.approx(wanted, abs=1e-3)
+    ranks = [np.argsort(load_scores(catalog, name)).argsort() for name in ("el2n", "margin")]
+    correlation = np.corrcoef(*ranks)[0, 1]
+    assert matrix[names.index("el2n"), names.index("margin")] == pytest.approx(
+        correlation, abs=1e-3
+    )
 
 
 def test_imbalance_is_amplified_by_a_metric_that_has_a_favourite(catalog):
@@ -288,13 +339,13 @@ def test_imbalance_is_amplified_by_a_metric_that_has_a_favourite(catalog):
     assert row["corpus"] == 1
     assert row["hardest"] == 0
     assert row["hardest_amplifies"]
-    (favourite, other) = curate.query(catalog, "class_shares").to_pylist()
+    favourite, other = curate.query(catalog, "class_shares").to_pylist()
     assert (favourite["label"], favourite["growth"], other["growth"]) == ("1", 2, 0)
 
 
 def test_a_file_of_a_probe_that_is_gone_is_an_error_and_no_null(catalog):
     probe(catalog, count=2, epochs=2)
-    part = catalog.probe_folder(catalog.require("probe", "mlp")) / "mlp-000000"
+    part = probe_folder(catalog, "mlp") / "mlp-000000"
     (part / "00000001.parquet").unlink()
     with pytest.raises(CurateError, match=r"00000001\.parquet' is gone: remove its folder"):
         score(catalog, "el2n")

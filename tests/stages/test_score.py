@@ -3,52 +3,57 @@ import linecache
 
 import numpy as np
 import pytest
-from conftest import png, rows, write_shard
+from conftest import load_scores, load_vectors, png, rows, write_shard
 
-from curate import distances, vectors
-from curate.catalog import Catalog
-from curate.errors import CurateError
+from curate import distances
+from curate.catalog.catalog import Catalog
+from curate.errors import CurateError, OptionError
 from curate.metrics import metric, metrics
-from curate.stages.cluster import cluster
-from curate.stages.embed import embed
-from curate.stages.score import score
+from curate.stages.cluster.stage import cluster
+from curate.stages.embed.stage import embed
+from curate.stages.score.stage import score
 
 
-def scores(catalog: Catalog, scoring: str) -> list[float]:
-    return [row[0] for row in rows(catalog, "select score from scores where scoring = ? order by sample_id", scoring)]
-
-
-def all_vectors(catalog: Catalog) -> np.ndarray:
-    return np.concatenate([vectors.read(file).vectors for file in catalog.vector_files("pixels")])
+@pytest.fixture(autouse=True)
+def _remove_registered_metrics():
+    """The metrics that a test registers are gone after it."""
+    built_in = set(metrics.load())
+    yield
+    for name in set(metrics) - built_in:
+        del metrics[name]
 
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 def test_ssl_prototypes_are_the_distances_of_the_clustering(catalog, distance):
     cluster(catalog, k=4, distance=distance)
     assert score(catalog, "ssl_prototypes") == ["ssl_prototypes"]
-    distances = [row[0] for row in rows(catalog, "select distance from assignments order by sample_id")]
-    np.testing.assert_allclose(scores(catalog, "ssl_prototypes"), distances, atol=1e-5)
+    assignments = rows(catalog, "select distance from assignments order by sample_id")
+    expected = [distance for (distance,) in assignments]
+    np.testing.assert_allclose(load_scores(catalog, "ssl_prototypes"), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 def test_supervised_prototypes_are_distances_to_the_class_mean(catalog, distance):
     score(catalog, "supervised_prototypes", distance=distance)
-    labels = np.array([int(label) for (label,) in rows(catalog, "select label from samples order by sample_id")])
-    data = distances.unit(all_vectors(catalog)) if distance == "cosine" else all_vectors(catalog)
-    means = np.stack([data[labels == label].mean(axis=0) for label in (0, 1)])
-    wanted = (
-        1 - (data * distances.unit(means)[labels]).sum(axis=1)
-        if distance == "cosine"
-        else np.linalg.norm(data - means[labels], axis=1)
-    )
-    np.testing.assert_allclose(scores(catalog, "supervised_prototypes"), wanted, atol=1e-4)
+    samples = rows(catalog, "select label from samples order by sample_id")
+    labels = np.array([int(label) for (label,) in samples])
+    vectors = load_vectors(catalog)
+    if distance == "cosine":
+        vectors = distances.l2_normalize(vectors)
+    means = np.stack([vectors[labels == label].mean(axis=0) for label in (0, 1)])
+    if distance == "cosine":
+        expected = 1 - (vectors * distances.l2_normalize(means)[labels]).sum(axis=1)
+    else:
+        expected = np.linalg.norm(vectors - means[labels], axis=1)
+    scores = load_scores(catalog, "supervised_prototypes")
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
 
 
 def test_random_depends_on_the_seed_and_the_sample_alone(catalog):
     score(catalog, ["random"])
     score(catalog, "random", seed=1, name="other")
-    first, other = scores(catalog, "random"), scores(catalog, "other")
-    assert first != other
+    first = load_scores(catalog, "random")
+    assert first != load_scores(catalog, "other")
     assert len(set(first)) == 30
     assert min(first) >= 0
     assert max(first) < 1
@@ -58,22 +63,28 @@ def test_random_depends_on_the_seed_and_the_sample_alone(catalog):
 
 def test_a_sample_without_label_scores_null(tmp_path):
     url = write_shard(
-        tmp_path / "a.tar", [("a", {"png": png(1), "cls": b"0"}), ("b", {"png": png(2)}), ("c", {"png": png(3), "cls": b"0"})]
+        tmp_path / "a.tar",
+        [
+            ("a", {"png": png(1), "cls": b"0"}),
+            ("b", {"png": png(2)}),
+            ("c", {"png": png(3), "cls": b"0"}),
+        ],
     )
     catalog = Catalog(tmp_path / "catalog")
     embed(catalog, [str(url)], encoder="pixels")
     score(catalog, "supervised_prototypes")
-    assert [value is None for value in scores(catalog, "supervised_prototypes")] == [False, True, False]
+    is_null = [score is None for score in load_scores(catalog, "supervised_prototypes")]
+    assert is_null == [False, True, False]
     assert rows(catalog, "select num_samples, num_null from scorings") == [(3, 1)]
 
 
 def test_a_missing_input_names_the_command(catalog):
     with pytest.raises(CurateError, match="no clustering yet: make one with `curate cluster`"):
         score(catalog, "ssl_prototypes")
-    with pytest.raises(CurateError, match="no metric called 'el3n'; there are: .*ssl_prototypes"):
+    with pytest.raises(OptionError, match="no metric called 'el3n'; there are: .*ssl_prototypes"):
         score(catalog, "el3n")
     cluster(catalog, k=2)
-    with pytest.raises(CurateError, match="is cosine: make another"):
+    with pytest.raises(OptionError, match="is cosine: make another"):
         score(catalog, "ssl_prototypes", distance="euclidean")
 
 
@@ -86,13 +97,13 @@ def test_a_metric_is_one_function_with_its_inputs_for_parameters(catalog):
     def needs_magic(magic: np.ndarray) -> np.ndarray:
         return magic
 
-    try:
-        score(catalog, "brightness")
-        np.testing.assert_allclose(scores(catalog, "brightness"), distances.unit(all_vectors(catalog)).mean(axis=1), rtol=1e-5)
-        with pytest.raises(CurateError, match="asks for 'magic', which is no input; there are: centroids"):
-            score(catalog, "needs_magic")
-    finally:
-        del metrics["brightness"], metrics["needs_magic"]
+    score(catalog, "brightness")
+    means = distances.l2_normalize(load_vectors(catalog)).mean(axis=1)
+    np.testing.assert_allclose(load_scores(catalog, "brightness"), means, rtol=1e-5)
+    with pytest.raises(
+        OptionError, match="asks for 'magic', which is no input; there are: centroids"
+    ):
+        score(catalog, "needs_magic")
 
 
 def test_scores_follow_a_new_clustering_and_nothing_else(catalog, caplog):
@@ -101,10 +112,10 @@ def test_scores_follow_a_new_clustering_and_nothing_else(catalog, caplog):
     with caplog.at_level("INFO", "curate"):
         score(catalog, "ssl_prototypes")
     assert "nothing to do" in caplog.text
-    before = scores(catalog, "ssl_prototypes")
+    before = load_scores(catalog, "ssl_prototypes")
     cluster(catalog, k=6)
     score(catalog, "ssl_prototypes")
-    assert scores(catalog, "ssl_prototypes") != before
+    assert load_scores(catalog, "ssl_prototypes") != before
     assert rows(catalog, "select count(*) from scores") == [(30,)]
 
 
@@ -113,7 +124,8 @@ def test_the_wide_view_has_a_column_for_every_set(catalog):
     score(catalog, ["ssl_prototypes", "random"])
     columns = [row[0] for row in rows(catalog, "describe sample_scores")]
     assert columns[-4:] == ["url", "kmeans", "random", "ssl_prototypes"]
-    assert rows(catalog, "select count(*) from sample_scores where kmeans is not null and random < 1") == [(30,)]
+    sql = "select count(*) from sample_scores where kmeans is not null and random < 1"
+    assert rows(catalog, sql) == [(30,)]
 
 
 def test_distance_is_part_of_what_a_scoring_is(catalog):
@@ -121,27 +133,24 @@ def test_distance_is_part_of_what_a_scoring_is(catalog):
     def length(vectors: np.ndarray) -> np.ndarray:
         return np.linalg.norm(vectors, axis=1)
 
-    try:
-        score(catalog, "length", distance="cosine")
-        np.testing.assert_allclose(scores(catalog, "length"), 1, rtol=1e-3)
-        score(catalog, "length", distance="euclidean")
-        assert max(scores(catalog, "length")) > 2
-    finally:
-        del metrics["length"]
+    score(catalog, "length", distance="cosine")
+    np.testing.assert_allclose(load_scores(catalog, "length"), 1, rtol=1e-3)
+    score(catalog, "length", distance="euclidean")
+    assert max(load_scores(catalog, "length")) > 2
 
 
 def test_an_edited_metric_scores_anew(catalog, tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text("def mine(sample_ids):\n    return sample_ids * 1.0\n")
+    code = "def mine(sample_ids):\n    return sample_ids * {factor}\n"
+    (tmp_path / "mine.py").write_text(code.format(factor=1.0))
     monkeypatch.syspath_prepend(tmp_path)
     for factor in (1.0, 2.0):
-        (tmp_path / "mine.py").write_text(f"def mine(sample_ids):\n    return sample_ids * {factor}\n")
+        (tmp_path / "mine.py").write_text(code.format(factor=factor))
         module = importlib.import_module("mine")
         importlib.reload(module)
         linecache.clearcache()
         metric(module.mine)
         score(catalog, "mine")
-        assert scores(catalog, "mine")[1] == factor
-    del metrics["mine"]
+        assert load_scores(catalog, "mine")[1] == factor
 
 
 def test_a_name_is_a_column_once(catalog):
@@ -159,24 +168,28 @@ def test_a_metric_of_the_wrong_shape_is_named(catalog):
     def whole(vectors: np.ndarray) -> np.ndarray:
         return vectors
 
-    try:
-        with pytest.raises(CurateError, match=r"the metric 'whole' gave an array of shape \(10, 192\) for 10 samples"):
-            score(catalog, "whole")
-    finally:
-        del metrics["whole"]
+    with pytest.raises(
+        CurateError,
+        match=r"the metric 'whole' gave an array of shape \(10, 192\) for 10 samples",
+    ):
+        score(catalog, "whole")
 
 
 def test_short_distances_keep_their_digits():
     generator = np.random.default_rng(0)
-    centroids = distances.unit(generator.standard_normal((5, 512)).astype(np.float32))
-    rows = (np.repeat(centroids, 40, axis=0) + 3e-4 / np.sqrt(512) * generator.standard_normal((200, 512))).astype(np.float32)
-    exact = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    wanted = 1 - (exact @ distances.unit(centroids.astype(np.float64)).T).max(axis=1)
-    found = metrics["ssl_prototypes"](distances.unit(rows), centroids, "cosine")
-    np.testing.assert_allclose(found.sum(dtype=np.float64), wanted.sum(), rtol=1e-3)
+    centroids = distances.l2_normalize(generator.standard_normal((5, 512)).astype(np.float32))
+    noise = 3e-4 / np.sqrt(512) * generator.standard_normal((200, 512))
+    vectors = (np.repeat(centroids, 40, axis=0) + noise).astype(np.float32)
+    exact_vectors = vectors.astype(np.float64)
+    exact_vectors /= np.linalg.norm(exact_vectors, axis=1, keepdims=True)
+    exact_centroids = distances.l2_normalize(centroids.astype(np.float64))
+    expected = 1 - (exact_vectors @ exact_centroids.T).max(axis=1)
+    scores = metrics["ssl_prototypes"](distances.l2_normalize(vectors), centroids, "cosine")
+    np.testing.assert_allclose(scores.sum(dtype=np.float64), expected.sum(), rtol=1e-3)
 
 
 def test_the_number_fixtures_of_distances():
-    x, centroids = np.array([[0.6, 0.8]], np.float32), np.eye(2, dtype=np.float32)[:1]
-    assert metrics["ssl_prototypes"](x, centroids, "cosine")[0] == pytest.approx(0.4)
-    assert metrics["ssl_prototypes"](x, centroids, "euclidean")[0] == pytest.approx(np.sqrt(0.8))
+    ssl_prototypes = metrics["ssl_prototypes"]
+    vectors, centroids = np.array([[0.6, 0.8]], np.float32), np.eye(2, dtype=np.float32)[:1]
+    assert ssl_prototypes(vectors, centroids, "cosine")[0] == pytest.approx(0.4)
+    assert ssl_prototypes(vectors, centroids, "euclidean")[0] == pytest.approx(np.sqrt(0.8))

@@ -1,26 +1,62 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
-from conftest import add_scoring, members, png, rows, write_shard
+from conftest import (
+    add_scoring,
+    insert_training_run,
+    insert_validation,
+    members,
+    png,
+    rows,
+    write_shard,
+)
 
-from curate.catalog import Catalog
-from curate.errors import CurateError
-from curate.stages.cluster import cluster
-from curate.stages.embed import embed
-from curate.stages.score import score
-from curate.stages.select import select
+from curate.catalog.catalog import Catalog
+from curate.errors import CurateError, OptionError
+from curate.stages.cluster.stage import cluster
+from curate.stages.embed.stage import embed
+from curate.stages.score.stage import score
+from curate.stages.select.stage import select
 from curate.strategies import strategies, strategy
 
 
 @pytest.fixture
 def ten(tmp_path) -> Catalog:
-    """Ten samples 0 … 9; 8 and 9 are a rare class. Scores fall with the place, so the rare class is the easiest."""
-    url = write_shard(
-        tmp_path / "a.tar", [(f"{place}", {"png": png(place), "cls": b"b" if place > 7 else b"a"}) for place in range(10)]
-    )
+    """Ten samples 0 … 9; 8 and 9 are a rare class.
+
+    Scores fall with the sample id, so the rare class is the easiest.
+    """
+    samples = [
+        (str(position), {"png": png(position), "cls": b"b" if position > 7 else b"a"})
+        for position in range(10)
+    ]
     catalog = Catalog(tmp_path / "catalog")
-    embed(catalog, [str(url)], encoder="pixels")
-    add_scoring(catalog, "toy", {place: 1 - place / 10 for place in range(10)})
+    embed(catalog, [str(write_shard(tmp_path / "a.tar", samples))], encoder="pixels")
+    add_scoring(catalog, "toy", {sample_id: 1 - sample_id / 10 for sample_id in range(10)})
     return catalog
+
+
+def unlabelled_catalog(folder: Path) -> Catalog:
+    """Twelve samples without a label."""
+    samples = [(str(position), {"png": png(position)}) for position in range(12)]
+    catalog = Catalog(folder / "catalog")
+    embed(catalog, [str(write_shard(folder / "a.tar", samples))], encoder="pixels")
+    return catalog
+
+
+def count_members_by_cluster(
+    catalog: Catalog, selection: str, clustering: str
+) -> list[tuple[int, int]]:
+    """For each cluster, its size and how many of its samples are in the selection."""
+    return rows(
+        catalog,
+        "select count(*), count(members.sample_id) from assignments left join members "
+        "on members.sample_id = assignments.sample_id and selection = ? "
+        "where clustering = ? group by cluster_id",
+        selection,
+        clustering,
+    )
 
 
 def test_hardest_keeps_the_highest_scores(ten):
@@ -28,7 +64,8 @@ def test_hardest_keeps_the_highest_scores(ten):
 
 
 def test_easiest_keeps_the_lowest_scores(ten):
-    assert members(ten, select(ten, keep=0.3, scoring="toy", strategy="easiest", balance=0)) == [7, 8, 9]
+    name = select(ten, keep=0.3, scoring="toy", strategy="easiest", balance=0)
+    assert members(ten, name) == [7, 8, 9]
 
 
 def test_balance_saves_a_rare_easy_class(ten):
@@ -41,26 +78,35 @@ def test_balance_one_prunes_every_class_equally(ten):
     assert members(ten, select(ten, keep=0.5, scoring="toy", scope="class", name="scoped")) == kept
 
 
-def test_every_kind_of_easiest_is_balanced_the_same_way(ten):
-    assert members(ten, select(ten, keep=0.3, scoring="toy", strategy="easiest", balance=1.0)) == [6, 7, 9]
+def test_the_easiest_are_balanced_the_same_way(ten):
+    name = select(ten, keep=0.3, scoring="toy", strategy="easiest", balance=1.0)
+    assert members(ten, name) == [6, 7, 9]
 
 
 def test_random_needs_no_scores_and_follows_the_seed(ten):
-    one, two = (members(ten, select(ten, keep=0.5, strategy="random", seed=seed, name=f"s{seed}")) for seed in (1, 2))
-    assert len(one) == len(two) == 5
-    assert one != two
+    first, second = (
+        members(ten, select(ten, keep=0.5, strategy="random", seed=seed, name=f"s{seed}"))
+        for seed in (1, 2)
+    )
+    assert len(first) == len(second) == 5
+    assert first != second
     assert rows(ten, "select scoring from selections where selection = 's1'") == [(None,)]
 
 
 def test_a_seed_decides_ties_only(ten):
     add_scoring(ten, "tied", dict.fromkeys(range(10), 0.5) | {0: 0.9, 9: 0.1})
-    kept = [members(ten, select(ten, keep=0.5, scoring="tied", balance=0, seed=seed, name=f"s{seed}")) for seed in range(6)]
-    assert len({tuple(ids) for ids in kept}) > 1
-    assert all(0 in ids and 9 not in ids and len(ids) == 5 for ids in kept)
+    by_seed = [
+        members(ten, select(ten, keep=0.5, scoring="tied", balance=0, seed=seed, name=f"s{seed}"))
+        for seed in range(6)
+    ]
+    assert len(set(map(tuple, by_seed))) > 1
+    assert all(0 in ids and 9 not in ids and len(ids) == 5 for ids in by_seed)
     # With distinct scores the seed changes nothing.
-    assert (
-        len({tuple(members(ten, select(ten, keep=0.5, scoring="toy", seed=seed, name=f"t{seed}"))) for seed in range(4)}) == 1
-    )
+    by_seed = [
+        members(ten, select(ten, keep=0.5, scoring="toy", seed=seed, name=f"t{seed}"))
+        for seed in range(4)
+    ]
+    assert len(set(map(tuple, by_seed))) == 1
 
 
 def test_ties_are_not_broken_by_tar_order(ten):
@@ -69,7 +115,11 @@ def test_ties_are_not_broken_by_tar_order(ten):
 
 
 @pytest.mark.parametrize(
-    "where", ["true) union all select 42 where (true", "true) union all select sample_id from samples where (true"]
+    "where",
+    [
+        "true) union all select 42 where (true",
+        "true) union all select sample_id from samples where (true",
+    ],
 )
 def test_a_where_that_closes_its_bracket_is_no_condition(ten, where):
     with pytest.raises(CurateError, match="it is no condition"):
@@ -77,13 +127,22 @@ def test_a_where_that_closes_its_bracket_is_no_condition(ten, where):
 
 
 def test_where_narrows_the_candidates(ten):
-    name = select(ten, keep=0.5, scoring="toy", where="label = 'a' and toy < 0.95", balance=0, name="narrow")
+    name = select(
+        ten, keep=0.5, scoring="toy", where="label = 'a' and toy < 0.95", balance=0, name="narrow"
+    )
     assert members(ten, name) == [1, 2, 3, 4]  # round(0.5 · 7), which Python rounds to even
-    assert rows(ten, "select num_candidates, where_sql from selections") == [(7, "label = 'a' and toy < 0.95")]
+    assert rows(ten, "select num_candidates, where_sql from selections") == [
+        (7, "label = 'a' and toy < 0.95")
+    ]
 
 
 @pytest.mark.parametrize(
-    "where", ["nonsense", "true); drop table samples; --", "1 = (select count(*) from read_csv('/etc/passwd'))"]
+    "where",
+    [
+        "nonsense",
+        "true); drop table samples; --",
+        "1 = (select count(*) from read_csv('/etc/passwd'))",
+    ],
 )
 def test_where_can_only_read_the_catalog(ten, where):
     with pytest.raises(CurateError, match="--where"):
@@ -92,22 +151,22 @@ def test_where_can_only_read_the_catalog(ten, where):
 
 
 def test_samples_without_a_score_come_last_and_are_mentioned(ten, caplog):
-    add_scoring(ten, "gaps", {place: None if place < 4 else float(place) for place in range(9)})
+    scores = {sample_id: None if sample_id < 4 else float(sample_id) for sample_id in range(9)}
+    add_scoring(ten, "gaps", scores)
     kept = members(ten, select(ten, keep=0.6, scoring="gaps", strategy="easiest", balance=0))
     assert set(kept) > {4, 5, 6, 7, 8}
     assert "5 samples have no score" in caplog.text
 
 
 def test_sizes_are_exact_for_every_keep(ten):
-    for keep in np.linspace(0.06, 1, 20):
-        assert len(members(ten, select(ten, keep=float(keep), scoring="toy", name="sized"))) == round(float(keep) * 10)
+    for keep in np.linspace(0.06, 1, 20).tolist():
+        name = select(ten, keep=keep, scoring="toy", name="sized")
+        assert len(members(ten, name)) == round(keep * 10)
 
 
 def test_without_labels_clusters_are_the_groups(tmp_path):
-    url = write_shard(tmp_path / "a.tar", [(f"{place}", {"png": png(place)}) for place in range(12)])
-    catalog = Catalog(tmp_path / "catalog")
-    embed(catalog, [str(url)], encoder="pixels")
-    add_scoring(catalog, "toy", {place: float(place) for place in range(12)})
+    catalog = unlabelled_catalog(tmp_path)
+    add_scoring(catalog, "toy", {sample_id: float(sample_id) for sample_id in range(12)})
     select(catalog, keep=0.5, scoring="toy", name="before")
     cluster(catalog, k=3)
     name = select(catalog, keep=0.5, scoring="toy", balance=1.0, name="after")
@@ -115,14 +174,9 @@ def test_without_labels_clusters_are_the_groups(tmp_path):
         ("after", "cluster"),
         ("before", "none"),
     ]
-    found = rows(
-        catalog,
-        "select count(*), count(members.sample_id) from assignments left join members "
-        "on members.sample_id = assignments.sample_id and selection = ? group by cluster_id",
-        name,
-    )
-    assert sum(kept for _, kept in found) == 6
-    assert all(abs(kept - size / 2) < 1 for size, kept in found)
+    counts = count_members_by_cluster(catalog, name, "kmeans")
+    assert sum(num_kept for _, num_kept in counts) == 6
+    assert all(abs(num_kept - size / 2) < 1 for size, num_kept in counts)
 
 
 def test_the_same_arguments_do_nothing_and_other_scores_select_again(ten, caplog):
@@ -136,42 +190,66 @@ def test_the_same_arguments_do_nothing_and_other_scores_select_again(ten, caplog
 
 
 def test_clusters_to_balance_by_are_those_the_scoring_was_made_from(tmp_path):
-    url = write_shard(tmp_path / "a.tar", [(f"{place}", {"png": png(place)}) for place in range(12)])
-    catalog = Catalog(tmp_path / "catalog")
-    embed(catalog, [str(url)], encoder="pixels")
+    catalog = unlabelled_catalog(tmp_path)
     cluster(catalog, k=2, name="two")
     score(catalog, "ssl_prototypes")
     cluster(catalog, k=6, seed=3, name="six")
     name = select(catalog, keep=0.5, balance=1.0)
-    found = rows(
-        catalog,
-        "select count(*), count(members.sample_id) from assignments left join members "
-        "on members.sample_id = assignments.sample_id and selection = ? where clustering = 'two' group by cluster_id",
-        name,
-    )
-    assert len(found) == 2
-    assert all(abs(kept - size / 2) < 1 for size, kept in found)
+    counts = count_members_by_cluster(catalog, name, "two")
+    assert len(counts) == 2
+    assert all(abs(num_kept - size / 2) < 1 for size, num_kept in counts)
 
 
-@pytest.mark.parametrize(("options", "reason"), [
-    ({"keep": 0.04}, "--keep 0.04 of 10 candidates keeps no sample"), ({"keep": 0.5, "where": "false"}, "of 0 candidates"),
-    ({"keep": 0.0}, "above 0"), ({"keep": 1.5}, "up to 1"), ({"keep": 0.5, "balance": 2}, "--balance"),
-    ({"keep": 0.5, "scope": "galaxy"}, "--scope"), ({"keep": 0.5, "balance_by": "colour"}, "--balance-by"),
-    ({"keep": 0.5, "balance_base": "square"}, "--balance-base"), ({"keep": 0.5, "strategy": "best"}, "no strategy called"),
-    ({"keep": 0.5, "scoring": "el3n"}, "no scoring called 'el3n'; there are: toy"),
-    ({"keep": 0.5, "balance_by": "cluster"}, "no clustering yet"),
-    ({"keep": 0.5, "scope": "class", "balance": 0.3}, "prunes every class equally: leave out --balance"),
-    ({"keep": 0.5, "scope": "class", "balance_by": "cluster"}, "prunes every class equally"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"keep": 0.0}, "above 0"),
+        ({"keep": 1.5}, "up to 1"),
+        ({"keep": 0.5, "balance": 2}, "--balance"),
+        ({"keep": 0.5, "scope": "galaxy"}, "--scope"),
+        ({"keep": 0.5, "balance_by": "colour"}, "--balance-by"),
+        ({"keep": 0.5, "balance_base": "square"}, "--balance-base"),
+        ({"keep": 0.5, "strategy": "best"}, "no strategy called"),
+        (
+            {"keep": 0.5, "scope": "class", "balance": 0.3},
+            "prunes every class equally: leave out --balance",
+        ),
+        ({"keep": 0.5, "scope": "class", "balance_by": "cluster"}, "prunes every class equally"),
+    ],
+)
 def test_wrong_options_name_the_remedy(ten, options, reason):
+    with pytest.raises(OptionError, match=reason):
+        select(ten, scoring="toy", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"keep": 0.04}, "--keep 0.04 of 10 candidates keeps no sample"),
+        ({"where": "false"}, "of 0 candidates"),
+        ({"scoring": "el3n"}, "no scoring called 'el3n'; there are: toy"),
+        ({"balance_by": "cluster"}, "no clustering yet"),
+    ],
+)
+def test_what_the_catalog_does_not_have_cannot_be_selected(ten, options, reason):
     with pytest.raises(CurateError, match=reason):
-        select(ten, **{"scoring": "toy", **options})
+        select(ten, **{"keep": 0.5, "scoring": "toy", **options})
 
 
 def test_no_two_selections_share_a_default_name(ten):
-    options = [{}, {"seed": 3}, {"balance": 0}, {"where": "label = 'a'"}, {"where": "label <> 'b'"}, {"scope": "class"},
-               {"balance_base": "uniform"}, {"balance_by": "none"}, {"strategy": "easiest"}, {"strategy": "random"},
-               {"strategy": "random", "seed": 1}]  # fmt: skip
+    options = [
+        {},
+        {"seed": 3},
+        {"balance": 0},
+        {"where": "label = 'a'"},
+        {"where": "label <> 'b'"},
+        {"scope": "class"},
+        {"balance_base": "uniform"},
+        {"balance_by": "none"},
+        {"strategy": "easiest"},
+        {"strategy": "random"},
+        {"strategy": "random", "seed": 1},
+    ]
     names = [select(ten, keep=0.5, scoring="toy", **option) for option in options]
     assert names[0] == "toy-hardest-0.5"
     assert names[-2:] == ["random-0.5", "random-0.5-seed1"]
@@ -179,7 +257,8 @@ def test_no_two_selections_share_a_default_name(ten):
 
 
 def test_a_floor_does_not_keep_samples_without_a_score_before_those_that_have_one(ten):
-    add_scoring(ten, "gaps", {place: float(place) for place in range(8)})  # none of class b has a score
+    # None of class b has a score.
+    add_scoring(ten, "gaps", {sample_id: float(sample_id) for sample_id in range(8)})
     assert members(ten, select(ten, keep=0.5, scoring="gaps", balance=1.0)) == [3, 4, 5, 6, 7]
     add_scoring(ten, "empty", dict.fromkeys(range(10)))
     with pytest.raises(CurateError, match="no candidate has a score"):
@@ -199,55 +278,72 @@ def test_a_strategy_that_gives_no_number_for_a_sample_is_refused(ten):
 
 
 def test_the_hardest_of_every_class_can_be_left_out(ten):
-    everything = {row[0]: row[1:] for row in rows(ten, "select sample_id, label, toy from sample_scores")}
     name = select(ten, keep=0.3, scoring="toy", balance=0, skip_hardest=0.4)
     assert name == "toy-hardest-0.3-balance0-skip0.4"
     kept = members(ten, name)
     assert len(kept) == 3
-    for label in {label for label, _ in everything.values()}:
-        ids = sorted((key for key, (other, _) in everything.items() if other == label), key=lambda key: -everything[key][1])
+    by_class = rows(
+        ten, "select list(sample_id order by toy desc) from sample_scores group by label"
+    )
+    assert len(by_class) == 2
+    for (ids,) in by_class:
         assert not set(ids[: int(0.4 * len(ids))]) & set(kept)
 
 
-def test_skipping_the_hardest_goes_by_scores_whatever_the_strategy_and_not_by_the_order_of_tars(ten):
+def test_skipping_the_hardest_goes_by_scores_whatever_the_strategy(ten):
     name = select(ten, keep=0.5, scoring="toy", strategy="random", balance=0, skip_hardest=0.5)
     assert name == "toy-random-0.5-balance0-skip0.5"
     assert not {0, 1, 2, 3, 8} & set(members(ten, name))  # half of each class
     add_scoring(ten, "tied", dict.fromkeys(range(8), 1.0))  # and none for class b
-    drawn = {tuple(members(ten, select(ten, keep=0.4, scoring="tied", balance=0, skip_hardest=0.5, seed=seed)))
-             for seed in range(3)}  # fmt: skip
-    assert len(drawn) == 3
-    assert all(max(kept) < 8 for kept in drawn)
+    by_seed = set()
+    for seed in range(3):
+        name = select(ten, keep=0.4, scoring="tied", balance=0, skip_hardest=0.5, seed=seed)
+        by_seed.add(tuple(members(ten, name)))
+    assert len(by_seed) == 3
+    assert all(max(kept) < 8 for kept in by_seed)
 
 
-def test_keep_auto_goes_by_evidence_of_the_same_corpus_that_nothing_contradicts(ten):
+def test_keep_auto_goes_by_uncontradicted_evidence_of_the_same_corpus(ten):
     select(ten, keep=0.8, strategy="random", name="inner")
     for name, keep in (("small", 0.3), ("large", 0.6)):
         select(ten, keep=keep, scoring="toy", name=name)
 
-    def validated(validation: str, selection: str, accuracy: float, within: str | None = None) -> None:
-        with ten.run("validate", validation, {"within": within}) as run_id, ten.writing() as connection:
-            connection.execute(
-                "insert into validations values (?, 'pixels', 'mlp', 1, 'epochs', 3, 0, [], 5, 10, 9, '', ?, [])",
-                [validation, run_id],
-            )
-            size = 3 if selection == "small" else 6
-            for seed in range(3):
-                for arm, chosen, right in (("full", None, 0.8), ("pruned", selection, accuracy), ("random", selection, 0.7)):
-                    connection.execute(
-                        "insert into trainings values (?, ?, ?, 0.5, ?, ?, 1, ?, 0, 0)",
-                        [validation, arm, chosen, seed, size, right + seed / 1000],
+    def add_validation(
+        validation: str, selection: str, accuracy: float, within: str | None = None
+    ) -> None:
+        with (
+            ten.record_run("validate", validation, {"within": within}) as run_id,
+            ten.writing() as connection,
+        ):
+            insert_validation(connection, validation, run_id=run_id)
+            num_samples = 3 if selection == "small" else 6
+            for arm, arm_selection, arm_accuracy in (
+                ("full", None, 0.8),
+                ("pruned", selection, accuracy),
+                ("random", selection, 0.7),
+            ):
+                for seed in range(3):
+                    insert_training_run(
+                        connection,
+                        validation,
+                        arm,
+                        arm_selection,
+                        seed,
+                        arm_accuracy + seed / 1000,
+                        num_samples=num_samples,
                     )
 
-    validated("inside", "small", 0.8, "inner")
-    with pytest.raises(CurateError, match="no selection was validated yet: run `curate validate --keep"):
+    add_validation("inside", "small", 0.8, "inner")
+    with pytest.raises(
+        CurateError, match="no selection was validated yet: run `curate validate --keep"
+    ):
         select(ten, keep="auto")
-    validated("whole", "large", 0.8)
+    add_validation("whole", "large", 0.8)
     assert select(ten, keep="auto") == "large"
     assert select(ten, keep="auto", within="inner") == "small"
-    validated("too", "small", 0.8)
+    add_validation("too", "small", 0.8)
     assert select(ten, keep="auto") == "small"
-    validated("against", "small", 0.7)
+    add_validation("against", "small", 0.7)
     assert select(ten, keep="auto") == "large"
     with pytest.raises(CurateError, match="leave out --where and --skip-hardest"):
         select(ten, keep="auto", where="label = 'a'")
@@ -259,28 +355,34 @@ def test_keep_auto_takes_the_smallest_selection_without_loss_and_says_why(ten, c
     accuracies = {"toy-hardest-0.8": 0.80, "toy-easiest-0.5": 0.802, "toy-hardest-0.5": 0.70}
     for name in accuracies:
         select(ten, keep=float(name[-3:]), scoring="toy", strategy=name.split("-")[1])
-    trainings = [("full", None, 1.0, 0.8)]
-    trainings += [(arm, name, float(name[-3:]), value) for name, value in accuracies.items() for arm in ("pruned", "random")]
+    ((last_run_id,),) = rows(ten, "select max(run_id) from runs")
     with ten.writing() as connection:
-        connection.execute(
-            "insert into validations "
-            "select 'v', 'pixels', 'mlp', 1, 'epochs', 3, 0, [], 5, 10, 21, '', max(run_id) + 1, [] from runs"
-        )
+        insert_validation(connection, "v", num_training_runs=21, run_id=last_run_id + 1)
         for seed in range(3):
-            for arm, name, keep, value in trainings:
-                accuracy = value + seed / 1000 * (arm == "pruned")
-                connection.execute(
-                    "insert into trainings values ('v', ?, ?, ?, ?, 5, 1, ?, 0, 0)", [arm, name, keep, seed, accuracy]
+            insert_training_run(connection, "v", "full", None, seed, 0.8, keep=1.0)
+            for name, accuracy in accuracies.items():
+                keep = float(name[-3:])
+                insert_training_run(
+                    connection, "v", "pruned", name, seed, accuracy + seed / 1000, keep=keep
                 )
+                insert_training_run(connection, "v", "random", name, seed, accuracy, keep=keep)
     with caplog.at_level("INFO", "curate"):
         assert select(ten, keep="auto", tolerance=0.5) == "toy-easiest-0.5"
-    assert "'toy-easiest-0.5' is the smallest without a loss beyond 0.5 points: +0.30 ± 0.25" in caplog.text
+    assert (
+        "'toy-easiest-0.5' is the smallest without a loss beyond 0.5 points: +0.30 ± 0.25"
+        in caplog.text
+    )
     assert select(ten, keep="auto", name="mine") == "mine"
     assert members(ten, "mine") == members(ten, "toy-easiest-0.5")
-    with ten.writing() as connection:  # as if it had been made anew since
-        connection.execute("update selections set run_id = 1000 where selection = 'toy-easiest-0.5'")
+    with ten.writing() as connection:  # as if it had been selected again since
+        connection.execute(
+            "update selections set run_id = 1000 where selection = 'toy-easiest-0.5'"
+        )
     assert select(ten, keep="auto", tolerance=0.5) == "toy-hardest-0.8"
     with ten.writing() as connection:
-        connection.execute("update trainings set accuracy = 0.9 where arm = 'full'")
-    with pytest.raises(CurateError, match="no validated selection is sure to lose no more than 0.5 points; nearest is"):
+        connection.execute("update training_runs set accuracy = 0.9 where arm = 'full'")
+    with pytest.raises(
+        CurateError,
+        match="no validated selection is sure to lose no more than 0.5 points; nearest is",
+    ):
         select(ten, keep="auto")

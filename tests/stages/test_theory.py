@@ -1,20 +1,19 @@
 import json
-import subprocess
-import sys
 
 import pytest
+from conftest import run_curate
 from PIL import Image
 
 import curate
-from curate.errors import CurateError
+from curate.errors import OptionError
 
 
 def test_a_point_is_printed_as_a_table_or_as_json():
-    asked = [sys.executable, "-m", "curate", "theory", "--alpha-tot", "8", "--keep", "0.3"]
-    found = json.loads(subprocess.run([*asked, "-f", "json"], capture_output=True, check=True).stdout)
-    assert found["error"] == pytest.approx(0.07149, abs=5e-6)
-    assert 0 < found["kappa"] < found["overlap"] < 1
-    assert "0.071487" in subprocess.run(asked, capture_output=True, check=True, text=True).stdout
+    words = ("theory", "--alpha-tot", 8, "--keep", 0.3)
+    point = json.loads(run_curate(*words, "-f", "json", check=True).stdout)
+    assert point["error"] == pytest.approx(0.07149, abs=5e-6)
+    assert 0 < point["kappa"] < point["overlap"] < 1
+    assert "0.071487" in run_curate(*words, check=True).stdout
 
 
 def test_a_figure_is_a_png_and_an_svg_and_the_same_twice(tmp_path):
@@ -27,10 +26,15 @@ def test_a_figure_is_a_png_and_an_svg_and_the_same_twice(tmp_path):
     assert (tmp_path / "again" / "theory-1b.svg").read_bytes() == svg
 
 
-@pytest.mark.parametrize(("options", "reason"), [
-    ({}, "give --alpha-tot"), ({"figure": "9z"}, "no figure called '9z'; there are: 1a, 1b"),
-    ({"alpha_tot": 2.0, "keep": 0.0}, "keep in"), ({"alpha_tot": 2.0, "strategy": "odd"}, "strategy is one of"),
-])  # fmt: skip
-def test_what_cannot_be_is_refused(options, reason):
-    with pytest.raises(CurateError, match=reason):
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "give --alpha-tot"),
+        ({"figure": "9z"}, "--figure 9z: choose one of 1a, 1b"),
+        ({"alpha_tot": 2.0, "keep": 0.0}, "--keep 0: give a number above 0 and up to 1"),
+        ({"alpha_tot": 2.0, "strategy": "odd"}, "--strategy odd: choose one of hardest, easiest"),
+    ],
+)
+def test_wrong_options_name_what_there_is(options, reason):
+    with pytest.raises(OptionError, match=reason):
         curate.theory(**options)

@@ -1,4 +1,4 @@
-"""`curate verify` finds planted faults, each by its name, and passes a sound catalog."""
+"""`curate verify` finds every kind of damage, and passes a sound catalog."""
 
 import json
 import shutil
@@ -9,173 +9,234 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import rows, write_corpus
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
-from curate.catalog import Catalog
-from curate.cli import app
-from curate.stages.cluster import cluster
-from curate.stages.embed import embed
-from curate.stages.export import export
-from curate.stages.probe import probe
-from curate.stages.score import score
-from curate.stages.select import select
+from curate.catalog.catalog import Catalog
+from curate.cli.app import app
+from curate.formats.samples import iterate_samples
+from curate.formats.tar import TarReader
+from curate.formats.vectors import read_vectors, write_vectors
+from curate.stages.cluster.stage import cluster
+from curate.stages.embed.stage import embed
+from curate.stages.export.stage import export
+from curate.stages.probe.stage import probe
+from curate.stages.score.stage import score
+from curate.stages.select.stage import select
 from curate.stages.verify import verify
+from curate.storage.checksums import file_checksum
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory) -> Path:
-    """A catalog with a set of every kind and two exports; its shards lie beside it."""
+    """A folder with a catalog that has a set of every kind, its corpus, and two exports."""
     folder = tmp_path_factory.mktemp("sound")
     catalog = Catalog(folder / "catalog")
     embed(catalog, write_corpus(folder / "corpus"), encoder="pixels", workers=1)
     cluster(catalog, k=3)
     probe(catalog, model=["ridge"])
     score(catalog, ["ssl_prototypes", "random"])
-    select(catalog, keep=0.5, scoring="random", name="half")  # whatever k-means does, the same samples
+    # By random scores, so that the samples are the same whatever k-means does.
+    select(catalog, keep=0.5, scoring="random", name="half")
     export(catalog, "half", folder / "mirror")
     export(catalog, "half", folder / "repacked", samples_per_shard=6)
     return folder
 
 
-def flip(path: Path, place: float = 0.5) -> None:
+# What damages a folder such as `sound`.
+Damage = Callable[[Path], None]
+
+
+def flip_bit(path: Path, position: float = 0.5) -> None:
+    """Change one bit at a relative position in a file."""
     data = bytearray(path.read_bytes())
-    data[int(len(data) * place)] ^= 1
+    data[int(len(data) * position)] ^= 1
     path.write_bytes(data)
 
 
-def sql(text: str) -> Callable[[Path], None]:
-    def plant(folder: Path) -> None:
+def flip_bit_of(pattern: str, position: float = 0.5) -> Damage:
+    """Change one bit of the first file that matches."""
+    return lambda folder: flip_bit(sorted(folder.glob(pattern))[0], position)
+
+
+def remove(pattern: str) -> Damage:
+    """Remove the first file or folder that matches."""
+
+    def damage(folder: Path) -> None:
+        path = sorted(folder.glob(pattern))[0]
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return damage
+
+
+def execute(sql: str) -> Damage:
+    def damage(folder: Path) -> None:
         with Catalog(folder / "catalog").writing() as connection:
-            connection.execute(text)
+            connection.execute(sql)
 
-    return plant
+    return damage
 
 
-def manifest(change: Callable[[dict], None]) -> Callable[[Path], None]:
-    def plant(folder: Path) -> None:
+def edit_manifest(edit: Callable[[dict], None]) -> Damage:
+    def damage(folder: Path) -> None:
         path = folder / "mirror" / "manifest.json"
-        found = json.loads(path.read_text())
-        change(found)
-        path.write_text(json.dumps(found))
+        manifest = json.loads(path.read_text())
+        edit(manifest)
+        path.write_text(json.dumps(manifest))
 
-    return plant
+    return damage
 
 
-def drop_a_member(folder: Path) -> None:
-    """A whole sample cut out of an exported shard, and the manifest made to agree."""
-    from curate import fingerprints
-
+def remove_exported_sample(folder: Path) -> None:
+    """A whole sample cut out of an exported shard, with a manifest that agrees."""
     path = folder / "mirror" / "000.tar"
     data = path.read_bytes()
     with path.open("rb") as stream:
-        from curate.shards import samples
-        from curate.tar import TarReader
-
-        first = next(samples(TarReader(stream)))
+        first = next(iterate_samples(TarReader(stream)))
     path.write_bytes(data[first.length :])
-    shard = {"num_bytes": len(data) - first.length, "fingerprint": fingerprints.of_file(path)}
-    manifest(lambda found: found["shards"][0].update(shard))(folder)
+    shard = {"num_bytes": len(data) - first.length, "checksum": file_checksum(str(path))}
+    edit_manifest(lambda manifest: manifest["shards"][0].update(shard))(folder)
 
 
-def other_ids(folder: Path) -> None:
-    """A vector file of an older catalog, without a fingerprint, in which two samples changed places."""
-    from curate import vectors
-
-    path = vector_file(folder)
-    part = vectors.read(path)
-    vectors.write(path, part.sample_ids[::-1], part.vectors.astype(np.float16))
-    sql("update embedded_shards set vectors = null")(folder)
+def reverse_vectors(folder: Path) -> None:
+    """A vector file of an older catalog, without a checksum, with its ids in reverse order."""
+    location = str(folder / VECTOR_FILE)
+    shard = read_vectors(location)
+    write_vectors(location, shard.sample_ids[::-1], shard.vectors.astype(np.float16))
+    execute("update embedded_shards set vectors_checksum = null")(folder)
 
 
-def vector_file(folder: Path) -> Path:
-    return folder / "catalog" / "embeddings" / "pixels" / "00000000.parquet"
+def truncate_shard(folder: Path) -> None:
+    path = folder / "corpus" / "001.tar"
+    path.write_bytes(path.read_bytes()[:-512])
 
 
-def only(folder: Path, pattern: str) -> Path:
-    return next(iter(sorted(folder.glob(pattern))))
-
-
-FAULTS = {
-    "a byte of vectors": (lambda folder: flip(vector_file(folder)), "bytes are not those that were written"),
-    "vectors gone": (lambda folder: vector_file(folder).unlink(), "00000000.parquet: it is gone"),
-    "vectors of other samples": (other_ids, "rows are not those of the shard's samples"),
-    "a byte of centroids": (lambda folder: flip(only(folder, "catalog/clusterings/*.npy")), "bytes are not those"),
-    "a byte of a probe": (lambda folder: flip(only(folder, "catalog/probes/*/*/*/*.parquet")), "bytes are not those"),
-    "a part of a probe": (lambda folder: shutil.rmtree(only(folder, "catalog/probes/*/*/*-000000")), "summary cannot be read"),
-    "a score lost": (sql("delete from scores where rowid = (select min(rowid) from scores)"), "29 rows, but it says 30"),
-    "a score lost to NULL": (sql("update scores set score = null where sample_id = 3"), "1 scores are NULL, but it says 0"),
+VECTOR_FILE = "catalog/embeddings/pixels/00000000.parquet"
+FAULTS: dict[str, tuple[Damage, str]] = {
+    "a byte of vectors": (flip_bit_of(VECTOR_FILE), "bytes are not those that were written"),
+    "vectors gone": (remove(VECTOR_FILE), "00000000.parquet: it is gone"),
+    "vectors of other samples": (reverse_vectors, "rows are not those of the shard's samples"),
+    "a byte of centroids": (flip_bit_of("catalog/clusterings/*.npy"), "bytes are not those"),
+    "a byte of a probe": (flip_bit_of("catalog/probes/*/*/*/*.parquet"), "bytes are not those"),
+    "a part of a probe": (remove("catalog/probes/*/*/*-000000"), "summary cannot be read"),
+    "a score lost": (
+        execute("delete from scores where rowid = (select min(rowid) from scores)"),
+        "29 rows, but it says 30",
+    ),
+    "a score lost to NULL": (
+        execute("update scores set score = null where sample_id = 3"),
+        "1 scores are NULL, but it says 0",
+    ),
     "a member twice": (
-        sql("update members set sample_id = (select max(sample_id) from members)"), "14 samples come twice",
+        execute("update members set sample_id = (select max(sample_id) from members)"),
+        "14 samples come twice",
     ),
-    "a sample lost": (sql("delete from samples where sample_id = 4"), "10 embedded, but 9 samples are known"),
-    "a sample twice": (sql("insert into samples select * from samples where sample_id = 5"), "it is there 2 times"),
-    "a wrong count": (sql("update embedded_shards set num_failed = 1 where shard_id = 1"), "10 samples, but 10 embedded and 1"),
-    "a failure forgotten": (
-        sql("update embedded_shards set num_embedded = 9, num_failed = 1 where shard_id = 1"), "1 failed, but 0 are recorded",
+    "a sample lost": (
+        execute("delete from samples where sample_id = 4"),
+        "10 embedded, but 9 are in the table of samples",
     ),
-    "a distance changed": (sql("update assignments set distance = distance + 1 where sample_id = 2"), "do not add up"),
-    "a wrong share": (sql("update selections set keep = 0.7"), "15 samples of 30 are not the share 0.7"),
-    "a run lost": (sql("delete from runs where stage = 'score'"), "the run that made it is not in the catalog"),
-    "a byte of the database": (lambda folder: flip(folder / "catalog" / "catalog.duckdb", 0.3), "it is damaged"),
-    "a shard gone": (lambda folder: (folder / "corpus" / "001.tar").unlink(), "001.tar: it cannot be read"),
-    "a shard cut": (
-        lambda folder: (folder / "corpus" / "001.tar").write_bytes((folder / "corpus" / "001.tar").read_bytes()[:-512]),
+    "a sample twice": (
+        execute("insert into samples select * from samples where sample_id = 5"),
+        "it is there 2 times",
+    ),
+    "a wrong count": (
+        execute("update embedded_shards set num_failed = 1 where shard_id = 1"),
+        "10 samples, but 10 embedded and 1",
+    ),
+    "a failure lost": (
+        execute("update embedded_shards set num_embedded = 9, num_failed = 1 where shard_id = 1"),
+        "1 failed, but 0 are recorded",
+    ),
+    "a distance changed": (
+        execute("update assignments set distance = distance + 1 where sample_id = 2"),
+        "do not add up",
+    ),
+    "a wrong share": (
+        execute("update selections set keep = 0.7"),
+        "15 samples of 30 are not the share 0.7",
+    ),
+    "a run lost": (
+        execute("delete from runs where stage = 'score'"),
+        "the run that made it is not in the catalog",
+    ),
+    "a byte of the database": (flip_bit_of("catalog/catalog.duckdb", 0.3), "it is damaged"),
+    "a shard gone": (remove("corpus/001.tar"), "001.tar: it cannot be read"),
+    "a shard cut": (truncate_shard, "001.tar: it has changed since it was embedded"),
+    "a byte of a shard": (
+        flip_bit_of("corpus/001.tar"),
         "001.tar: it has changed since it was embedded",
     ),
-    "a byte of a shard": (lambda folder: flip(folder / "corpus" / "001.tar"), "001.tar: it has changed since it was embedded"),
-    "a byte of an export": (lambda folder: flip(folder / "mirror" / "000.tar"), "mirror/000.tar: its bytes are not those"),
-    "an exported shard gone": (lambda folder: (folder / "repacked" / "000001.tar").unlink(), "000001.tar: it is gone"),
-    "a member cut out of an export": (drop_a_member, "samples of the index are missing"),
-    "a manifest's count": (manifest(lambda found: found.update(num_samples=14)), "15 samples, but the manifest says 14"),
-    "a manifest that names files elsewhere": (
-        manifest(lambda found: found["shards"][0].update(path="../catalog/catalog.duckdb")), "outside of the export",
+    "a byte of an export": (
+        flip_bit_of("mirror/000.tar"),
+        "mirror/000.tar: its bytes are not those",
     ),
-    "an index gone": (lambda folder: (folder / "mirror" / "index.parquet").unlink(), "manifest or index cannot be read"),
-}  # fmt: skip
+    "an exported shard gone": (remove("repacked/000001.tar"), "000001.tar: it is gone"),
+    "a sample cut out of an export": (
+        remove_exported_sample,
+        "samples of the index are missing",
+    ),
+    "a manifest's count": (
+        edit_manifest(lambda manifest: manifest.update(num_samples=14)),
+        "15 samples, but the manifest says 14",
+    ),
+    "a manifest that names files elsewhere": (
+        edit_manifest(
+            lambda manifest: manifest["shards"][0].update(path="../catalog/catalog.duckdb")
+        ),
+        "outside of the export",
+    ),
+    "an index gone": (remove("mirror/index.parquet"), "manifest or index cannot be read"),
+}
+
+
+def verify_by_command_line(folder: Path, *options: str) -> Result:
+    words = ["--quiet", "verify", "-c", str(folder / "catalog"), *options]
+    return CliRunner().invoke(app, words)
 
 
 def test_a_sound_catalog_passes(sound):
     assert verify(sound / "catalog") == []
-    assert verify(sound / "catalog", sources=True) == []
-    result = CliRunner().invoke(app, ["verify", "-c", str(sound / "catalog"), "--sources"])
+    assert verify(sound / "catalog", check_sources=True) == []
+    result = verify_by_command_line(sound, "--check-sources")
     assert (result.exit_code, result.stdout) == (0, "")
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_found(sound, tmp_path, name):
+def test_damage_is_an_issue_that_says_what_is_wrong(sound, tmp_path, name):
     folder = tmp_path / "copy"
     shutil.copytree(sound, folder)
     with Catalog(folder / "catalog").writing() as connection:  # the copy's paths
         for table, column in (("shards", "url"), ("exports", "path")):
-            connection.execute(f"update {table} set {column} = replace({column}, ?, ?)", [str(sound), str(folder)])
-    assert verify(folder / "catalog", sources=True) == []
-    plant, problem = FAULTS[name]
-    plant(folder)
-    result = CliRunner().invoke(app, ["verify", "--sources", "-c", str(folder / "catalog")])
+            connection.execute(
+                f"update {table} set {column} = replace({column}, ?, ?)", [str(sound), str(folder)]
+            )
+    assert verify(folder / "catalog", check_sources=True) == []
+    damage, problem = FAULTS[name]
+    damage(folder)
+    result = verify_by_command_line(folder, "--check-sources")
     assert result.exit_code == 1
     assert problem in result.stdout
 
 
 def test_an_export_is_verified_without_its_catalog(sound, tmp_path):
-    shutil.copytree(sound / "mirror", tmp_path / "given")
-    assert verify(tmp_path / "none", [tmp_path / "given"]) == []
-    flip(tmp_path / "given" / "002.tar")
-    (fault, *_) = verify(tmp_path / "none", [tmp_path / "given"])
-    assert fault.what.endswith("002.tar")
+    export_folder = tmp_path / "export"
+    shutil.copytree(sound / "mirror", export_folder)
+    assert verify(tmp_path / "none", [export_folder]) == []
+    flip_bit(export_folder / "002.tar")
+    issue, *_ = verify(tmp_path / "none", [export_folder])
+    assert issue.subject.endswith("002.tar")
 
 
-def test_an_export_is_compared_with_its_shards(sound, tmp_path, monkeypatch):
-    """Where the manifest agrees with a file whose bytes are not the shards' own, only the shards can tell."""
-    from curate import fingerprints
-
+def test_an_export_is_compared_with_its_shards(sound, tmp_path):
+    """Where the manifest agrees with a file of other bytes, only the shards show the difference."""
     folder = tmp_path / "copy"
     shutil.copytree(sound, folder)
     path = folder / "mirror" / "000.tar"
-    flip(path, 0.05)  # within the first image
-    manifest(lambda found: found["shards"][0].update(fingerprint=fingerprints.of_file(path)))(folder)
+    flip_bit(path, 0.05)  # within the first image
+    checksum = file_checksum(str(path))
+    edit_manifest(lambda manifest: manifest["shards"][0].update(checksum=checksum))(folder)
     assert verify(sound / "catalog", [folder / "mirror"]) == []
-    (fault,) = verify(sound / "catalog", [folder / "mirror"], sources=True)
-    assert "not byte for byte those of the shards" in fault.problem
+    (issue,) = verify(sound / "catalog", [folder / "mirror"], check_sources=True)
+    assert "not byte for byte those of the shards" in issue.problem
 
 
 def test_index_parquet_of_the_fixture_is_what_the_faults_assume(sound):

@@ -1,0 +1,1 @@
+"""The catalog: a folder with `catalog.duckdb` for narrow tables and Parquet files for vectors."""

@@ -1,0 +1,274 @@
+"""Rows of the catalog as typed records: the fields are the columns, in the order of schema.sql."""
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple, Self
+
+
+@dataclass(frozen=True)
+class SetRecord:
+    """The row of a named set, which says how it was made.
+
+    `kind` is also the column with the set's name. `command` is what makes such a set.
+    """
+
+    kind: ClassVar[str]
+    table: ClassVar[str]
+    body_tables: ClassVar[tuple[str, ...]]
+    command: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        return str(getattr(self, self.kind))
+
+    @classmethod
+    def columns(cls) -> list[str]:
+        return [field.name for field in fields(cls)]
+
+    @classmethod
+    def from_row(cls, row: tuple[Any, ...]) -> Self:
+        return cls(*row)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {column: getattr(self, column) for column in self.columns()}
+
+
+@dataclass(frozen=True)
+class EmbeddingRecord(SetRecord):
+    kind: ClassVar[str] = "embedding"
+    table: ClassVar[str] = "embeddings"
+    body_tables: ClassVar[tuple[str, ...]] = ("embedded_shards", "failures")
+    command: ClassVar[str] = "curate embed SHARDS"
+
+    embedding: str
+    encoder: str
+    checkpoint: str | None
+    weights_sha256: str
+    dim: int
+    preprocessing: str  # JSON
+    label_source: str
+    run_id: int
+
+
+@dataclass(frozen=True)
+class ClusteringRecord(SetRecord):
+    kind: ClassVar[str] = "clustering"
+    table: ClassVar[str] = "clusterings"
+    body_tables: ClassVar[tuple[str, ...]] = ("assignments",)
+    command: ClassVar[str] = "curate cluster"
+
+    clustering: str
+    embedding: str
+    distance: str
+    k: int
+    iterations: int
+    seed: int
+    objective: float
+    centroids_file: str
+    fit_rows: int
+    num_samples: int
+    fingerprint: str
+    run_id: int
+    full_iterations: int
+    centroids_checksum: str | None
+
+
+@dataclass(frozen=True)
+class ProbeRecord(SetRecord):
+    kind: ClassVar[str] = "probe"
+    table: ClassVar[str] = "probes"
+    body_tables: ClassVar[tuple[str, ...]] = ("probe_models",)
+    command: ClassVar[str] = "curate probe"
+
+    probe: str
+    embedding: str
+    models: list[str]
+    num_models: int
+    epochs: int
+    fraction: float
+    seed: int
+    test: list[str]
+    num_classes: int
+    num_samples: int
+    num_test: int
+    folder: str
+    fingerprint: str
+    run_id: int
+
+
+@dataclass(frozen=True)
+class ScoringRecord(SetRecord):
+    kind: ClassVar[str] = "scoring"
+    table: ClassVar[str] = "scorings"
+    body_tables: ClassVar[tuple[str, ...]] = ("scores",)
+    command: ClassVar[str] = "curate score METRIC"
+
+    scoring: str
+    metric: str
+    source: str | None
+    arguments: str  # JSON
+    num_samples: int
+    num_null: int
+    reliability: float | None
+    fingerprint: str
+    run_id: int
+
+
+@dataclass(frozen=True)
+class SelectionRecord(SetRecord):
+    kind: ClassVar[str] = "selection"
+    table: ClassVar[str] = "selections"
+    body_tables: ClassVar[tuple[str, ...]] = ("members",)
+    command: ClassVar[str] = "curate select --keep F"
+
+    selection: str
+    scoring: str | None
+    strategy: str
+    keep: float
+    scope: str
+    balance: float
+    balance_by: str
+    balance_base: str
+    where_sql: str | None
+    seed: int
+    skip_hardest: float
+    num_candidates: int
+    num_samples: int
+    fingerprint: str
+    run_id: int
+
+
+@dataclass(frozen=True)
+class ExportRecord(SetRecord):
+    kind: ClassVar[str] = "export"
+    table: ClassVar[str] = "exports"
+    body_tables: ClassVar[tuple[str, ...]] = ()
+    command: ClassVar[str] = "curate export SELECTION OUT"
+
+    export: str
+    selection: str
+    path: str
+    layout: str
+    num_shards: int
+    num_samples: int
+    num_bytes: int
+    fingerprint: str
+    run_id: int
+
+
+@dataclass(frozen=True)
+class ValidationRecord(SetRecord):
+    kind: ClassVar[str] = "validation"
+    table: ClassVar[str] = "validations"
+    body_tables: ClassVar[tuple[str, ...]] = ("training_runs", "class_accuracies")
+    command: ClassVar[str] = "curate validate"
+
+    validation: str
+    embedding: str
+    model: str
+    epochs: int
+    schedule: str
+    seeds: int
+    seed: int
+    test: list[str]
+    num_test: int
+    num_samples: int
+    num_training_runs: int
+    fingerprint: str
+    run_id: int
+    transfer: list[str]
+
+
+@dataclass(frozen=True)
+class FitRecord(SetRecord):
+    kind: ClassVar[str] = "fit"
+    table: ClassVar[str] = "fits"
+    body_tables: ClassVar[tuple[str, ...]] = ("fit_points",)
+    command: ClassVar[str] = "curate fit"
+
+    fit: str
+    model: str
+    arms: str
+    form: str
+    exponent: float
+    exponent_low: float
+    exponent_high: float
+    amplitude: float
+    asymptote: float
+    num_points: int
+    seeds: int
+    fingerprint: str
+    run_id: int
+
+
+SET_TYPES: tuple[type[SetRecord], ...] = (
+    EmbeddingRecord,
+    ClusteringRecord,
+    ProbeRecord,
+    ScoringRecord,
+    SelectionRecord,
+    ValidationRecord,
+    FitRecord,
+    ExportRecord,
+)
+SET_TYPES_BY_KIND = {record_type.kind: record_type for record_type in SET_TYPES}
+
+
+class ShardRecord(NamedTuple):
+    """A row of `shards`."""
+
+    shard_id: int
+    url: str
+    num_bytes: int
+    etag: str
+    num_samples: int | None
+    checksum: str | None
+    complete: bool | None
+
+
+class TrainingRunRecord(NamedTuple):
+    """A row of `training_runs`."""
+
+    validation: str
+    arm: str
+    selection: str | None
+    keep: float
+    seed: int
+    num_samples: int
+    epochs: int
+    accuracy: float
+    loss: float
+    seconds: float
+
+
+class ClassAccuracyRecord(NamedTuple):
+    """A row of `class_accuracies`."""
+
+    validation: str
+    arm: str
+    selection: str | None
+    seed: int
+    label: str
+    num_test: int
+    accuracy: float
+
+
+class ProbeModelRecord(NamedTuple):
+    """A row of `probe_models`."""
+
+    probe: str
+    part: str
+    model: str
+    seed: int
+    accuracy: float | None
+    left_out_accuracy: float | None
+    test_accuracy: float | None
+    seconds: float
+
+
+class FitPointRecord(NamedTuple):
+    """A row of `fit_points`."""
+
+    fit: str
+    num_samples: float
+    error: float
+    fitted: float

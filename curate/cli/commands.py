@@ -1,0 +1,243 @@
+"""The commands: an example of each verb, and how its result is printed.
+
+A command prints the name or path it made to stdout, everything else to stderr.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from curate.options import Option
+from curate.verbs import VERBS, Verb
+
+FAILED, WRONG_USAGE, PARTLY, INTERRUPTED = 1, 2, 3, 130
+
+Strict = Annotated[bool, Option("Exit with 1 instead of 3 if any sample or shard failed.")]
+TableFormat = Annotated[str, Option("How to print.", choices=("table", "json"), short="-f")]
+
+
+def print_result(function: Callable[..., Any], *arguments: Any, options: dict[str, Any]) -> None:
+    """The name or path that the verb made; several a line each."""
+    result = function(*arguments, **options)
+    if result is not None:
+        print("\n".join(result) if isinstance(result, list) else result)
+
+
+def run_embed(
+    function: Callable[..., Any], catalog: str, *, options: dict[str, Any], strict: Strict = False
+) -> None:
+    embedding = function(catalog, **options)
+    print(embedding)
+    _exit_if_partly(catalog, embedding, strict=strict)
+
+
+def run_recipe(
+    function: Callable[..., Any],
+    catalog: str | None = None,
+    *,
+    options: dict[str, Any],
+    strict: Strict = False,
+) -> None:
+    from curate.recipe import load_recipe
+
+    print(function(catalog=catalog, **options))
+    if not options.get("dry_run"):
+        folder, _ = load_recipe(options["recipe"], options.get("set") or [], catalog)
+        _exit_if_partly(folder, strict=strict)
+
+
+def run_query(
+    function: Callable[..., Any],
+    catalog: str,
+    *,
+    options: dict[str, Any],
+    format: Annotated[
+        str | None,
+        Option(
+            "How to print.",
+            choices=("table", "csv", "json", "parquet"),
+            short="-f",
+            default="the file's ending, or table",
+        ),
+    ] = None,
+    out: Annotated[
+        str | Path | None, Option("File to write (parquet needs one).", metavar="FILE", short="-o")
+    ] = None,
+    limit: Annotated[
+        int, Option("Rows shown as a table; files and the other formats have all.", minimum=1)
+    ] = 200,
+) -> None:
+    from curate.cli.output import write_query
+    from curate.options import check_arguments
+    from curate.stages.query import open_query
+
+    check_arguments(function, options)
+    with open_query(
+        catalog,
+        options["sql"],
+        options.get("params"),
+        allow_files=options.get("allow_files", False),
+    ) as (connection, text):
+        write_query(connection, text, format, Path(out) if out else None, limit)
+
+
+def run_plan(
+    function: Callable[..., Any],
+    catalog: str,
+    *,
+    options: dict[str, Any],
+    format: TableFormat = "table",
+) -> None:
+    from dataclasses import asdict
+
+    from curate.cli.output import print_rows
+    from curate.formatting import format_bytes, format_duration
+
+    plans = function(catalog, **options)
+    if format == "json":
+        print_rows([asdict(stage_plan) for stage_plan in plans], format)
+        return
+    rows = [
+        {
+            "stage": stage_plan.stage,
+            "samples": f"{stage_plan.samples:,}",
+            "time": format_duration(stage_plan.seconds),
+            "memory": format_bytes(stage_plan.memory),
+            "disk": format_bytes(stage_plan.disk),
+        }
+        for stage_plan in plans
+    ]
+    print_rows(rows, format)
+
+
+def run_theory(
+    function: Callable[..., Any], *, options: dict[str, Any], format: TableFormat = "table"
+) -> None:
+    from curate.cli.output import print_rows
+
+    result = function(**options)
+    if isinstance(result, str):
+        print(result)
+    else:
+        print_rows([result], format)
+
+
+def run_verify(function: Callable[..., Any], catalog: str, *, options: dict[str, Any]) -> None:
+    issues = function(catalog, **options)
+    for issue in issues:
+        print(issue)
+    if issues:
+        raise typer.Exit(FAILED)
+
+
+def run_demo(function: Callable[..., Any], *, options: dict[str, Any]) -> None:
+    from curate.cli.output import print_demo
+    from curate.options import read_parameters
+
+    report = function(**options)
+    folder = options.get("folder", read_parameters(function)["folder"].default)
+    print_demo(Path(folder), report)
+
+
+def _exit_if_partly(catalog: str, embedding: str | None = None, *, strict: bool) -> None:
+    """End with the status that says so if samples or shards failed, in one embedding or in any."""
+    from curate.progress import log
+    from curate.stages.embed.stage import num_failures
+
+    if num_failures(catalog, embedding):
+        log.info("some samples or shards failed: see `curate query failures -c %s`", catalog)
+        raise typer.Exit(FAILED if strict else PARTLY)
+
+
+class Command(NamedTuple):
+    """A verb on the command line."""
+
+    verb: Verb
+    examples: tuple[str, ...]
+    handler: Callable[..., None] = print_result
+    uses_engine: bool = False
+
+
+COMMANDS = {
+    "embed": Command(
+        VERBS["embed"],
+        ("curate embed 'corpus/{00000..00099}.tar' --encoder open_clip:ViT-B-32/openai",),
+        run_embed,
+        uses_engine=True,
+    ),
+    "cluster": Command(
+        VERBS["cluster"], ("curate cluster --k 1000 --distance cosine",), uses_engine=True
+    ),
+    "probe": Command(
+        VERBS["probe"],
+        (
+            "curate probe",
+            "curate probe --model ridge --fraction 0.7",
+            "curate probe --model ridge --test 'test/*.tar'",
+        ),
+        uses_engine=True,
+    ),
+    "score": Command(
+        VERBS["score"],
+        ("curate score ssl_prototypes el2n", "curate score --metric-file mine.py:my_metric"),
+        uses_engine=True,
+    ),
+    "select": Command(VERBS["select"], ("curate select --keep 0.8 --where 'width >= 200'",)),
+    "validate": Command(
+        VERBS["validate"],
+        (
+            "curate validate --keep 0.8 --keep 0.5 --strategy hardest --strategy easiest "
+            "--scoring el2n",
+        ),
+    ),
+    "export": Command(
+        VERBS["export"],
+        ("curate export $(curate select --keep 0.8) pruned/",),
+        uses_engine=True,
+    ),
+    "fit": Command(VERBS["fit"], ("curate fit --model mlp",)),
+    "query": Command(
+        VERBS["query"],
+        (
+            "curate query class_balance",
+            "curate query 'select count(*) from samples' --format csv",
+        ),
+        run_query,
+    ),
+    "report": Command(VERBS["report"], ("curate report report.html --scoring el2n",)),
+    "gallery": Command(
+        VERBS["gallery"], ("curate gallery --scoring supervised_prototypes --count 8",)
+    ),
+    "verify": Command(
+        VERBS["verify"],
+        ("curate verify", "curate verify pruned --check-sources"),
+        run_verify,
+    ),
+    "plan": Command(
+        VERBS["plan"],
+        (
+            "curate plan 'corpus/*.tar' --encoder efficientnet_lite0",
+            "curate plan --samples 1000000000",
+        ),
+        run_plan,
+        uses_engine=True,
+    ),
+    "theory": Command(
+        VERBS["theory"],
+        ("curate theory --alpha-tot 8 --keep 0.3", "curate theory --figure 1a"),
+        run_theory,
+    ),
+    "run": Command(
+        VERBS["run"],
+        ("curate run clothing --set select.keep=0.5",),
+        run_recipe,
+        uses_engine=True,
+    ),
+    "list": Command(
+        Verb("curate.cli.listing", "print_list", "What there is to choose from."),
+        ("curate list queries",),
+    ),
+    "demo": Command(VERBS["demo"], ("curate demo my-demo",), run_demo),
+}

@@ -1,0 +1,83 @@
+"""`curate list`: the names that options take, and the sets of a catalog."""
+
+import importlib
+from pathlib import Path
+from typing import Annotated, Any
+
+from curate.catalog.records import SET_TYPES
+from curate.cli.output import print_table
+from curate.options import Option, verb
+from curate.package_data import RECIPES_DIR, SQL_DIR, first_comment, list_names
+
+_REGISTRIES = ("encoders", "metrics", "models", "strategies")
+_SHIPPED = {"recipes": (RECIPES_DIR, ".toml", "#"), "queries": (SQL_DIR / "queries", ".sql", "--")}
+_HIDDEN_COLUMNS = {  # long ones
+    "embedding": ("preprocessing",),
+    "probe": ("test", "folder", "fingerprint"),
+    "validation": ("test", "fingerprint"),
+}
+_SETS_SQL = (
+    "select kind, name, made_from, strftime(started_at, '%Y-%m-%d %H:%M') as made_at, status "
+    "from lineage order by run_id"
+)
+_RUNS_SQL = (
+    "select * exclude (arguments, fingerprint, code_checksum, timing) from runs order by run_id"
+)
+_SET_TABLES = {record_type.table: record_type for record_type in SET_TYPES}
+SUBJECTS = (*_REGISTRIES, *_SHIPPED, "sets", "runs", *_SET_TABLES)
+
+
+@verb()
+def print_list(
+    catalog: str | Path,
+    subject: Annotated[
+        str,
+        Option(
+            "encoders, metrics, models, strategies, recipes, queries; sets, runs, selections …",
+            choices=SUBJECTS,
+            metavar="WHAT",
+        ),
+    ] = "sets",
+) -> None:
+    """Print the names of a kind, each with its first line of description; or the sets of a catalog.
+
+    Sets of a catalog have a last column that says why they are out of date, if they are.
+    """
+    if subject in _REGISTRIES:
+        registry = getattr(importlib.import_module(f"curate.{subject}"), subject).load()
+        rows = [
+            (name, (function.__doc__ or "").strip().split("\n", 1)[0])
+            for name, function in sorted(registry.items())
+        ]
+        print_table(["name", "what it is"], rows)
+    elif subject in _SHIPPED:
+        folder, suffix, prefix = _SHIPPED[subject]
+        names = list_names(folder, suffix)
+        descriptions = [first_comment(folder / f"{name}{suffix}", prefix) for name in names]
+        print_table(["name", "what it is"], list(zip(names, descriptions, strict=True)))
+    else:
+        _print_catalog_rows(catalog, subject)
+
+
+def _print_catalog_rows(path: str | Path, subject: str) -> None:
+    from curate.catalog.catalog import Catalog
+    from curate.stages.staleness import find_stale
+
+    catalog = Catalog(path)
+    record_type = _SET_TABLES.get(subject)
+    sql = {"sets": _SETS_SQL, "runs": _RUNS_SQL}.get(subject)
+    if record_type:
+        hidden = _HIDDEN_COLUMNS.get(record_type.kind, ("fingerprint",))
+        sql = f"select * exclude ({', '.join(hidden)}) from {subject} order by run_id"
+    with catalog.reading() as connection:
+        cursor = connection.execute(sql or "")
+        columns = [column[0] for column in cursor.description or []]
+        rows: list[tuple[Any, ...]] = cursor.fetchall()
+    if subject != "runs":
+        stale = find_stale(catalog)
+        kind_and_name = (
+            (lambda row: (record_type.kind, row[0])) if record_type else (lambda row: row[:2])
+        )
+        rows = [(*row, stale.get(tuple(kind_and_name(row)), "")) for row in rows]
+        columns.append("out_of_date")
+    print_table(columns, rows)

@@ -1,0 +1,205 @@
+"""What commands print on stdout: answers to queries, tables, the demo's summary."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from curate.errors import OptionError
+from curate.formatting import escape_control_characters
+from curate.storage.atomic import atomic_write
+
+if TYPE_CHECKING:
+    import duckdb
+
+_FILE_FORMATS = ("csv", "json", "parquet")
+_FETCH_ROWS = 1000
+
+
+def write_query(
+    connection: "duckdb.DuckDBPyConnection",
+    sql: str,
+    format: str | None,
+    out: Path | None,
+    limit: int,
+) -> None:
+    """Write the answer to `sql`, row by row: to stdout as a table by default, or to a file.
+
+    A file's format is that of its ending, csv where that is unknown. Only tables stop after `limit`
+    rows.
+    """
+    if format is None:
+        ending = out.suffix.lstrip(".") if out else "table"
+        is_known = ending in _FILE_FORMATS or out is None
+        format = ending if is_known else "csv"  # noqa: A001 - the option's name
+    if format == "parquet":
+        if out is None:
+            raise OptionError("parquet is no text: name the file with --out FILE")
+        _write_parquet(connection.sql(sql), out)
+    elif out is None:
+        _write_text(connection.execute(sql), format, sys.stdout, limit)
+    else:
+        with (
+            atomic_write(out.expanduser().absolute()) as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as file,
+        ):
+            _write_text(connection.execute(sql), format, file, sys.maxsize)
+
+
+def print_rows(rows: list[dict[str, Any]], format: str) -> None:
+    """Rows with the same keys as a table, or as JSON: one object, or a list of several."""
+    if format == "table":
+        print_table(list(rows[0]), [tuple(map(_shorten, row.values())) for row in rows])
+    else:
+        print(json.dumps(rows[0] if len(rows) == 1 else rows, indent=1, allow_nan=False))
+
+
+def print_table(
+    columns: list[str], rows: Sequence[tuple[Any, ...]], file: TextIO | None = None
+) -> None:
+    """A plain table; numbers to the right, and no wrapping where the output is no terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    file = file or sys.stdout
+    console = Console(file=file, width=None if file.isatty() else 100_000, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for index, column in enumerate(columns):
+        is_numeric = bool(rows) and all(isinstance(row[index], int | float | None) for row in rows)
+        justify = "right" if is_numeric else "left"
+        table.add_column(Text(column), justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        cells = ["" if value is None else str(value) for value in row]
+        table.add_row(*(Text(escape_control_characters(cell, "\n\t")) for cell in cells))
+    console.print(table)
+
+
+def _shorten(value: Any) -> Any:
+    return f"{value:.5g}" if isinstance(value, float) else value
+
+
+def _fetch_rows(cursor: "duckdb.DuckDBPyConnection") -> Iterator[tuple[Any, ...]]:
+    while rows := cursor.fetchmany(_FETCH_ROWS):
+        yield from rows
+
+
+def _write_text(cursor: Any, format: str, file: TextIO, limit: int) -> None:
+    columns = [column[0] for column in cursor.description or []]
+    if format == "csv":
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(_fetch_rows(cursor))
+    elif format == "json":
+        file.write("[")
+        for index, row in enumerate(_fetch_rows(cursor)):
+            record = dict(zip(columns, map(_to_json, row), strict=True))
+            file.write(",\n " if index else "\n ")
+            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False))
+        file.write("\n]\n")
+    else:
+        rows = cursor.fetchmany(min(limit, sys.maxsize - 1) + 1)
+        print_table(columns, rows[:limit], file)
+        if len(rows) > limit:
+            print(
+                f"… more than {limit} rows: --limit N shows more, --format csv gives all",
+                file=sys.stderr,
+            )
+
+
+def _to_json(value: Any) -> Any:
+    """A value as JSON has it: numbers that it lacks become null, dates and the like become text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, list | tuple):
+        return [_to_json(element) for element in value]
+    if isinstance(value, dict):
+        return {str(key): _to_json(element) for key, element in value.items()}
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _write_parquet(relation: Any, out: Path) -> None:
+    import pyarrow.parquet as pq
+
+    reader = relation.to_arrow_reader(100_000)
+    with (
+        atomic_write(out.expanduser().absolute()) as temporary,
+        pq.ParquetWriter(temporary, reader.schema) as writer,
+    ):
+        for batch in reader:
+            writer.write_batch(batch)
+
+
+_DEMO_SQL = """
+select
+    (select sum(num_samples) from shards) as samples,
+    (select sum(num_embedded) from embedded_shards) as embedded,
+    (select sum(num_failed) from embedded_shards) as failed,
+    k,
+    objective,
+    delta_vs_full,
+    delta_vs_full_interval,
+    delta_vs_random,
+    delta_vs_random_interval,
+    exports.*
+from clusterings
+cross join exports
+join pruned_vs_random using (selection)
+"""
+
+
+def print_demo(catalog: Path, report: str) -> None:
+    """What the demo did, and what to try next."""
+    from curate.stages.query import query
+
+    result = query(catalog, _DEMO_SQL).to_pylist()[0]
+    differences = (
+        f"{result['delta_vs_full']:+.2f} ± {result['delta_vs_full_interval']:.2f} points against "
+        f"all digits, {result['delta_vs_random']:+.2f} ± {result['delta_vs_random_interval']:.2f} "
+        "against as many at random"
+    )
+    embedded = (
+        f"{result['samples']:,} digits: {result['embedded']:,} embedded, "
+        f"{result['failed']:,} failed"
+    )
+    kept = f"{result['num_samples']:,} kept, the hardest 80% with every class sure of its floor"
+    exported = (
+        f"{result['num_shards']} shards, {result['num_bytes']:,} bytes, "
+        f"in {os.path.relpath(result['path'])}"
+    )
+    picture = catalog / "figures" / "supervised_prototypes.png"
+    rows = [
+        ("embed", embedded),
+        ("cluster", f"{result['k']} clusters, objective {result['objective']:,.1f}"),
+        ("score", "ssl_prototypes, supervised_prototypes"),
+        ("select", kept),
+        ("export", exported),
+        ("validate", differences),
+        ("picture", os.path.relpath(picture)),
+        ("report", os.path.relpath(report)),
+    ]
+    print_table(["stage", "result"], rows)
+    curate = _command_name()
+    print(
+        f"\nTry next:\n  {curate} query class_balance -c {catalog}\n"
+        f"  {curate} query hardest -c {catalog}\n"
+        f"  {curate} select --keep 0.5 --strategy easiest -c {catalog}"
+    )
+
+
+def _command_name() -> str:
+    """What people can type for this command: its name where their shell finds it, else its path."""
+    if shutil.which("curate"):
+        return "curate"
+    return (
+        "python -m curate" if sys.argv[0].endswith("__main__.py") else os.path.relpath(sys.argv[0])
+    )

@@ -1,0 +1,58 @@
+"""Weights from the model hub, with a time limit and one clear line where it cannot be reached."""
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from curate.errors import CurateError
+
+Result = TypeVar("Result")
+
+
+def load_from_hub(spec: str, load: Callable[[], Result]) -> Result:
+    """Call `load`, which may download weights; CurateError where there are none.
+
+    The hub is tried for a few seconds first, because its client otherwise repeats for minutes.
+    Where it cannot be reached, only files in the local cache count.
+    """
+    from huggingface_hub import constants, errors
+
+    previous = constants.HF_HUB_OFFLINE
+    is_offline = previous or not _is_reachable(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = is_offline
+    try:
+        return load()
+    except (OSError, RuntimeError, ValueError, errors.HfHubHTTPError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        if is_offline:
+            reason = "the model hub cannot be reached"
+        raise CurateError(
+            f"no weights for '{spec}': {reason} and they are not in the local cache; "
+            "download them elsewhere and give the file with --checkpoint"
+        ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = previous
+
+
+def _is_reachable(endpoint: str, seconds: float = 5.0) -> bool:
+    """Whether a connection to the hub (or to the proxy in the environment) opens in time."""
+    proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
+    parts = urlsplit(proxy or endpoint)
+    connected = threading.Event()
+
+    def connect() -> None:
+        try:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            socket.create_connection((parts.hostname or "", port), timeout=seconds).close()
+            connected.set()
+        except OSError:
+            pass
+
+    # In a thread, because a name lookup has no time limit of its own.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds + 1)
+    return connected.is_set()

@@ -1,0 +1,35 @@
+"""The GPUs of this machine."""
+
+from curate.errors import CurateError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def find_local_devices(device: str) -> tuple[str, tuple[int, ...]]:
+    """The device to use and the GPUs of this machine, for `auto`, `cpu` or `cuda`.
+
+    Raises CurateError for cuda without a GPU.
+    """
+    if device == "cpu" or (device == "auto" and not _has_driver()):
+        return "cpu", ()
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and not count:
+        raise CurateError(
+            "--device cuda, but torch sees no GPU: check the driver, or use --device cpu"
+        )
+    return ("cuda", tuple(range(count))) if count else ("cpu", ())
+
+
+def _has_driver() -> bool:
+    """Whether a GPU driver can be loaded: a check that spares the import of torch without one."""
+    import ctypes
+
+    for library in ("libcuda.so.1", "libamdhip64.so", "nvcuda.dll"):
+        try:
+            ctypes.CDLL(library)
+            return True
+        except OSError:
+            continue
+    return False

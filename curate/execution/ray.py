@@ -1,0 +1,278 @@
+"""The Ray engine: stateless tasks, one an item, on whatever machines the cluster has.
+
+Ray retries what dies with a worker. Every machine needs this package in the same version, and the
+catalog and the shards at the same paths or URLs.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from curate.errors import CurateError
+from curate.execution import tasks
+from curate.execution.limits import cpu_count
+from curate.execution.reporting import set_reporter
+from curate.execution.types import Outcome, ReportProgress, Resources, Task
+
+_MAX_RETRIES = 10  # of a task whose worker or machine died; spot machines come and go
+_TASKS_PER_SLOT = 4  # tasks in flight for each that can run at once
+_POLL_INTERVAL = 0.1  # seconds
+
+
+@contextlib.contextmanager
+def connect(address: str | None) -> Iterator[None]:
+    """Be the driver of a cluster: at an address, or one on this machine that ends with the block.
+
+    Raises CurateError.
+    """
+    # Before the import, which reads it: Ray reports its use to nobody.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise CurateError("--engine ray needs Ray: pip install 'foundation-curate[ray]'") from error
+    if address:
+        _check_reachable(address)
+    # A bare init joins whatever cluster it finds; our own is in a folder of its own, whose path
+    # must be short (sockets).
+    folder = None if address else Path(tempfile.mkdtemp(prefix="curate-ray-"))
+    options: dict[str, Any] = {}
+    if folder:
+        options = {"_temp_dir": str(folder), "include_dashboard": False, "num_cpus": cpu_count()}
+    previous_handler = signal.getsignal(signal.SIGTERM)
+    logging.getLogger("ray").setLevel(logging.ERROR)  # stderr is for our own messages
+    try:
+        ray.init(
+            address=address or "local", log_to_driver=False, configure_logging=False, **options
+        )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+        cluster = f"the Ray cluster at '{address}'" if address else "a Ray cluster on this machine"
+        reason = str(error).splitlines()[0] or type(error).__name__
+        raise CurateError(
+            f"cannot reach {cluster} ({reason}): is it up, and have this machine "
+            "and its own the same token (RAY_AUTH_MODE, RAY_AUTH_TOKEN)?"
+        ) from error
+    if previous_handler is not None:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, previous_handler)  # Ray has installed its own
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_reachable(address: str) -> None:
+    """CurateError where nobody listens at HOST:PORT, for which Ray itself would wait minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and host and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise CurateError(
+                f"no Ray cluster at '{address}' ({error.strerror or error}): start one there with "
+                "`ray start --head`, or leave out --ray-address"
+            ) from error
+
+
+def map(  # noqa: A001 - the usual word for it
+    task: Task, items: Iterable[Any], resources: Resources, advance: ReportProgress
+) -> Iterator[Outcome]:
+    """See `engine.map`. The cluster's size decides how many tasks run, not `resources.workers`."""
+    for item, result, error in _submit_all(task, items, resources, advance):
+        yield Outcome(item, None, error) if error else _fetch(item, result)
+
+
+def reduce(
+    task: Task,
+    items: Iterable[Any],
+    merge: Callable[[Any, Any], Any],
+    resources: Resources,
+    advance: ReportProgress,
+) -> Outcome:
+    """See `engine.reduce`; workers merge, and results do not pass through the driver."""
+    failures: list[Outcome] = []
+
+    def iterate_results() -> Iterator[Any]:
+        for item, result, error in _submit_all(task, items, resources, advance):
+            if error:
+                failures.append(Outcome(item, None, error))
+                return
+            yield result
+
+    merge_remotely = _remote_functions().merge
+    result_reference = tasks.tree_reduce(
+        iterate_results(), lambda left, right: merge_remotely.remote(merge, left, right)
+    )
+    if failures:
+        return failures[0]
+    return Outcome(None, None, None) if result_reference is None else _fetch(None, result_reference)
+
+
+def find_devices(device: str) -> tuple[str, tuple[int, ...]]:
+    """See `types.Engine`; GPUs of the cluster, numbered arbitrarily. Raises CurateError."""
+    import ray
+
+    count = int(ray.cluster_resources().get("GPU", 0))
+    if device == "cuda" and not count:
+        raise CurateError(
+            "--device cuda, but no machine of the Ray cluster has a GPU: add one, "
+            "or use --device cpu"
+        )
+    return ("cuda", tuple(range(count))) if count and device != "cpu" else ("cpu", ())
+
+
+def count_cores(device: str = "cpu") -> tuple[int, int]:
+    """See `types.Engine`; for `cuda`, of the machines with a GPU."""
+    import ray
+
+    machines = [
+        node["Resources"]
+        for node in ray.nodes()
+        if node["Alive"] and (device == "cpu" or node["Resources"].get("GPU"))
+    ]
+    counts = [int(machine.get("CPU", 0)) for machine in machines]
+    return max(sum(counts), 1), min((count for count in counts if count), default=1)
+
+
+class _Status(NamedTuple):
+    """What the driver reads of every task, apart from its result: error, amount and samples."""
+
+    error: str | None
+    amount: int
+    num_samples: int
+
+
+def _submit_all(
+    task: Task, items: Iterable[Any], resources: Resources, advance: ReportProgress
+) -> Iterator[tuple[Any, Any, str | None]]:
+    """Each item with a reference to its result, and its error, in order; a bounded window runs."""
+    import ray
+
+    num_gpus = 1 if resources.gpus else 0
+    run_remotely = _remote_functions().run.options(num_cpus=resources.threads, num_gpus=num_gpus)
+    shared_task = ray.put(task)
+    window = _Window(resources)
+    remaining = iter(items)
+    # (item, result, status), from the first that was not yielded yet
+    in_flight: deque[tuple[Any, Any, Any]] = deque()
+    running: set[Any] = set()  # references to statuses
+    statuses: dict[Any, _Status] = {}
+    try:
+        while True:
+            while len(in_flight) < window.size():
+                item = next(remaining, _NO_ITEM)
+                if item is _NO_ITEM:
+                    break
+                result, status = run_remotely.remote(shared_task, item)
+                in_flight.append((item, result, status))
+                running.add(status)
+            if not in_flight:
+                return
+            finished: list[Any] = []
+            if running:
+                finished, _ = ray.wait(
+                    list(running), num_returns=len(running), timeout=_POLL_INTERVAL
+                )
+            for status in finished:
+                running.discard(status)
+                statuses[status] = _fetch_status(status)
+                advance(statuses[status].amount, statuses[status].num_samples)
+            while in_flight and in_flight[0][2] in statuses:
+                item, result, status = in_flight.popleft()
+                yield item, result, statuses.pop(status).error
+    finally:  # nobody takes these results any more, so nothing may go on writing
+        for status in running:
+            ray.cancel(status, force=True)
+
+
+_NO_ITEM = object()
+
+
+class _Window:
+    """How many tasks are in flight: a few for each that can run at once.
+
+    The cluster's size is looked up again every second, as machines come and go.
+    """
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources, self._size, self._expires = resources, 0, 0.0
+
+    def size(self) -> int:
+        if time.monotonic() > self._expires:
+            if self._resources.gpus:
+                slots = len(find_devices("auto")[1])
+            else:
+                slots = count_cores()[0] // self._resources.threads
+            self._size, self._expires = _TASKS_PER_SLOT * max(slots, 1), time.monotonic() + 1
+        return self._size
+
+
+class _RemoteFunctions(NamedTuple):
+    run: Any
+    merge: Any
+
+
+@cache
+def _remote_functions() -> _RemoteFunctions:
+    """Our two functions as Ray's.
+
+    max_calls=0 keeps a process, and the encoder that it loaded, for further tasks with a GPU.
+    """
+    import ray
+
+    run = ray.remote(
+        num_returns=2, max_calls=0, max_retries=_MAX_RETRIES, scheduling_strategy="SPREAD"
+    )(_run_in_worker)
+    return _RemoteFunctions(run, ray.remote(max_calls=0, max_retries=_MAX_RETRIES)(_merge))
+
+
+def _run_in_worker(task: Task, item: Any) -> tuple[Any, _Status]:
+    counts = [0, 0]
+
+    def count(amount: int, num_samples: int) -> None:
+        counts[0] += amount
+        counts[1] += num_samples
+
+    set_reporter(count)
+    outcome = tasks.run_task(task, item)
+    return outcome.result, _Status(outcome.error, counts[0], counts[1])
+
+
+def _merge(merge: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+    return merge(left, right)
+
+
+def _fetch(item: Any, result: Any) -> Outcome:
+    import ray
+
+    try:
+        return Outcome(item, ray.get(result), None)
+    except ray.exceptions.RayError as error:
+        return Outcome(item, None, _describe_error(error))
+
+
+def _fetch_status(reference: Any) -> _Status:
+    import ray
+
+    try:
+        return _Status(*ray.get(reference))
+    except ray.exceptions.RayError as error:
+        return _Status(_describe_error(error), 0, 0)
+
+
+def _describe_error(error: Exception) -> str:
+    return f"Ray gave up: {type(error).__name__}: {' '.join(str(error).split())[:300]}"

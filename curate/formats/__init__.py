@@ -1,0 +1,1 @@
+"""File formats, each with its writer and its reader in one module."""

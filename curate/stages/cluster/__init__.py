@@ -1,0 +1,1 @@
+"""`curate cluster`: the verb's function is in stage.py."""

@@ -1,0 +1,1 @@
+"""`curate embed`: the verb's function is in stage.py."""

@@ -1,0 +1,407 @@
+"""`curate embed`: stream shards through an encoder; one Parquet file of vectors a shard."""
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from curate.catalog import provenance, sets
+from curate.catalog.catalog import Catalog
+from curate.catalog.database import CatalogLockedError
+from curate.catalog.records import EmbeddingRecord
+from curate.encoders import check_checkpoint, check_spec, make_encoder
+from curate.errors import CurateError, OptionError
+from curate.execution import engine
+from curate.execution.timing import add_seconds, format_shares
+from curate.execution.types import Resources
+from curate.formats.shard_patterns import expand_patterns
+from curate.formatting import file_safe
+from curate.options import Device, Option, SetName, Workers, verb
+from curate.progress import log, progress_bar
+from curate.stages.embed.inference import measure_dim, plan_encoder
+from curate.stages.embed.pending import pending_folder
+from curate.stages.embed.registration import (
+    commit_pending,
+    record_unreadable,
+    register_shards,
+    stat_shard,
+)
+from curate.stages.embed.worker import EmbedShards, ShardTask
+from curate.stages.staleness import encoder_checksum, warn_if_stale
+from curate.storage import files as storage
+from curate.storage.locks import remove_temporary_files
+
+# Workers take neighbouring shards in groups of about so many bytes, so that batches span small
+# shards.
+_GROUP_BYTES = 32 << 20
+_CPU_BATCH, _CUDA_BATCH = 8, 256
+_MAX_DAMAGED_SHOWN = 10
+
+
+def check_label_source(label: str) -> None:
+    """OptionError for what is neither cls nor json:FIELD."""
+    if label != "cls" and not label.startswith("json:"):
+        raise OptionError(
+            f"no label source '{label}'; write cls, or json:FIELD for a field of the .json member"
+        )
+
+
+Shards = Annotated[
+    list[str] | str,
+    Option("Paths, folders, globs, brace ranges, or URLs (s3://, gs://, https://, hf://)."),
+]
+EncoderSpec = Annotated[
+    str,
+    Option(
+        "NAME, NAME:VARIANT or NAME:VARIANT@SIZE; see `curate list encoders`.", check=check_spec
+    ),
+]
+Checkpoint = Annotated[
+    str | Path | None, Option("Weights from a file.", metavar="FILE", check=check_checkpoint)
+]
+DEFAULT_ENCODER = "open_clip:ViT-B-32/laion2b_s34b_b79k"
+
+
+@verb()
+def embed(
+    catalog: Catalog | str | Path,
+    shards: Shards,
+    *,
+    encoder: EncoderSpec = DEFAULT_ENCODER,
+    checkpoint: Checkpoint = None,
+    label: Annotated[
+        str, Option("Where labels are: cls, or json:FIELD.", check=check_label_source)
+    ] = "cls",
+    batch_size: Annotated[
+        int | None, Option("Images a batch.", minimum=1, default="8 on a CPU, 256 on a GPU")
+    ] = None,
+    workers: Workers = None,
+    device: Device = "auto",
+    decode: Annotated[
+        str | None,
+        Option(
+            "How images are resized: fast by tensor operators, or exact as the model's own "
+            "transform does.",
+            choices=("fast", "exact"),
+            default="fast, or as the embedding was begun",
+        ),
+    ] = None,
+    profile: Annotated[bool, Option("Say how the time divides between kinds of work.")] = False,
+    files: Annotated[
+        str | None, Option("Where a new catalog stores vectors and centroids.", metavar="URL")
+    ] = None,
+    name: SetName = None,
+) -> str:
+    """Embed every sample of the shards, and return the embedding's name.
+
+    Shards that are in the embedding already are left alone; new ones are added. Samples that cannot
+    be read go to `failures`: for every shard, samples = embedded + failed. Raises CurateError if a
+    shard's bytes have changed, or if the name is taken by another encoder.
+    """
+    encoder, checkpoint = _absolute_files(encoder, checkpoint)
+    embedding = sets.check_name(name or default_name(encoder))
+    urls = expand_patterns([shards] if isinstance(shards, str) else shards)
+    if not urls:
+        raise OptionError("no shards given: name paths, folders, globs, brace ranges or URLs")
+    stats = {url: stat_shard(url) for url in urls}
+    catalog = Catalog(catalog).create(files)
+    folder = catalog.embedding_folder(embedding)
+    settings = EmbedSettings(embedding, encoder, checkpoint, label, decode or "fast")
+    with catalog.write_lock(folder, f"the embedding '{embedding}'"):
+        _remove_temporary_files(folder)
+        _check_same_encoder(catalog, settings)
+        commit_pending(catalog, embedding)
+        shard_tasks = register_shards(catalog, embedding, stats)
+        if shard_tasks:
+            settings = settings._replace(decode=_decoding(catalog, embedding, decode))
+            _embed(catalog, settings, shards, shard_tasks, batch_size, workers, device, profile)
+            # A lost machine leaves what it was writing, which other_sources have made again.
+            _remove_temporary_files(folder)
+        if not storage.is_url(folder):
+            with contextlib.suppress(OSError):  # it does not exist, or is not empty
+                os.rmdir(pending_folder(folder))
+    _log_summary(catalog, embedding, len(urls), len(shard_tasks))
+    return embedding
+
+
+class EmbedSettings(NamedTuple):
+    """What an embedding is made with."""
+
+    embedding: str
+    encoder: str
+    checkpoint: str | None
+    label: str
+    decode: str
+
+
+def default_name(encoder: str) -> str:
+    """The embedding's name when none is given: the encoder's, as a file name."""
+    if encoder.startswith("onnx:"):
+        return Path(encoder.removeprefix("onnx:")).name
+    return file_safe(encoder)
+
+
+def preprocessing_of(record: EmbeddingRecord) -> dict[str, Any]:
+    """How an embedding's images were prepared.
+
+    Older catalogs, where all decoding was exact, do not say so.
+    """
+    stored: dict[str, Any] = json.loads(record.preprocessing)
+    return {"decode": "exact"} | stored
+
+
+def num_failures(catalog: Catalog | str | Path, embedding: str | None = None) -> int:
+    """How many samples and shards of an embedding, or of all, failed."""
+    with Catalog(catalog).reading() as connection:
+        ((count,),) = connection.execute(
+            "select count(*) from failures where embedding = coalesce(?, embedding)", [embedding]
+        ).fetchall()
+    return int(count)
+
+
+def _absolute_files(encoder: str, checkpoint: str | Path | None) -> tuple[str, str | None]:
+    """Files by their absolute paths, so that the same file is the same encoder from any folder."""
+    if encoder.startswith("onnx:"):
+        path = Path(encoder.removeprefix("onnx:")).expanduser().absolute()
+        encoder = f"onnx:{path}"
+    return encoder, str(Path(checkpoint).expanduser().absolute()) if checkpoint else None
+
+
+def _remove_temporary_files(folder: str) -> None:
+    if not storage.is_url(folder):  # an object store has none
+        remove_temporary_files(Path(folder))
+
+
+def _check_same_encoder(catalog: Catalog, settings: EmbedSettings) -> None:
+    """A quick comparison before any model is loaded; the weights are compared later."""
+    record = catalog.find(EmbeddingRecord, settings.embedding)
+    if record is not None:
+        for name in ("encoder", "checkpoint"):
+            stored_value, value = getattr(record, name), getattr(settings, name)
+            if stored_value != value:
+                raise CurateError(
+                    f"the embedding '{settings.embedding}' was made with {name} {stored_value}, "
+                    f"not {value}: choose another --name, or another catalog (-c)"
+                )
+    # Labels belong to the samples, which all embeddings of a catalog share.
+    with catalog.reading() as connection:
+        other_sources = connection.execute(
+            "select embedding, label_source from embeddings where label_source <> ?",
+            [settings.label],
+        ).fetchall()
+    for embedding, source in other_sources:
+        raise CurateError(
+            f"the labels of this catalog come from {source} (embedding '{embedding}'): "
+            f"give --label {source}, or another catalog (-c)"
+        )
+
+
+def _decoding(catalog: Catalog, embedding: str, decode: str | None) -> str:
+    """fast or exact. Raises CurateError if the embedding was begun with the other one."""
+    record = catalog.find(EmbeddingRecord, embedding)
+    begun_with = str(preprocessing_of(record)["decode"]) if record else decode or "fast"
+    if decode not in (None, begun_with):
+        raise CurateError(
+            f"the embedding '{embedding}' was begun with --decode {begun_with}: "
+            "continue so, or choose another --name"
+        )
+    return begun_with
+
+
+def _embed(
+    catalog: Catalog,
+    settings: EmbedSettings,
+    patterns: list[str] | str,
+    shard_tasks: list[ShardTask],
+    batch_size: int | None,
+    workers: int | None,
+    device: str,
+    profile: bool,
+) -> None:
+    """Load the encoder, reserve the name for it, and embed the shards, as one run."""
+    embedding, spec, checkpoint, label, decode = settings
+    device, gpus = engine.current_engine().find_devices(device)
+    resources = _plan_resources(device, gpus, workers)
+    previous = catalog.find(EmbeddingRecord, embedding)
+    arguments = {
+        "shards": patterns,
+        "encoder": spec,
+        "checkpoint": checkpoint,
+        "label": label,
+        "decode": decode,
+    }
+    if previous:
+        warn_if_stale(catalog, previous)
+    with catalog.record_run(
+        "embed",
+        embedding,
+        arguments,
+        parents=[previous.run_id] if previous else [],
+        code_checksum=encoder_checksum(spec),
+        device=device,
+    ) as run_id:
+        encoder = make_encoder(spec, checkpoint)
+        preprocessing = replace(encoder.preprocessing, decode=decode)  # type: ignore[arg-type]
+        encoder = replace(encoder, preprocessing=preprocessing)
+        with catalog.shared_tempdir(run_id) as folder:
+            onnx = storage.join(folder, "encoder.onnx")
+            plan = plan_encoder(encoder, spec, checkpoint, device, resources.threads, onnx)
+            record = EmbeddingRecord(
+                embedding=embedding,
+                encoder=spec,
+                checkpoint=checkpoint,
+                weights_sha256=encoder.weights_sha256,
+                dim=measure_dim(plan),
+                preprocessing=provenance.canonical_json(asdict(preprocessing)),
+                label_source=label,
+                run_id=run_id,
+            )
+            _reserve_name(catalog, record)
+            default_batch = _CUDA_BATCH if device == "cuda" else _CPU_BATCH
+            task = EmbedShards(
+                plan,
+                catalog.embedding_folder(embedding),
+                label,
+                batch_size or default_batch,
+                # For a GPU, threads decode ahead of it; on a CPU each core is busy with a worker.
+                decode_threads=resources.threads if device == "cuda" else 0,
+            )
+            _map_shards(catalog, embedding, run_id, task, shard_tasks, resources, profile)
+
+
+def _plan_resources(device: str, gpus: tuple[int, ...], workers: int | None) -> Resources:
+    """One worker a GPU with its share of the cores; on a CPU one a core.
+
+    One thread a worker was faster than threads inside the encoder.
+    """
+    cores, _ = engine.current_engine().count_cores(device)
+    count = workers or len(gpus) or cores
+    return Resources(count, max(cores // count, 1), gpus)
+
+
+def _reserve_name(catalog: Catalog, record: EmbeddingRecord) -> None:
+    """Write the embedding's row, or compare with the one that exists. Raises CurateError."""
+    with catalog.writing() as connection:
+        connection.execute(
+            "update runs set fingerprint = ? where run_id = ?",
+            [record.weights_sha256, record.run_id],
+        )
+        stored = sets.find_set(connection, EmbeddingRecord, record.embedding)
+        if stored is None:
+            sets.insert_row(connection, record.table, record.to_dict())
+            return
+    comparisons: Mapping[str, bool] = {
+        "weights_sha256": stored.weights_sha256 == record.weights_sha256,
+        "dim": stored.dim == record.dim,
+        "preprocessing": preprocessing_of(stored) == preprocessing_of(record),
+    }
+    for column, is_same in comparisons.items():
+        if not is_same:
+            raise CurateError(
+                f"the embedding '{record.embedding}' was made with other weights or "
+                f"preprocessing ({column} differs): choose another --name"
+            )
+
+
+def _map_shards(
+    catalog: Catalog,
+    embedding: str,
+    run_id: int,
+    task: EmbedShards,
+    shard_tasks: list[ShardTask],
+    resources: Resources,
+    profile: bool,
+) -> None:
+    """Run the task on groups of shards, committing what is finished as it comes."""
+    groups = _group_shards(shard_tasks, resources.workers)
+    uncommitted: list[int] = []
+    unreadable: dict[int, str] = {}
+    seconds: dict[str, float] = {}
+    total = sum(shard.num_bytes for shard in shard_tasks) >> 10
+    with progress_bar("embed", total) as advance:
+        next_commit = 0.0
+        for group, result, error in engine.map(task, groups, resources, advance=advance):
+            if error:
+                unreadable |= {shard.shard_id: error for shard in group}
+            else:
+                shard_ids = [shard.shard_id for shard in group]
+                uncommitted += [
+                    shard_id for shard_id in shard_ids if shard_id not in result.problems
+                ]
+                unreadable |= result.problems
+                add_seconds(seconds, result.seconds)
+            if (started := time.monotonic()) >= next_commit:
+                # Where somebody reads for long, the next commit, or the last, takes it along.
+                with contextlib.suppress(CatalogLockedError):
+                    commit_pending(catalog, embedding, run_id, uncommitted, timeout=0)
+                    uncommitted.clear()
+                # Commits take a tenth of the time at most.
+                next_commit = time.monotonic() + 9 * (time.monotonic() - started)
+    commit_pending(catalog, embedding, run_id, uncommitted)
+    # And what groups had finished that failed at a later shard.
+    commit_pending(catalog, embedding, run_id)
+    catalog.record_timing(run_id, seconds)
+    log.log(
+        logging.INFO if profile else logging.DEBUG,
+        "profile: %.1f s of %s workers: %s",
+        sum(seconds.values()),
+        resources.workers,
+        format_shares(seconds),
+    )
+    record_unreadable(catalog, embedding, unreadable)
+
+
+def _group_shards(shard_tasks: list[ShardTask], workers: int) -> list[tuple[ShardTask, ...]]:
+    """Neighbouring shards, up to a size that still gives every worker several groups."""
+    total = sum(shard.num_bytes for shard in shard_tasks)
+    limit = min(_GROUP_BYTES, total // (4 * workers))
+    groups: list[list[ShardTask]] = []
+    group_bytes = limit + 1
+    for shard in shard_tasks:
+        if group_bytes + shard.num_bytes > limit:
+            groups.append([])
+            group_bytes = 0
+        groups[-1].append(shard)
+        group_bytes += shard.num_bytes
+    return [tuple(group) for group in groups]
+
+
+def _log_summary(catalog: Catalog, embedding: str, num_given: int, num_embedded: int) -> None:
+    with catalog.reading() as connection:
+        ((num_shards, embedded, failed),) = connection.execute(
+            "select count(*), coalesce(sum(num_embedded), 0), coalesce(sum(num_failed), 0) "
+            "from embedded_shards where embedding = ?",
+            [embedding],
+        ).fetchall()
+        damaged = connection.execute(
+            "select url, error, (embedding, shard_id) in "
+            "(select (embedding, shard_id) from embedded_shards) as is_partly_read "
+            "from failures join shards using (shard_id) "
+            "where embedding = ? and sample_id is null",
+            [embedding],
+        ).fetchall()
+        ((num_labelled,),) = connection.execute("select count(label) from samples").fetchall()
+        ((label_source,),) = connection.execute(
+            "select label_source from embeddings where embedding = ?", [embedding]
+        ).fetchall()
+    for url, error, _ in damaged[:_MAX_DAMAGED_SHOWN]:
+        log.warning("%s: %s", url, error)
+    if embedded and not num_labelled and label_source != "cls":
+        log.warning("no sample has a label in %s: see --label", label_source)
+    unreadable = sum(not is_partly_read for _, _, is_partly_read in damaged)
+    title = f"embedding '{embedding}'"
+    if not num_embedded:
+        title = f"nothing to do: all {num_given} shards are in '{embedding}'"
+    log.info(
+        "%s: %s shards, %s samples embedded, %s failed%s",
+        title,
+        f"{num_shards:,}",
+        f"{embedded:,}",
+        f"{failed:,}",
+        f"; {unreadable:,} shards could not be read" if unreadable else "",
+    )

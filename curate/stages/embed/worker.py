@@ -1,0 +1,316 @@
+"""The work of `curate embed` for a group of shards: read, decode, encode, write.
+
+It knows no catalog.
+"""
+
+import contextlib
+import itertools
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import Empty, Queue
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from curate.execution.reporting import report_progress
+from curate.execution.timing import Stopwatch
+from curate.formats.images import (
+    EXTENSIONS,
+    ImageDecodeError,
+    Preprocessing,
+    decode_image,
+    find_image_member,
+)
+from curate.formats.sample_ids import first_sample_id, shard_filename
+from curate.formats.samples import CorruptShardError, iterate_samples, split_name, to_unicode
+from curate.formats.tar import TarReader
+from curate.formats.vectors import write_vectors
+from curate.stages.embed.inference import EncoderPlan, Forward, load_forward
+from curate.stages.embed.pending import (
+    SampleRecord,
+    ShardMetadata,
+    pending_file,
+    write_pending,
+)
+from curate.storage import files
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class ShardTask(NamedTuple):
+    """One shard to read; `checksum` is that of its bytes where another embedding has read them."""
+
+    shard_id: int
+    url: str
+    num_bytes: int
+    checksum: str | None
+
+
+@dataclass
+class ShardEnd:
+    """Follows the records of a shard: what is known of the file, and what is wrong with it."""
+
+    shard_id: int
+    num_bytes: int = 0
+    etag: str = ""
+    checksum: str = ""
+    problem: str | None = None
+
+    def fail(self, problem: str) -> None:
+        """Nothing of the shard counts."""
+        self.problem, self.checksum = problem, ""
+
+
+class SampleError(Exception):
+    """A sample cannot be used, for the reason given, found at the stage given."""
+
+    def __init__(self, stage: str, reason: str) -> None:
+        super().__init__(reason)
+        self.stage = stage
+
+
+class GroupResult(NamedTuple):
+    """The problems of shards that left no files, by shard id; and seconds by kind of work."""
+
+    problems: dict[int, str]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class EmbedShards:
+    """The task: embed a group of shards; batches span them.
+
+    A shard leaves two files, written in this order: the vectors, and the pending file with what the
+    catalog is to know. When the second exists, both are whole.
+    """
+
+    encoder: EncoderPlan
+    folder: str
+    label: str
+    batch_size: int
+    decode_threads: int
+
+    def __call__(self, shards: Iterable[ShardTask]) -> GroupResult:
+        stopwatch = Stopwatch()
+        records = itertools.chain.from_iterable(map(self._read_shard, shards))
+        if self.decode_threads:
+            # Threads read and decode while this one encodes: what shows is how long it waits.
+            limit = 2 * self.batch_size
+            prefetched = prefetch(self._decode, records, self.decode_threads, limit)
+            decoded = stopwatch.measure_each("wait for images", prefetched)
+        else:
+            read = stopwatch.measure_each("read", records)
+            decoded = stopwatch.measure_each("decode", map(self._decode, read))
+        problems: dict[int, str] = {}
+        encoded = self._encode(decoded, stopwatch)
+        for shard_id, group in itertools.groupby(encoded, key=lambda record: record.shard_id):
+            *samples, end = group
+            with stopwatch.measure("write"):
+                problem = self._write_shard(shard_id, samples, end)
+            if problem:
+                problems[shard_id] = problem
+        stopwatch.switch("other")
+        return GroupResult(problems, stopwatch.seconds)
+
+    def _read_shard(self, shard: ShardTask) -> Iterator[SampleRecord | ShardEnd]:
+        """The samples of a shard in tar order, then its end."""
+        end = ShardEnd(shard.shard_id)
+        try:
+            before = files.stat(shard.url)
+            with files.open_binary(shard.url, sequential=True) as stream:
+                reader = TarReader(stream, shard.checksum, _is_read)
+                yield from self._read_samples(shard, reader, end)
+            end.etag = before.etag
+            if files.stat(shard.url) != before or end.num_bytes != before.num_bytes:
+                end.fail("it changed while it was read")
+        # The boundary to tars and to clients of remote file systems: what they raise is this
+        # shard's problem alone.
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            if isinstance(error, OSError) and error.strerror:
+                reason = error.strerror
+            end.fail(f"cannot be read: {reason}")
+        if shard.checksum and end.checksum not in ("", shard.checksum):
+            end.fail("its bytes are not those that another embedding read")
+        yield end
+
+    def _read_samples(
+        self, shard: ShardTask, reader: TarReader, end: ShardEnd
+    ) -> Iterator[SampleRecord]:
+        sample_ids, reported = itertools.count(first_sample_id(shard.shard_id)), 0
+        try:
+            for sample in iterate_samples(reader):
+                yield SampleRecord(
+                    shard.shard_id,
+                    next(sample_ids),
+                    to_unicode(sample.key),
+                    sample.offset,
+                    sample.length,
+                    members=sample.members,
+                )
+                report_progress((reader.num_bytes >> 10) - reported, 0)
+                reported = reader.num_bytes >> 10
+        except CorruptShardError as error:
+            end.problem = str(error)
+            if error.key:
+                record = SampleRecord(shard.shard_id, next(sample_ids), to_unicode(error.key))
+                yield record.fail("shard", end.problem)
+            reader.drain()
+        end.num_bytes, end.checksum = reader.num_bytes, reader.checksum
+        report_progress((reader.num_bytes >> 10) - reported, 0)
+
+    def _decode(self, record: SampleRecord | ShardEnd) -> SampleRecord | ShardEnd:
+        if isinstance(record, SampleRecord) and not record.error:
+            try:
+                _decode_members(record, self.label, self.encoder.preprocessing)
+            except SampleError as error:
+                record.fail(error.stage, str(error))
+            record.members = {}
+        return record
+
+    def _encode(
+        self, records: Iterable[SampleRecord | ShardEnd], stopwatch: Stopwatch
+    ) -> Iterator[SampleRecord | ShardEnd]:
+        """Give every decoded record its vector, in batches that span shards."""
+        with stopwatch.measure("load the encoder"):
+            forward = load_forward(self.encoder)
+        batch: list[SampleRecord | ShardEnd] = []
+        num_images = 0
+        for record in records:
+            batch.append(record)
+            num_images += isinstance(record, SampleRecord) and record.pixels is not None
+            if num_images == self.batch_size:
+                _encode_batch(batch, forward, stopwatch)
+                yield from batch
+                batch, num_images = [], 0
+        _encode_batch(batch, forward, stopwatch)
+        yield from batch
+
+    def _write_shard(self, shard_id: int, records: list[Any], end: Any) -> str | None:
+        """Write the shard's two files; returns the problem of one that could not be read at all."""
+        if end.problem and (not records or not end.checksum):
+            return str(end.problem)  # and leave no file
+        embedded = [record for record in records if not record.error]
+        vectors_checksum = ""
+        if embedded:
+            sample_ids = np.array([record.sample_id for record in embedded])
+            vectors = np.stack([record.vector for record in embedded])
+            location = files.join(self.folder, shard_filename(shard_id))
+            vectors_checksum = write_vectors(location, sample_ids, vectors)
+        metadata = ShardMetadata(
+            num_samples=len(records),
+            num_embedded=len(embedded),
+            num_failed=len(records) - len(embedded),
+            num_bytes=end.num_bytes,
+            etag=end.etag,
+            checksum=end.checksum,
+            complete=not end.problem,
+            vectors_checksum=vectors_checksum,
+        )
+        if end.problem:
+            failure = SampleRecord(shard_id, None, None).fail("shard", end.problem)
+            records = [*records, failure]
+        write_pending(pending_file(self.folder, shard_id), records, metadata)
+        return None
+
+
+def _is_read(name: str) -> bool:
+    """Whether a member is ever read, by its name: images, labels and captions."""
+    extension = split_name(name)[1].rsplit(".", 1)[-1]
+    return extension in EXTENSIONS or extension in ("cls", "json", "txt")
+
+
+def _decode_members(record: SampleRecord, label: str, preprocessing: Preprocessing) -> None:
+    """Decode the record's image and read its label and caption. Raises SampleError."""
+    extension = find_image_member(record.members)
+    if extension is None:
+        extensions = ", ".join(f".{name}" for name in record.members)
+        raise SampleError("member", f"no image among its members ({extensions})")
+    record.member = extension
+    try:
+        image = decode_image(record.members[extension], preprocessing)
+    except ImageDecodeError as error:
+        raise SampleError("decode", str(error)) from error
+    record.pixels, record.width, record.height = image
+    record.label = read_label(record.members, label)
+    caption = record.members.get("txt")
+    record.caption = caption.decode("utf-8", "replace").strip() if caption is not None else None
+
+
+def read_label(members: dict[str, bytes], source: str) -> str | None:
+    """The label as text, or None where the sample has none. `source` is cls or json:FIELD.
+
+    Raises SampleError for one that cannot be read.
+    """
+    try:
+        if source == "cls":
+            return members["cls"].decode("utf-8").strip() or None if "cls" in members else None
+        fields: Any = json.loads(members["json"]) if "json" in members else {}
+        value = fields.get(source.removeprefix("json:")) if isinstance(fields, dict) else None
+        if value is None:
+            return None
+        text = value if isinstance(value, str) else json.dumps(value)
+        return text.encode("utf-8").decode("utf-8") or None
+    # Wrong UTF-8 and wrong JSON are kinds of ValueError.
+    except (ValueError, RecursionError) as error:
+        raise SampleError("label", f"cannot read the label: {error}") from error
+
+
+def _encode_batch(
+    records: list[SampleRecord | ShardEnd], forward: Forward, stopwatch: Stopwatch
+) -> None:
+    """Set the vectors of the decoded records, in half precision."""
+    batch = [
+        record
+        for record in records
+        if isinstance(record, SampleRecord) and record.pixels is not None
+    ]
+    if not batch:
+        return
+    with np.errstate(over="ignore"), stopwatch.measure("encode"):
+        pixels = np.stack([record.pixels for record in batch if record.pixels is not None])
+        vectors = forward(pixels).astype(np.float16)
+    report_progress(0, len(batch))
+    for record, vector in zip(batch, vectors, strict=True):
+        record.pixels, record.vector = None, vector
+        if not np.isfinite(vector).all():
+            record.fail("encode", "the encoder's vector is not finite in half precision")
+
+
+def prefetch(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, limit: int
+) -> Iterator[Result]:
+    """`map` by threads that work ahead, in order, with at most `limit` results waiting.
+
+    Another thread takes the items.
+    """
+    results: Queue[Future[Result] | None] = Queue(limit)
+    is_stopped = threading.Event()
+
+    def submit_all(pool: ThreadPoolExecutor) -> None:
+        try:
+            for item in items:
+                if is_stopped.is_set():
+                    return
+                results.put(pool.submit(function, item))
+        except BaseException as error:  # handed on to whoever takes the results
+            failed: Future[Result] = Future()
+            failed.set_exception(error)
+            results.put(failed)
+        finally:
+            results.put(None)
+
+    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as feeder:
+        feeding = feeder.submit(submit_all, pool)
+        try:
+            while (result := results.get()) is not None:
+                yield result.result()
+        finally:
+            is_stopped.set()
+            while not feeding.done():  # release a feeder that waits for room
+                with contextlib.suppress(Empty):
+                    results.get(timeout=0.05)

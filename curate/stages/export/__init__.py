@@ -1,0 +1,1 @@
+"""`curate export`: the verb's function is in stage.py."""

@@ -1,0 +1,180 @@
+"""manifest.json and index.parquet of an export: their writers and readers."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from curate.stages.export.layout import PackedShard, SelectionMembers
+from curate.stages.export.worker import SourceShard, WrittenShard
+from curate.storage import files
+from curate.storage.atomic import atomic_write
+
+MANIFEST_NAME, INDEX_NAME = "manifest.json", "index.parquet"
+_ROW_GROUP = 1 << 18  # rows
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an export is: it is written last, so a folder that has it is whole.
+
+    `selection` are the columns of the selection, `lineage` the runs back to the embedding.
+    """
+
+    curate: str
+    fingerprint: str
+    selection: dict[str, Any]
+    layout: str
+    num_samples: int
+    num_shards: int
+    num_bytes: int
+    keys: str
+    shards: list[WrittenShard]
+    sources: list[SourceShard]
+    lineage: list[dict[str, Any]]
+
+
+def write_manifest(folder: str, manifest: Manifest) -> None:
+    """Write manifest.json in one step."""
+    content = asdict(manifest) | {"sources": [source._asdict() for source in manifest.sources]}
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    with atomic_write(files.join(folder, MANIFEST_NAME)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_manifest(folder: str) -> Manifest:
+    """Read manifest.json, of older versions too.
+
+    Raises OSError, or ValueError for what is no manifest of an export.
+    """
+    try:
+        content = json.loads(files.read_bytes(files.join(folder, MANIFEST_NAME)))
+        shards = [
+            WrittenShard(
+                _typed(shard["path"], str),
+                _typed(shard["num_samples"], int),
+                _typed(shard["num_bytes"], int),
+                _typed(_checksum(shard), str),
+            )
+            for shard in content["shards"]
+        ]
+        sources = [
+            SourceShard(
+                _typed(source["url"], str),
+                _typed(source["num_bytes"], int),
+                str(source.get("etag", source.get("version", ""))),
+                _typed(_checksum(source), str),
+            )
+            for source in content["sources"]
+        ]
+        return Manifest(
+            curate=str(content.get("curate", "")),
+            fingerprint=str(content.get("fingerprint", "")),
+            selection=_typed(content["selection"], dict),
+            layout=_typed(content["layout"], str),
+            num_samples=_typed(content["num_samples"], int),
+            num_shards=_typed(content.get("num_shards", len(shards)), int),
+            num_bytes=_typed(content.get("num_bytes", 0), int),
+            keys=str(content.get("keys", "")),
+            shards=shards,
+            sources=sources,
+            lineage=_typed(content.get("lineage", []), list),
+        )
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError("it is no manifest of an export") from error
+
+
+def _checksum(entry: dict[str, Any]) -> Any:
+    """Exports of versions before 0.2 call it a fingerprint."""
+    return entry["checksum"] if "checksum" in entry else entry["fingerprint"]
+
+
+def _typed(value: Any, expected: type) -> Any:
+    if not isinstance(value, expected):
+        raise TypeError(f"{value!r} is no {expected.__name__}")
+    return value
+
+
+class IndexRows(NamedTuple):
+    """The rows of index.parquet: sample ids and, where shards were written, (shard, key) pairs."""
+
+    sample_ids: list[int]
+    exported: list[tuple[str, str]]
+
+
+def read_index(folder: str) -> IndexRows:
+    """Read index.parquet. Raises OSError, KeyError, or pyarrow's errors where it is damaged."""
+    import pyarrow.parquet as pq
+
+    with files.open_binary(files.join(folder, INDEX_NAME)) as file:
+        columns = pq.read_table(file).to_pydict()
+    exported = zip(columns.get("shard", []), columns.get("exported_key", []), strict=True)
+    return IndexRows(columns["sample_id"], list(exported))
+
+
+class IndexWriter:
+    """Writes index.parquet as output shards pass by.
+
+    Each member has its url, key and sample id and, where shards are written, its output shard and
+    its key there.
+    """
+
+    def __init__(self, path: Path, members: SelectionMembers, *, with_shards: bool) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.num_changed_keys = 0
+        self._urls = pa.array([source.url for source in members.sources.values()], pa.string())
+        self._shard_ids = np.array(list(members.sources), np.int64)
+        self._with_shards = with_shards
+        self._pending: list[PackedShard] = []
+        text = pa.string()
+        fields = {"url": pa.dictionary(pa.int32(), text), "key": text, "sample_id": pa.int64()}
+        if with_shards:
+            fields |= {"shard": text, "exported_key": text}
+        self._schema = pa.schema(fields)
+        self._writer = pq.ParquetWriter(path, self._schema)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._flush()
+        self._writer.close()
+
+    def add(self, packed: PackedShard) -> None:
+        """Add the members of an output shard."""
+        self._pending.append(packed)
+        if packed.output:
+            self.num_changed_keys += sum(
+                len(source_range.prefixes) for source_range in packed.output.ranges
+            )
+        if sum(len(packed.keys) for packed in self._pending) >= _ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if not self._pending:
+            return
+        shard_ids = np.concatenate([packed.rows.shard_ids for packed in self._pending])
+        sample_ids = np.concatenate([packed.rows.sample_ids for packed in self._pending])
+        keys = np.concatenate([packed.rows.keys for packed in self._pending])
+        url_indices = np.searchsorted(self._shard_ids, shard_ids).astype(np.int32)
+        columns = [
+            pa.DictionaryArray.from_arrays(url_indices, self._urls),
+            pa.array(keys, pa.string()),
+            pa.array(sample_ids),
+        ]
+        if self._with_shards:
+            paths = np.array(
+                [packed.output.path for packed in self._pending if packed.output], object
+            )
+            counts = [len(packed.keys) for packed in self._pending]
+            columns.append(pa.array(np.repeat(paths, counts), pa.string()))
+            exported_keys = [key for packed in self._pending for key in packed.keys]
+            columns.append(pa.array(exported_keys, pa.string()))
+        self._writer.write_table(pa.table(columns, schema=self._schema))
+        self._pending.clear()

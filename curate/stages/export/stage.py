@@ -1,0 +1,276 @@
+"""`curate export`: a selection as tar shards, byte for byte, or as a list; with a manifest."""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from curate.catalog import provenance, sets
+from curate.catalog.catalog import Catalog
+from curate.catalog.records import ExportRecord, SelectionRecord
+from curate.errors import CurateError, OptionError
+from curate.execution import engine
+from curate.execution.types import Resources
+from curate.options import Option, SetName, Workers, verb
+from curate.progress import log, progress_bar
+from curate.stages.export.layout import (
+    INDEX_ONLY,
+    MIRROR,
+    SelectionMembers,
+    repacked_layout,
+)
+from curate.stages.export.manifest import (
+    INDEX_NAME,
+    IndexWriter,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
+from curate.stages.export.worker import OutputShard, WriteShard, WrittenShard
+from curate.stages.staleness import warn_if_stale
+from curate.storage import files
+from curate.storage.atomic import atomic_write
+from curate.storage.locks import LOCK_NAME, TEMPORARY_PREFIX, remove_temporary_files
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_PLAN_NAME = ".curate-export"  # marks the folder of an unfinished export
+
+
+def _check_options(arguments: Mapping[str, Any]) -> None:
+    if arguments["samples_per_shard"] is not None and arguments["index_only"]:
+        raise OptionError("--samples-per-shard takes no --index-only: one writes shards, one none")
+
+
+@verb(check=_check_options)
+def export(
+    catalog: Catalog | str | Path,
+    selection: Annotated[str, Option("A selection's name.")],
+    out: Annotated[str | Path, Option("New or empty folder, or a URL.")],
+    *,
+    samples_per_shard: Annotated[
+        int | None, Option("Repack into even shards of at most so many.", minimum=1)
+    ] = None,
+    index_only: Annotated[
+        bool, Option("No images, only index.parquet (url, key, sample_id).")
+    ] = False,
+    workers: Workers = None,
+    name: SetName = None,
+) -> str:
+    """Write the selection's samples to the folder `out`, and return its path as it was given.
+
+    By default one output shard for one input shard, under the same name, each sample's bytes as
+    they were. With `samples_per_shard` evenly filled shards, numbered from 000000; keys that would
+    collide in one shard get the input shard's id in front. With `index_only` no images.
+    """
+    catalog = Catalog(catalog)
+    record = catalog.require(SelectionRecord, selection)
+    out_text, folder = str(out), files.resolve(out)
+    layout = repacked_layout(samples_per_shard) if samples_per_shard else MIRROR
+    if index_only:
+        layout = INDEX_ONLY
+    members = SelectionMembers(catalog, record)
+    fingerprint = provenance.fingerprint(
+        "export", {"layout": layout}, record.fingerprint, members.checksum
+    )
+    with catalog.reading() as connection:
+        export_name = sets.check_name(name) if name else _free_name(connection, folder)
+    with catalog.write_lock(folder, f"the export '{folder}'"):
+        warn_if_stale(catalog, record)
+        if _is_finished(folder, fingerprint):
+            files.delete_file(files.join(folder, _PLAN_NAME))
+            _remove_temporary_files(folder)
+            log.info("nothing to do: %s holds this export already", out_text)
+            return out_text
+        _reserve_folder(folder, fingerprint)
+        settings = {"selection": selection, "path": folder, "layout": layout}
+        with catalog.record_run(
+            "export", export_name, settings, parents=[record.run_id], fingerprint=fingerprint
+        ) as run_id:
+            written, num_changed_keys = _write(folder, members, layout, Resources(workers or 1))
+            # A lost machine leaves what it was writing, which others have made again.
+            _remove_temporary_files(folder)
+            export_record = ExportRecord(
+                export=export_name,
+                selection=selection,
+                path=folder,
+                layout=layout,
+                num_shards=len(written),
+                num_samples=len(members),
+                num_bytes=sum(shard.num_bytes for shard in written),
+                fingerprint=fingerprint,
+                run_id=run_id,
+            )
+            _commit(catalog, export_record, is_named=name is not None)
+            # Last, because the manifest says that the export is whole.
+            manifest = _make_manifest(
+                catalog, record, export_record, members, num_changed_keys, written
+            )
+            write_manifest(folder, manifest)
+        files.delete_file(files.join(folder, _PLAN_NAME))
+    log.info(
+        "exported %s samples in %s shards, %s bytes, to %s",
+        f"{len(members):,}",
+        f"{len(written):,}",
+        f"{export_record.num_bytes:,}",
+        out_text,
+    )
+    return out_text
+
+
+def _free_name(connection: "DuckDBPyConnection", folder: str) -> str:
+    """The folder's name, with a number where an export into another folder has that name."""
+    rows = connection.execute("select export, path from exports").fetchall()
+    paths = dict(rows)
+    plain = re.sub(r"[^A-Za-z0-9@_.,+=-]", "_", files.filename(folder)).lstrip(".") or "export"
+    candidates = itertools.chain([plain], (f"{plain}-{number}" for number in itertools.count(2)))
+    return sets.check_name(next(name for name in candidates if paths.get(name, folder) == folder))
+
+
+def _remove_temporary_files(folder: str) -> None:
+    if not files.is_url(folder):  # an object store has none
+        remove_temporary_files(Path(folder))
+
+
+def _is_finished(folder: str, fingerprint: str) -> bool:
+    try:
+        manifest = read_manifest(folder)
+    except (OSError, ValueError):
+        return False
+    if manifest.fingerprint != fingerprint or not files.is_file(files.join(folder, INDEX_NAME)):
+        return False
+    return all(
+        _has_size(files.join(folder, shard.path), shard.num_bytes) for shard in manifest.shards
+    )
+
+
+def _has_size(location: str, num_bytes: int) -> bool:
+    return files.is_file(location) and files.stat(location).num_bytes == num_bytes
+
+
+def _reserve_folder(folder: str, fingerprint: str) -> None:
+    """Mark the folder as this export's, or continue one that was killed.
+
+    CurateError if it holds something else.
+    """
+    plan = files.join(folder, _PLAN_NAME)
+    if _is_ours(folder, plan, fingerprint):
+        _remove_temporary_files(folder)
+        return
+    existing = files.list_files(folder)
+    # A plan that a kill kept from getting its name.
+    unnamed_plans = files.list_files(folder, f"{TEMPORARY_PREFIX}*{_PLAN_NAME}")
+    for location in existing:
+        if location not in unnamed_plans and files.filename(location) not in (
+            LOCK_NAME,
+            _PLAN_NAME,
+        ):
+            raise CurateError(
+                f"'{folder}' holds other files or another export: choose an empty or new folder"
+            )
+    for location in unnamed_plans:
+        files.delete_file(location)
+    with atomic_write(plan) as temporary:
+        temporary.write_text(fingerprint, encoding="utf-8")
+
+
+def _is_ours(folder: str, plan: str, fingerprint: str) -> bool:
+    """Whether a killed call of just this export has written to the folder."""
+    try:
+        if files.is_file(plan) and files.read_bytes(plan).decode() == fingerprint:
+            return True
+        return read_manifest(folder).fingerprint == fingerprint
+    except (OSError, ValueError):
+        return False
+
+
+def _write(
+    folder: str, members: SelectionMembers, layout: str, resources: Resources
+) -> tuple[list[WrittenShard], int]:
+    """Write the output shards, and the index at the same time.
+
+    Returns what the manifest says of each shard, and how many keys had to change.
+    """
+    written = []
+    with (
+        atomic_write(files.join(folder, INDEX_NAME)) as temporary,
+        IndexWriter(temporary, members, with_shards=layout != INDEX_ONLY) as index,
+        progress_bar("export", len(members)) as advance,
+    ):
+
+        def iterate_outputs() -> Iterator[OutputShard]:
+            for packed in members.pack(layout):
+                index.add(packed)
+                if packed.output:
+                    yield packed.output
+                else:
+                    advance(len(packed.keys), len(packed.keys))
+
+        for _, shard in engine.map_or_raise(
+            WriteShard(folder), iterate_outputs(), resources, advance=advance
+        ):
+            written.append(shard)
+    return written, index.num_changed_keys
+
+
+def _commit(catalog: Catalog, record: ExportRecord, *, is_named: bool) -> None:
+    with catalog.writing() as connection:
+        row = record.to_dict()
+        if not is_named:  # another export may have taken the name since
+            row["export"] = _free_name(connection, record.path)
+        sets.replace_set(connection, ExportRecord(**row))
+
+
+def _make_manifest(
+    catalog: Catalog,
+    selection: SelectionRecord,
+    export_record: ExportRecord,
+    members: SelectionMembers,
+    num_changed_keys: int,
+    written: list[WrittenShard],
+) -> Manifest:
+    keys = "as they came"
+    if num_changed_keys:
+        keys = (
+            f"{num_changed_keys} keys have the input shard's id in front: "
+            "exported_key in index.parquet"
+        )
+    selection_row = selection.to_dict()
+    del selection_row["run_id"]
+    return Manifest(
+        curate=provenance.version(),
+        fingerprint=export_record.fingerprint,
+        selection=selection_row,
+        layout=export_record.layout,
+        num_samples=export_record.num_samples,
+        num_shards=export_record.num_shards,
+        num_bytes=export_record.num_bytes,
+        keys=keys,
+        shards=written,
+        sources=[source for _, source in sorted(members.sources.items())],
+        lineage=_read_lineage(catalog, selection.run_id),
+    )
+
+
+def _read_lineage(catalog: Catalog, run_id: int) -> list[dict[str, Any]]:
+    """The runs that led to a run, the newest first."""
+    columns = ("stage", "name", "arguments", "version", "git_commit", "fingerprint", "started_at")
+    with catalog.reading() as connection:
+        rows = connection.execute(
+            "with recursive chain as ("
+            "select run_id, parent_run_ids from runs where run_id = ? "
+            "union "
+            "select runs.run_id, runs.parent_run_ids from chain "
+            "join runs on list_contains(chain.parent_run_ids, runs.run_id)) "
+            "select stage, name, arguments, version, git_commit, fingerprint, "
+            "strftime(started_at, '%Y-%m-%dT%H:%M:%SZ') "
+            "from runs where run_id in (select run_id from chain) order by run_id desc",
+            [run_id],
+        ).fetchall()
+    lineage = [dict(zip(columns, row, strict=True)) for row in rows]
+    for run in lineage:
+        run["arguments"] = json.loads(run["arguments"])
+    return lineage

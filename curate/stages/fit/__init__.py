@@ -1,0 +1,1 @@
+"""`curate fit`: the verb's function is in stage.py."""

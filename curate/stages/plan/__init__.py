@@ -1,0 +1,1 @@
+"""`curate plan`: the verb's function is in stage.py."""

@@ -1,0 +1,1 @@
+"""`curate probe`: the verb's function is in stage.py."""

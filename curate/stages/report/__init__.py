@@ -1,0 +1,1 @@
+"""`curate report`: the verb's function is in stage.py."""

@@ -1,0 +1,1 @@
+"""`curate score`: the verb's function is in stage.py."""

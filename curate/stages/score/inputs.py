@@ -1,0 +1,253 @@
+"""What a metric may ask for of a catalog: vectors, centroids, class means, outputs of probes."""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curate.catalog.catalog import Catalog
+from curate.catalog.records import ClusteringRecord, EmbeddingRecord, ProbeRecord
+from curate.catalog.samples import class_to_index, encode_labels
+from curate.distances import normalize_rows
+from curate.errors import CurateError, OptionError
+from curate.execution import engine
+from curate.formats.centroids import load_centroids
+from curate.formats.probe_outputs import read_summary
+from curate.formats.sample_ids import shard_filename, shard_id_of
+from curate.stages.score.metric_lookup import input_names
+from curate.stages.score.worker import PROBE_COLUMNS, ShardSamples, SumClasses
+
+_SHARDS_PER_QUERY = 64
+_VECTOR_INPUTS = {"vectors", "class_means", "centroids"}
+_TRAINING_INPUTS = {"history", "margins", "feature_norms"}  # of trained models, not of ridge
+
+
+@dataclass
+class MetricInputs:
+    """What a metric may ask of the whole corpus; each property is loaded when it is first used.
+
+    The options are those of `curate score`, None where they were not given.
+    """
+
+    catalog: Catalog
+    metric: str
+    embedding_option: str | None
+    clustering_option: str | None
+    probe_option: str | None
+    distance_option: str | None
+    seed: int
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The metric's parameters."""
+        return input_names(self.metric)
+
+    @property
+    def uses_clustering(self) -> bool:
+        return "centroids" in self.names
+
+    @property
+    def uses_vectors(self) -> bool:
+        return bool(_VECTOR_INPUTS & set(self.names))
+
+    @property
+    def uses_probe(self) -> bool:
+        return bool(set(PROBE_COLUMNS) & set(self.names))
+
+    @functools.cached_property
+    def clustering(self) -> ClusteringRecord:
+        record = self.catalog.require(ClusteringRecord, self.clustering_option)
+        if self.distance_option not in (None, record.distance):
+            raise OptionError(
+                f"the clustering '{record.clustering}' is {record.distance}: make another with "
+                f"`curate cluster --distance {self.distance_option} --name NAME`"
+            )
+        return record
+
+    @functools.cached_property
+    def probe(self) -> ProbeRecord:
+        """The named probe, or the only one that has what the metric asks for."""
+        names = self.names
+        if self.probe_option is not None:
+            record = self.catalog.require(ProbeRecord, self.probe_option)
+            if not _provides(record, names):
+                raise CurateError(
+                    f"the probe '{self.probe_option}' does not hold what '{self.metric}' asks for: "
+                    f"make one with `{_probe_command(names)}`"
+                )
+            return record
+        probes = [
+            self.catalog.require(ProbeRecord, name) for name in self.catalog.list_names(ProbeRecord)
+        ]
+        candidates = [probe for probe in probes if _provides(probe, names)]
+        # Many models of one kind are better than one each of many, or one at all.
+        if "correct_by_architecture" not in names:
+            many_of_one = [
+                probe for probe in candidates if len(probe.models) == 1 and probe.num_models > 1
+            ]
+            candidates = many_of_one or candidates
+        if not candidates:
+            raise CurateError(
+                f"no probe holds what '{self.metric}' asks for: "
+                f"make one with `{_probe_command(names)}`"
+            )
+        if len(candidates) > 1:
+            names_text = ", ".join(probe.probe for probe in candidates)
+            raise CurateError(f"several probes would do, choose one with --probe: {names_text}")
+        return candidates[0]
+
+    @functools.cached_property
+    def embedding(self) -> str:
+        if self.uses_probe and not self.uses_vectors:
+            return self.probe.embedding
+        name = self.clustering.embedding if self.uses_clustering else self.embedding_option
+        if self.embedding_option not in (None, name):
+            raise OptionError(
+                f"the clustering '{self.clustering.clustering}' is of the embedding '{name}': "
+                "leave out --embedding"
+            )
+        return self.catalog.require(EmbeddingRecord, name).embedding
+
+    @functools.cached_property
+    def distance(self) -> str:
+        if self.uses_clustering:
+            return self.clustering.distance
+        return self.distance_option or "cosine"
+
+    @functools.cached_property
+    def centroids(self) -> np.ndarray:
+        return load_centroids(self.catalog.centroids_file(self.clustering))
+
+    @functools.cached_property
+    def classes(self) -> dict[str, int]:
+        """The classes in natural order, each with its number."""
+        return class_to_index(self.catalog)
+
+    @functools.cached_property
+    def class_means(self) -> np.ndarray:
+        """The mean row of each class, of length 1 for cosine: float32 [classes, d], via float64."""
+        sums: np.ndarray | None = None
+        counts = np.zeros(len(self.classes))
+        task = SumClasses(len(self.classes), self.distance)
+        for _, class_sums in engine.map_or_raise(
+            task, self.shards(), describe_item=lambda shard: "cannot read the vectors"
+        ):
+            if class_sums:
+                sums = class_sums.sums if sums is None else sums + class_sums.sums
+                counts += class_sums.counts
+        if sums is None:
+            raise CurateError(
+                f"no labelled sample in the embedding '{self.embedding}': "
+                "look at `curate query shards`"
+            )
+        means = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+        return normalize_rows(means, self.distance)
+
+    def shards(self) -> Iterator[ShardSamples]:
+        """Every shard that has been read, in order, with what the catalog knows of its samples."""
+        with self.catalog.reading() as connection:
+            rows = connection.execute(
+                "select shard_id from shards where num_samples > 0 order by shard_id"
+            ).fetchnumpy()
+        shard_ids = np.asarray(rows["shard_id"], np.int64)
+        if not len(shard_ids):
+            raise CurateError(
+                "the catalog has no samples yet: bring them in with `curate embed SHARDS`"
+            )
+        for start in range(0, len(shard_ids), _SHARDS_PER_QUERY):
+            chunk = shard_ids[start : start + _SHARDS_PER_QUERY]
+            yield from self._read_shards(int(chunk[0]), int(chunk[-1]))
+
+    def _read_shards(self, first_id: int, last_id: int) -> Iterator[ShardSamples]:
+        needs_labels = bool({"labels", "class_means"} & set(self.names))
+        columns = "sample_id, shard_id, label" if needs_labels else "sample_id, shard_id"
+        with self.catalog.reading() as connection:
+            rows = connection.execute(
+                f"select {columns} from samples where shard_id between ? and ? order by sample_id",
+                [first_id, last_id],
+            ).fetchnumpy()
+        sample_ids = np.asarray(rows["sample_id"], np.int64)
+        shard_ids = np.asarray(rows["shard_id"], np.int64)
+        if needs_labels:
+            labels = encode_labels(rows["label"], self.classes)
+        else:
+            labels = np.full(len(sample_ids), -1)
+        bounds = np.flatnonzero(np.diff(shard_ids)) + 1
+        for row_indices in np.split(np.arange(len(sample_ids)), bounds):
+            if len(row_indices):
+                shard_id = int(shard_ids[row_indices[0]])
+                yield ShardSamples(
+                    sample_ids[row_indices],
+                    labels[row_indices],
+                    self._vector_files.get(shard_id),
+                    self._probe_files(shard_id),
+                )
+
+    @functools.cached_property
+    def _vector_files(self) -> dict[int, str]:
+        if not self.uses_vectors:
+            return {}
+        return {shard_id_of(file): file for file in self.catalog.vector_files(self.embedding)}
+
+    def _probe_files(self, shard_id: int) -> tuple[Path, ...]:
+        """The probe's files of a shard, one for each part that has it."""
+        return tuple(
+            folder / shard_filename(shard_id)
+            for folder, shard_ids in self._probe_parts.items()
+            if shard_id in shard_ids
+        )
+
+    @functools.cached_property
+    def _probe_parts(self) -> dict[Path, set[int]]:
+        """The parts of the probe, and the shards that each has a file of."""
+        if not self.uses_probe:
+            return {}
+        parts = self.catalog.probe_parts(self.probe)
+        return {part: set(read_summary(part).shards) for part in parts}
+
+    @property
+    def has_halves(self) -> bool:
+        """Whether the probe has models, or test samples, enough for two halves to be compared."""
+        if not self.uses_probe:
+            return False
+        by_architecture = "correct_by_architecture" in self.names
+        num_models = len(self.probe.models) if by_architecture else self.probe.num_models
+        return num_models > 1 or ("influence" in self.names and self.probe.num_test > 1)
+
+
+def _provides(probe: ProbeRecord, inputs: list[str]) -> bool:
+    """Whether a probe was made so that it has these inputs."""
+    is_ridge = probe.models == ["ridge"]
+    if "was_trained_on" in inputs:
+        return probe.fraction < 1
+    if "influence" in inputs:
+        return bool(probe.test) and (probe.fraction < 1 or is_ridge)
+    if "correct_by_architecture" in inputs:
+        return probe.fraction == 1 and len(probe.models) > 1
+    if _TRAINING_INPUTS & set(inputs) and is_ridge:
+        return False
+    return probe.fraction == 1
+
+
+def _probe_command(inputs: list[str]) -> str:
+    """The command that makes a probe with these inputs."""
+    if "was_trained_on" in inputs:
+        return "curate probe --fraction 0.7"
+    if "influence" in inputs:
+        return "curate probe --model ridge --test SHARDS"
+    if "correct_by_architecture" in inputs:
+        return "curate probe --model linear --model ridge --model mlp:64 --model mlp"
+    return "curate probe"
+
+
+# What a metric may ask for of the whole corpus, by the parameter's name. The table for the shard at
+# hand is worker.SHARD_INPUTS.
+CORPUS_INPUTS: dict[str, Callable[[MetricInputs], Any]] = {
+    "centroids": lambda inputs: inputs.centroids,
+    "class_means": lambda inputs: inputs.class_means,
+    "distance": lambda inputs: inputs.distance,
+    "seed": lambda inputs: inputs.seed,
+}

@@ -1,0 +1,335 @@
+"""`curate score`: run a metric over the corpus, shard by shard, and commit the scores."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+
+from curate.catalog import provenance, sets
+from curate.catalog.catalog import Catalog
+from curate.catalog.records import (
+    ClusteringRecord,
+    EmbeddingRecord,
+    ProbeRecord,
+    ScoringRecord,
+    SetRecord,
+)
+from curate.distances import DISTANCES
+from curate.errors import OptionError
+from curate.execution import engine
+from curate.execution.types import Resources
+from curate.options import EmbeddingName, Option, Seed, SetName, Workers, verb
+from curate.package_data import read_sql
+from curate.progress import log, progress_bar
+from curate.stages.score.inputs import CORPUS_INPUTS, MetricInputs
+from curate.stages.score.metric_lookup import find_metric, split_spec
+from curate.stages.score.worker import SHARD_INPUTS, ScoreShard
+from curate.stages.staleness import metric_checksum, warn_if_stale
+from curate.storage import files as storage
+from curate.storage.atomic import atomic_write
+
+# Below, two halves of the models disagree so far that the ranking is mostly noise.
+RELIABLE = 0.7
+
+
+def check_metric(metric: str) -> None:
+    """OptionError for a metric that does not exist, or that asks for what is no input."""
+    inputs = CORPUS_INPUTS | SHARD_INPUTS
+    for name, parameter in inspect.signature(find_metric(metric)).parameters.items():
+        if name not in inputs and parameter.default is parameter.empty:
+            available = ", ".join(sorted(inputs))
+            raise OptionError(
+                f"the metric '{metric}' asks for '{name}', which is no input; "
+                f"there are: {available}"
+            )
+
+
+def check_metric_file(spec: str) -> None:
+    """OptionError for what is not FILE.py:NAME, or for a metric that cannot be used."""
+    if ":" not in spec:
+        raise OptionError(f"--metric-file {spec}: write FILE.py:NAME")
+    check_metric(spec)
+
+
+def _check_options(arguments: Mapping[str, Any]) -> None:
+    metrics = _list_metrics(arguments["metrics"], arguments["metric_file"])
+    if not metrics:
+        raise OptionError("name metrics (`curate list metrics`), or --metric-file FILE.py:NAME")
+    if arguments["name"] and len(metrics) != 1:
+        raise OptionError("--name goes with one metric: score the others in calls of their own")
+    accepted = {option for metric in metrics for option in _metric_defaults(metric)}
+    for option in arguments["options"] or {}:
+        if option not in accepted:
+            available = ", ".join(sorted(accepted))
+            reason = f"there are: {available}" if accepted else "these metrics have none"
+            raise OptionError(f"--option {option}: no such option; {reason}")
+
+
+@verb(check=_check_options)
+def score(
+    catalog: Catalog | str | Path,
+    metrics: Annotated[
+        list[str] | str | None, Option("Names from `curate list metrics`.", check=check_metric)
+    ] = None,
+    *,
+    metric_file: Annotated[
+        list[str] | str | None,
+        Option(
+            "A function of your own; repeatable.",
+            metavar="FILE.py:NAME",
+            aliases=("from",),
+            check=check_metric_file,
+        ),
+    ] = None,
+    embedding: EmbeddingName = None,
+    clustering: Annotated[str | None, Option("Which clustering.", default="the only one")] = None,
+    probe: Annotated[
+        str | None, Option("Which probe.", default="the only one with the inputs")
+    ] = None,
+    distance: Annotated[
+        str | None,
+        Option(
+            "Geometry of the vectors.",
+            choices=DISTANCES,
+            default="the clustering's, else cosine",
+        ),
+    ] = None,
+    options: Annotated[
+        dict[str, str] | None,
+        Option("An option of the metric itself; repeatable.", metavar="NAME=VALUE", short="-o"),
+    ] = None,
+    seed: Seed = 0,
+    workers: Workers = None,
+    name: SetName = None,
+) -> list[str]:
+    """Score every sample by each metric, and return the scorings' names, by default the metrics'.
+
+    A sample that a metric cannot score gets NULL. Raises CurateError that names the command which
+    makes a missing input.
+    """
+    specs = [_absolute_spec(metric) for metric in _list_metrics(metrics, metric_file)]
+    catalog = Catalog(catalog)
+    required: tuple[tuple[type[SetRecord], str | None], ...] = (
+        (EmbeddingRecord, embedding),
+        (ClusteringRecord, clustering),
+        (ProbeRecord, probe),
+    )
+    for record_type, option in required:
+        if option is not None:
+            catalog.require(record_type, option)
+    names = [name or split_spec(spec)[1] for spec in specs]
+    for scoring in names:
+        catalog.check_column_name(ScoringRecord, scoring)
+    return [
+        _score_one(
+            MetricInputs(catalog, spec, embedding, clustering, probe, distance, seed),
+            scoring,
+            options or {},
+            Resources(workers or 1),
+        )
+        for spec, scoring in zip(specs, names, strict=True)
+    ]
+
+
+def _list_metrics(
+    metrics: list[str] | str | None, metric_files: list[str] | str | None
+) -> list[str]:
+    specs: list[str] = []
+    for value in (metrics, metric_files):
+        specs += [value] if isinstance(value, str) else value or []
+    return specs
+
+
+def _absolute_spec(metric: str) -> str:
+    """The file of a user's own metric by its absolute path, for workers and for `runs`."""
+    path, function_name = split_spec(metric)
+    return f"{path.expanduser().absolute()}:{function_name}" if path else metric
+
+
+def _metric_defaults(metric: str) -> dict[str, Any]:
+    """The options of a metric: its parameters that are no inputs, with their defaults."""
+    inputs = CORPUS_INPUTS | SHARD_INPUTS
+    parameters = inspect.signature(find_metric(metric)).parameters.items()
+    return {name: parameter.default for name, parameter in parameters if name not in inputs}
+
+
+def _metric_options(metric: str, values: dict[str, str]) -> dict[str, Any]:
+    """The metric's options with the given values, each of its default's type."""
+    options = _metric_defaults(metric)
+    for name in options.keys() & values.keys():
+        try:
+            options[name] = type(options[name])(values[name])
+        except ValueError as error:
+            raise OptionError(f"--option {name}={values[name]}: {error}") from error
+    return options
+
+
+def _score_one(
+    inputs: MetricInputs, name: str, given_options: dict[str, str], resources: Resources
+) -> str:
+    catalog, metric = inputs.catalog, inputs.metric
+    source = _find_source(inputs)
+    options = _metric_options(metric, given_options)
+    arguments: dict[str, Any] = {"metric": metric, **options}
+    if inputs.uses_vectors:
+        arguments["distance"] = inputs.distance
+    if "seed" in inputs.names:
+        arguments["seed"] = inputs.seed
+    code_checksum = metric_checksum(metric)
+    fingerprint = provenance.fingerprint("score", arguments, source.content, code_checksum)
+    existing = catalog.find_up_to_date(ScoringRecord, name, fingerprint)
+    if existing:
+        log.info(
+            "nothing to do: '%s' is this scoring already (%s samples)",
+            name,
+            f"{existing.num_samples:,}",
+        )
+        return name
+    previous = catalog.find(ScoringRecord, name)
+    corpus_inputs = {
+        key: CORPUS_INPUTS[key](inputs) for key in inputs.names if key in CORPUS_INPUTS
+    }
+    with (
+        catalog.record_run(
+            "score",
+            name,
+            {**arguments, "source": source.name},
+            parents=source.parents,
+            fingerprint=fingerprint,
+            code_checksum=code_checksum,
+        ) as run_id,
+        catalog.shared_tempdir(run_id) as folder,
+    ):
+        score_files = _map_shards(inputs, options | corpus_inputs, folder, resources)
+        record = ScoringRecord(
+            scoring=name,
+            metric=metric.rpartition("/")[2],
+            source=source.name,
+            arguments=provenance.canonical_json(arguments),
+            num_samples=0,  # counted in the commit
+            num_null=0,
+            reliability=None,
+            fingerprint=fingerprint,
+            run_id=run_id,
+        )
+        record = _commit(catalog, record, score_files, inputs.has_halves)
+    _log_summary(catalog, record, is_replaced=previous is not None)
+    return name
+
+
+class _Source(NamedTuple):
+    """The set that a scoring is made from, the runs of its inputs, and their fingerprints."""
+
+    name: str | None
+    parents: list[int]
+    content: str
+
+
+def _find_source(inputs: MetricInputs) -> _Source:
+    catalog = inputs.catalog
+    if inputs.uses_probe or inputs.uses_clustering:
+        record = inputs.probe if inputs.uses_probe else inputs.clustering
+        warn_if_stale(catalog, record)
+        content, parents = record.fingerprint, [record.run_id]
+        if inputs.uses_vectors:
+            content += catalog.embedding_fingerprint(inputs.embedding)
+            parents.append(catalog.require(EmbeddingRecord, inputs.embedding).run_id)
+        return _Source(record.name, parents, content)
+    if inputs.uses_vectors or "labels" in inputs.names:
+        embedding = catalog.require(EmbeddingRecord, inputs.embedding)
+        content = catalog.embedding_fingerprint(embedding.embedding)
+        return _Source(embedding.embedding, [embedding.run_id], content)
+    with catalog.reading() as connection:
+        shards = connection.execute(
+            "select shard_id, checksum from shards where num_samples > 0 order by 1"
+        ).fetchall()
+    return _Source(None, [], str(shards))
+
+
+def _map_shards(
+    inputs: MetricInputs, arguments: dict[str, Any], folder: str, resources: Resources
+) -> list[str]:
+    """Score every shard; the files with the scores, in the order of the ids."""
+    arrays = {name: value for name, value in arguments.items() if isinstance(value, np.ndarray)}
+    shared_files = []
+    for name, array in arrays.items():
+        location = storage.join(folder, "shared", f"{name}.npy")
+        with atomic_write(location) as temporary:
+            np.save(temporary, array)
+        shared_files.append(location)
+    task = ScoreShard(
+        metric=inputs.metric,
+        options={name: value for name, value in arguments.items() if name not in arrays},
+        distance=inputs.distance if inputs.uses_vectors else "cosine",
+        shared_files=tuple(shared_files),
+        folder=folder,
+        score_halves=inputs.has_halves,
+    )
+    with inputs.catalog.reading() as connection:
+        ((total,),) = connection.execute("select count(*) from samples").fetchall()
+    with progress_bar("score", total) as advance:
+        outcomes = engine.map_or_raise(
+            task,
+            inputs.shards(),
+            resources,
+            advance=advance,
+            describe_item=lambda shard: (
+                f"cannot score sample {shard.sample_ids[0]} and those after it"
+            ),
+        )
+        return sorted(storage.join(folder, name) for _, name in outcomes)
+
+
+def _commit(
+    catalog: Catalog, record: ScoringRecord, score_files: list[str], has_halves: bool
+) -> ScoringRecord:
+    with storage.localize(score_files) as paths, catalog.writing() as connection:
+        parameters = {"files": list(map(str, paths))}
+        sets.check_column_name(connection, ScoringRecord, record.scoring)
+        ((count, num_null),) = connection.execute(
+            "select count(*), count(*) - count(score) "
+            "from read_parquet($files, hive_partitioning = false)",
+            parameters,
+        ).fetchall()
+        reliability = None
+        if has_halves:
+            ((reliability,),) = connection.execute(
+                read_sql("stages/reliability"), parameters
+            ).fetchall()
+        record = replace(record, num_samples=count, num_null=num_null, reliability=reliability)
+        sets.replace_set(connection, record)
+        connection.execute(
+            "insert into scores (scoring, sample_id, score, standard_error) "
+            "select $name, sample_id, score, standard_error "
+            "from read_parquet($files, hive_partitioning = false)",
+            {"name": record.scoring, **parameters},
+        )
+        sets.refresh_sample_scores(connection)
+    return record
+
+
+def _log_summary(catalog: Catalog, record: ScoringRecord, *, is_replaced: bool) -> None:
+    with catalog.reading() as connection:
+        ((standard_error,),) = connection.execute(
+            "select median(standard_error) from scores where scoring = ?", [record.scoring]
+        ).fetchall()
+    summary = [f"{record.num_samples:,} samples"]
+    if record.num_null:
+        summary.append(f"{record.num_null:,} could not be scored (NULL)")
+    if standard_error is not None:
+        summary.append(f"standard error {standard_error:.3f} (median)")
+    if record.reliability is not None:
+        summary.append(f"reliability {record.reliability:.2f}")
+    suffix = " replaced" if is_replaced else ""
+    log.info("scoring '%s'%s: %s", record.scoring, suffix, ", ".join(summary))
+    if record.reliability is not None and record.reliability < RELIABLE:
+        log.warning(
+            "two halves of the probe rank by '%s' alike only to %.2f (below %.1f): "
+            "train more models (--count), or take such scores as noise",
+            record.scoring,
+            record.reliability,
+            RELIABLE,
+        )

@@ -1,0 +1,258 @@
+"""The work of `curate score` for one shard: load the metric's inputs, call it, write the scores.
+
+It knows no catalog.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from curate.distances import normalize_rows
+from curate.errors import CurateError
+from curate.execution.reporting import report_progress
+from curate.formats.probe_outputs import read_outputs, read_test_outputs
+from curate.formats.vectors import read_vectors
+from curate.metrics.influence import influence_of_leave_one_out, influence_of_subsets
+from curate.stages.score.metric_lookup import find_metric, input_names
+from curate.storage import files
+from curate.storage.atomic import atomic_write
+
+# Samples a call of the metric, so that [block, k] stays small for any shard and for k = 50,000.
+_BLOCK_SAMPLES = 1024
+
+
+class ShardSamples(NamedTuple):
+    """The samples of one shard, and the files with what is known of them.
+
+    Ids in tar order and class numbers (−1 without a label), int64 [n] each.
+    """
+
+    sample_ids: np.ndarray
+    labels: np.ndarray
+    vector_file: str | None
+    probe_files: tuple[Path, ...] = ()  # one for each part of the probe
+
+
+@dataclass(frozen=True)
+class SampleBlock:
+    """Some samples of a shard, and what is known of each.
+
+    `half` 0 or 1 looks at every second of the probe's models only.
+    """
+
+    sample_ids: np.ndarray
+    labels: np.ndarray
+    vectors: np.ndarray
+    parts: dict[Path, dict[str, np.ndarray]]
+    half: int | None = None
+
+    def __getitem__(self, rows: slice) -> "SampleBlock":
+        parts = {
+            path: {name: column[rows] for name, column in columns.items()}
+            for path, columns in self.parts.items()
+        }
+        return replace(
+            self,
+            sample_ids=self.sample_ids[rows],
+            labels=self.labels[rows],
+            vectors=self.vectors[rows],
+            parts=parts,
+        )
+
+    def model_column(self, name: str) -> np.ndarray:
+        """A column of the probe's parts, [n, m, …] over all models that have it.
+
+        Raises CurateError if none has.
+        """
+        columns = [part[name] for part in self.parts.values() if name in part]
+        if not columns:
+            probe = next(iter(self.parts)).parent.parent.parent.name
+            raise CurateError(
+                f"the models of the probe '{probe}' have no {name}: "
+                "choose another probe with --probe"
+            )
+        return self._select_half(np.concatenate(columns, axis=1))
+
+    def correct_by_architecture(self) -> np.ndarray:
+        """What the first model of each architecture gets right: bool [n, architectures]."""
+        columns = [
+            part["correct"][:, :1]
+            for path, part in self.parts.items()
+            if path.parent.name.endswith("-000000")
+        ]
+        return self._select_half(np.concatenate(columns, axis=1))
+
+    def influence(self) -> np.ndarray:
+        """The influence of each sample on each test sample, float [n, t]."""
+        tests = [_load_test_outputs(path.parent) for path in self.parts]
+        part, test = next(iter(self.parts.values())), tests[0]
+        is_labelled = test["labels"] >= 0
+        if "leave_one_out" in part:
+            effects = influence_of_leave_one_out(
+                part["leave_one_out"], test["rows"], test["outputs"], test["labels"]
+            )
+            return self._select_half(effects[:, is_labelled])
+        test_correct = np.concatenate([test["correct"][:, test["labels"] >= 0] for test in tests])
+        was_trained_on = self.model_column("was_trained_on")
+        return influence_of_subsets(was_trained_on, self._select_half(test_correct.T).T)
+
+    def _select_half(self, array: np.ndarray) -> np.ndarray:
+        return array if self.half is None else array[:, self.half :: 2]
+
+
+@functools.lru_cache(maxsize=64)
+def _load_test_outputs(part: Path) -> dict[str, np.ndarray]:
+    return read_test_outputs(part)
+
+
+# What a metric may ask for of the shard at hand, by the parameter's name. The table of what holds
+# for the whole corpus is in inputs.py.
+SHARD_INPUTS: dict[str, Callable[[SampleBlock], np.ndarray]] = {
+    "vectors": lambda block: block.vectors,
+    "labels": lambda block: block.labels,
+    "sample_ids": lambda block: block.sample_ids,
+    "probabilities": lambda block: block.model_column("probabilities").astype(np.float32),
+    "correct": lambda block: block.model_column("correct"),
+    "was_trained_on": lambda block: block.model_column("was_trained_on"),
+    "history": lambda block: block.model_column("history"),
+    "margins": lambda block: block.model_column("margins"),
+    "feature_norms": lambda block: block.model_column("feature_norms"),
+    "correct_by_architecture": SampleBlock.correct_by_architecture,
+    "influence": SampleBlock.influence,
+}
+# Which of them come from a probe, and the columns that they need.
+PROBE_COLUMNS: dict[str, tuple[str, ...]] = {
+    "probabilities": ("probabilities",),
+    "correct": ("correct",),
+    "was_trained_on": ("was_trained_on",),
+    "history": ("history",),
+    "margins": ("margins",),
+    "feature_norms": ("feature_norms",),
+    "correct_by_architecture": ("correct",),
+    "influence": ("leave_one_out", "was_trained_on"),
+}
+
+
+def load_block(
+    shard: ShardSamples, inputs: list[str], distance: str
+) -> tuple[np.ndarray, SampleBlock]:
+    """Which samples of a shard can be scored, bool [n], and what is known of these."""
+    is_scorable = np.ones(len(shard.sample_ids), bool)
+    needs_vectors = "vectors" in inputs
+    vector_ids, vectors = np.array([], np.int64), np.empty((0, 1), np.float32)
+    if needs_vectors:
+        if shard.vector_file:
+            vector_ids, vectors = read_vectors(shard.vector_file)
+        # Another embedding may have brought samples that this one lacks, and the reverse.
+        is_scorable = np.isin(shard.sample_ids, vector_ids)
+    names = sorted({name for key in inputs for name in PROBE_COLUMNS.get(key, ())})
+    outputs = {path: read_outputs(path, names) for path in shard.probe_files}
+    if names:
+        probed_ids = [ids for ids, _ in outputs.values()]
+        is_scorable &= np.isin(shard.sample_ids, probed_ids[0] if probed_ids else [])
+    sample_ids = shard.sample_ids[is_scorable]
+    parts = {
+        path: {name: column[np.searchsorted(ids, sample_ids)] for name, column in columns.items()}
+        for path, (ids, columns) in outputs.items()
+    }
+    if needs_vectors:
+        rows = normalize_rows(vectors[np.searchsorted(vector_ids, sample_ids)], distance)
+    else:
+        rows = np.empty((len(sample_ids), 0))
+    return is_scorable, SampleBlock(sample_ids, shard.labels[is_scorable], rows, parts)
+
+
+@dataclass(frozen=True)
+class ScoreShard:
+    """The task: score one shard, write the scores to a file in `folder`, and return its name.
+
+    `shared_files` are NAME.npy with what holds for the whole corpus. With `score_halves` the metric
+    is called for each half of the models too, so that the stage can tell how far they agree.
+    """
+
+    metric: str
+    options: dict[str, Any]
+    distance: str
+    shared_files: tuple[str, ...]
+    folder: str
+    score_halves: bool = False
+
+    def __call__(self, shard: ShardSamples) -> str:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        inputs = input_names(self.metric)
+        is_scorable, block = load_block(shard, inputs, self.distance)
+        names = ["score", "standard_error"] + ["half_0", "half_1"] * self.score_halves
+        columns = np.full((len(names), len(shard.sample_ids)), np.nan)
+        row_indices = np.flatnonzero(is_scorable)
+        for start in range(0, len(row_indices), _BLOCK_SAMPLES):
+            rows = slice(start, start + _BLOCK_SAMPLES)
+            scores = [self._score(block[rows], inputs)]
+            if self.score_halves:
+                halves = [replace(block[rows], half=half) for half in (0, 1)]
+                scores += [self._score(half, inputs)[:1] for half in halves]
+            columns[:, row_indices[rows]] = np.concatenate(scores)
+        arrays = {
+            name: pa.array(values, mask=~np.isfinite(values))
+            for name, values in zip(names, columns, strict=True)
+        }
+        table = pa.table({"sample_id": shard.sample_ids} | arrays)
+        name = f"{shard.sample_ids[0]:016x}.parquet"
+        with atomic_write(files.join(self.folder, name)) as temporary:
+            pq.write_table(table, temporary)
+        report_progress(len(shard.sample_ids))
+        return name
+
+    def _score(self, block: SampleBlock, inputs: list[str]) -> np.ndarray:
+        """Scores and standard errors, [2, n]; NaN where a metric gives no errors."""
+        arguments = {name: SHARD_INPUTS[name](block) for name in inputs if name in SHARD_INPUTS}
+        shared = _load_shared(self.shared_files)
+        result = find_metric(self.metric)(**arguments, **self.options, **shared)
+        if isinstance(result, tuple):
+            scores, errors = result
+        else:
+            scores, errors = result, np.full(len(block.sample_ids), np.nan)
+        for array in (scores, errors):
+            if np.shape(array) != block.sample_ids.shape:
+                raise CurateError(
+                    f"the metric '{self.metric}' gave an array of shape {np.shape(array)} "
+                    f"for {len(block.sample_ids)} samples"
+                )
+        return np.stack([scores, errors]).astype(np.float64)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_shared(shared_files: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The arrays that the stage wrote for its workers, read once in each."""
+    with files.localize(shared_files) as paths:
+        return {path.stem: np.load(path, allow_pickle=False) for path in paths}
+
+
+class ClassSums(NamedTuple):
+    """The sum of each class's rows, float64 [classes, dim], and their counts [classes]."""
+
+    sums: np.ndarray
+    counts: np.ndarray
+
+
+@dataclass(frozen=True)
+class SumClasses:
+    """The task: the class sums of one shard; None where it has no labelled vectors."""
+
+    num_classes: int
+    distance: str
+
+    def __call__(self, shard: ShardSamples) -> ClassSums | None:
+        _, block = load_block(shard, ["vectors"], self.distance)
+        is_labelled = block.labels >= 0
+        if not is_labelled.any():
+            return None
+        labels = block.labels[is_labelled]
+        sums = np.zeros((self.num_classes, block.vectors.shape[1]))
+        np.add.at(sums, labels, block.vectors[is_labelled].astype(np.float64))
+        return ClassSums(sums, np.bincount(labels, minlength=self.num_classes))

@@ -1,0 +1,1 @@
+"""`curate select`: the verb's function is in stage.py."""

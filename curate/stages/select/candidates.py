@@ -1,0 +1,146 @@
+"""What a selection chooses from: the candidates of a catalog, their groups and their scores.
+
+Columns are read in batches, so that memory holds 20 bytes a sample, and joined here, because ids
+come sorted, and a hash join would hold them once more.
+"""
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from curate.catalog import sets
+from curate.catalog.catalog import Catalog
+from curate.catalog.records import ClusteringRecord, ScoringRecord
+from curate.catalog.sql import check_is_condition, check_reads_only, quote_literal
+from curate.errors import CurateError
+
+if TYPE_CHECKING:
+    import duckdb
+
+_BATCH_ROWS = 1 << 20
+
+
+class Candidates(NamedTuple):
+    """Sorted ids int64 [n]; groups int32 [n], 0 for none; scores float64 [n], NaN for none."""
+
+    sample_ids: np.ndarray
+    groups: np.ndarray
+    scores: np.ndarray
+
+
+def load_candidates(
+    catalog: Catalog, scoring: str | None, balance_by: str, where: str | None
+) -> Candidates:
+    """The candidates that meet the condition `where`, with scores of `scoring` and their groups.
+
+    Groups are labels or clusters. Raises CurateError for a wrong condition.
+    """
+    # On a sandboxed read-only connection, because `where` is free text.
+    with catalog.reading(sandboxed=True) as connection:
+        sample_ids = _load_sample_ids(connection, where)
+        scores = np.full(len(sample_ids), np.nan)
+        if scoring is not None:
+            condition = f"scoring = {quote_literal(scoring)} and score is not null"
+            query = f"select sample_id, score from scores where {condition}"
+            _fill_column(connection, sample_ids, scores, query)
+        groups = np.zeros(len(sample_ids), np.int32)
+        if balance_by == "label":
+            _fill_label_groups(connection, sample_ids, groups)
+        elif balance_by == "cluster":
+            clustering = quote_literal(_choose_clustering(connection, scoring))
+            query = (
+                f"select sample_id, cluster_id + 1 from assignments where clustering = {clustering}"
+            )
+            _fill_column(connection, sample_ids, groups, query)
+    return Candidates(sample_ids, groups, scores)
+
+
+def check_where(catalog: Catalog, where: str) -> None:
+    """CurateError unless the user's text is one condition by itself.
+
+    It is checked alone, before it is joined to ours, so that no bracket in it closes one of ours.
+    """
+    import duckdb
+
+    with catalog.reading(sandboxed=True) as connection:
+        try:
+            check_is_condition(connection, where)
+        except (duckdb.Error, CurateError) as error:
+            raise _invalid_where(where, error) from error
+
+
+def _load_sample_ids(connection: "duckdb.DuckDBPyConnection", where: str | None) -> np.ndarray:
+    import duckdb
+
+    ((count,),) = connection.execute("select count(*) from samples").fetchall()
+    sample_ids, filled = np.empty(count, np.int64), 0
+    query = "select sample_id from samples"
+    if where:
+        # Around the free text, so that whatever it says, only samples come, and each once.
+        query += f" where sample_id in (select sample_id from sample_scores where ({where}\n))"
+    try:
+        if where:
+            check_is_condition(connection, where)
+        check_reads_only(connection, query)
+        for batch in connection.sql(query).to_arrow_reader(_BATCH_ROWS):
+            sample_ids[filled : filled + len(batch)] = batch.column(0).to_numpy()
+            filled += len(batch)
+    except (duckdb.Error, CurateError, OSError) as error:
+        if where is None:
+            raise
+        raise _invalid_where(where, error) from error
+    sample_ids = sample_ids[:filled]
+    if not (sample_ids[1:] > sample_ids[:-1]).all():
+        sample_ids.sort()
+    return sample_ids
+
+
+def _invalid_where(where: str, error: Exception) -> CurateError:
+    reason = re.sub(r"^(Unknown error: )?", "", str(error).splitlines()[0])
+    return CurateError(
+        f"--where {where!r}: {reason}; columns: `curate query 'describe sample_scores'`"
+    )
+
+
+def _fill_label_groups(
+    connection: "duckdb.DuckDBPyConnection", sample_ids: np.ndarray, groups: np.ndarray
+) -> None:
+    # An enum turns each label into its index, faster than a join does.
+    connection.execute(
+        "create temp type labels as enum "
+        "(select distinct label from samples where label is not null order by label)"
+    )
+    query = "select sample_id, enum_code(label::labels) + 1 from samples where label is not null"
+    _fill_column(connection, sample_ids, groups, query)
+
+
+def _fill_column(
+    connection: "duckdb.DuckDBPyConnection",
+    sample_ids: np.ndarray,
+    column: np.ndarray,
+    query: str,
+) -> None:
+    """Put the values of a query for (sample_id, value) into a column; other ids are skipped."""
+    position = 0  # where the next batch starts, if it has just the ids that follow
+    for batch in connection.sql(query).to_arrow_reader(_BATCH_ROWS):
+        ids, values = (array.to_numpy(zero_copy_only=False) for array in batch.columns)
+        index: Any = slice(position, position + len(ids))
+        if not np.array_equal(sample_ids[index], ids):
+            index = np.searchsorted(sample_ids, ids)
+            is_candidate = index < len(sample_ids)
+            is_candidate[is_candidate] = sample_ids[index[is_candidate]] == ids[is_candidate]
+            index, values = index[is_candidate], values[is_candidate]
+        column[index] = values
+        position += len(ids)
+
+
+def _choose_clustering(connection: "duckdb.DuckDBPyConnection", scoring: str | None) -> str:
+    """The clustering that the scoring was made from, else the newest."""
+    names = sets.list_sets(connection, ClusteringRecord)
+    if not names:
+        raise CurateError("the catalog has no clustering yet: make one with `curate cluster`")
+    record = sets.find_set(connection, ScoringRecord, scoring) if scoring else None
+    if record is not None and record.source in names:
+        return record.source
+    return names[-1]

@@ -1,0 +1,382 @@
+"""`curate select`: keep a fraction of the corpus by the scores, with class balance."""
+
+import hashlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+
+from curate.catalog import provenance, sets
+from curate.catalog.catalog import Catalog
+from curate.catalog.records import ClusteringRecord, ScoringRecord, SelectionRecord
+from curate.catalog.sql import quote_literal
+from curate.errors import CurateError, OptionError
+from curate.options import Option, Seed, SetName, Within, verb
+from curate.package_data import read_sql
+from curate.progress import log
+from curate.random_hash import random_bits
+from curate.stages.select.candidates import Candidates, check_where, load_candidates
+from curate.stages.select.quotas import BASES, min_per_group, select_with_quotas
+from curate.stages.staleness import strategy_checksum, warn_if_stale
+from curate.storage.checksums import Checksum
+from curate.strategies import strategies
+
+SCOPES = ("global", "class", "cluster")
+GROUPS = ("label", "cluster", "none")
+DEFAULT_BALANCE = 0.5
+# What --balance-by is under each --scope that prunes every group equally.
+_SCOPE_GROUPS = {"class": "label", "cluster": "cluster"}
+
+ScoringName = Annotated[str, Option("Scoring to go by.")]
+Balance = Annotated[
+    float, Option("Class balance: 0 off, 1 every class pruned equally.", minimum=0, maximum=1)
+]
+
+
+def check_strategy(strategy: str) -> None:
+    """OptionError for a strategy that does not exist."""
+    strategies[strategy]
+
+
+def _check_options(arguments: Mapping[str, Any]) -> None:
+    scope = arguments["scope"]
+    if scope in _SCOPE_GROUPS:
+        is_equal = arguments["balance"] in (DEFAULT_BALANCE, 1)
+        if not is_equal or arguments["balance_by"] not in (None, _SCOPE_GROUPS[scope]):
+            raise OptionError(
+                f"--scope {scope} prunes every {scope} equally: "
+                "leave out --balance and --balance-by"
+            )
+    if arguments["keep"] == "auto" and (arguments["where"] or arguments["skip_hardest"]):
+        raise OptionError(
+            "--keep auto takes a selection as it was validated: "
+            "leave out --where and --skip-hardest"
+        )
+
+
+@verb(check=_check_options)
+def select(
+    catalog: Catalog | str | Path,
+    *,
+    keep: Annotated[
+        float | Literal["auto"],
+        Option(
+            "Fraction to keep; auto goes by `curate validate`.", above=0, maximum=1, metavar="F"
+        ),
+    ],
+    scoring: ScoringName = "ssl_prototypes",
+    strategy: Annotated[
+        str, Option("Which to keep first; see `curate list strategies`.", check=check_strategy)
+    ] = "hardest",
+    balance: Balance = DEFAULT_BALANCE,
+    balance_by: Annotated[
+        str | None,
+        Option(
+            "Groups that are balanced.", choices=GROUPS, default="label, or cluster without labels"
+        ),
+    ] = None,
+    balance_base: Annotated[
+        str, Option("Floors: proportional to the class, or uniform.", choices=BASES)
+    ] = "proportional",
+    scope: Annotated[
+        str, Option("Over all samples, or within each class or cluster.", choices=SCOPES)
+    ] = "global",
+    where: Annotated[
+        str | None, Option("SQL condition on the view sample_scores.", metavar="SQL")
+    ] = None,
+    within: Within = None,
+    skip_hardest: Annotated[
+        float,
+        Option(
+            "Leave out this share of each class, its hardest: labels may be wrong there.",
+            minimum=0,
+            below=1,
+        ),
+    ] = 0.0,
+    tolerance: Annotated[
+        float, Option("Points of accuracy that --keep auto may lose.", minimum=0)
+    ] = 0.5,
+    seed: Seed = 0,
+    name: SetName = None,
+) -> str:
+    """Keep a fraction of the corpus, exactly round(keep · n) samples; returns the selection's name.
+
+    Every class keeps at least `balance` of the share it would have if all classes were pruned
+    equally; the rest of the budget goes to the highest priorities anywhere. Without labels the
+    groups are clusters. `where` narrows the candidates by SQL, `within` by another selection;
+    `keep` is then the fraction of these. Samples without a score come last, whatever the strategy
+    and the balance, and so does the fraction `skip_hardest` of each group. `seed` breaks ties.
+    `keep` auto takes the smallest selection, validated as it is (`within` the same corpus), whose
+    95% interval shows no loss beyond `tolerance` points of accuracy. The default name tells the
+    options that are not the defaults.
+    """
+    catalog = Catalog(catalog)
+    if isinstance(keep, str):
+        return _select_by_evidence(catalog, tolerance, within, name)
+    function = strategies[strategy]
+    uses_scores = "scores" in inspect.signature(function).parameters or skip_hardest > 0
+    parent = catalog.require(ScoringRecord, scoring) if uses_scores else None
+    settings: dict[str, Any] = {
+        "scoring": scoring if uses_scores else None,
+        "strategy": strategy,
+        "keep": keep,
+        "scope": scope,
+        "balance": balance,
+        "balance_by": balance_by,
+        "balance_base": balance_base,
+        "where_sql": where,
+        "skip_hardest": skip_hardest,
+        "seed": seed,
+    }
+    name = sets.check_name(name or _default_name(settings, within))
+    settings |= _resolve_settings(catalog, settings, within)
+    candidates = load_candidates(
+        catalog, settings["scoring"], settings["balance_by"], settings["where_sql"]
+    )
+    num_candidates = len(candidates.sample_ids)
+    if round(keep * num_candidates) < 1:
+        raise CurateError(
+            f"--keep {keep:g} of {num_candidates:,} candidates keeps no sample: "
+            "raise it, or widen --where"
+        )
+    if parent:
+        warn_if_stale(catalog, parent)
+    code_checksum = strategy_checksum(strategy)
+    content = (parent.fingerprint if parent else "", _candidates_checksum(candidates))
+    fingerprint = provenance.fingerprint("select", settings, *content, code_checksum)
+    existing = catalog.find_up_to_date(SelectionRecord, name, fingerprint)
+    if existing:
+        log.info(
+            "nothing to do: '%s' is this selection already (%s samples)",
+            name,
+            f"{existing.num_samples:,}",
+        )
+        return name
+    previous = catalog.find(SelectionRecord, name)
+    priorities = _compute_priorities(function, candidates, seed)
+    if skip_hardest:
+        is_skipped = _find_hardest(candidates, skip_hardest, seed)
+        priorities = np.where(is_skipped, np.nan, priorities)
+    parents = [parent.run_id] if parent else []
+    if within:
+        parents.append(catalog.require(SelectionRecord, within).run_id)
+    with catalog.record_run(
+        "select",
+        name,
+        settings,
+        parents=parents,
+        fingerprint=fingerprint,
+        code_checksum=code_checksum,
+    ) as run_id:
+        record = SelectionRecord(
+            selection=name,
+            **settings,
+            num_candidates=num_candidates,
+            num_samples=round(keep * num_candidates),
+            fingerprint=fingerprint,
+            run_id=run_id,
+        )
+        _commit(catalog, record, candidates, priorities)
+    log.info(
+        "selection '%s'%s: %s of %s samples",
+        name,
+        " replaced" if previous else "",
+        f"{record.num_samples:,}",
+        f"{num_candidates:,}",
+    )
+    return name
+
+
+def _resolve_settings(
+    catalog: Catalog, settings: dict[str, Any], within: str | None
+) -> dict[str, Any]:
+    """What the options mean in this catalog: the whole condition, the groups and their balance."""
+    where, scope = settings["where_sql"], settings["scope"]
+    if where is not None:
+        check_where(catalog, where)
+    if within:
+        catalog.require(SelectionRecord, within)
+        where = _restrict_to_selection(where, within)
+    if scope in _SCOPE_GROUPS:
+        return {"where_sql": where, "balance": 1.0, "balance_by": _SCOPE_GROUPS[scope]}
+    return {"where_sql": where, "balance_by": settings["balance_by"] or _default_groups(catalog)}
+
+
+def _default_name(settings: dict[str, Any], within: str | None) -> str:
+    """Scoring, strategy, keep, and every option that is not the default: no two share a name."""
+    where = settings["where_sql"]
+    words = [
+        settings["scoring"],
+        settings["strategy"],
+        f"{settings['keep']:.10g}",
+        settings["scope"] if settings["scope"] != "global" else None,
+        f"balance{settings['balance']:.10g}" if settings["balance"] != DEFAULT_BALANCE else None,
+        f"by_{settings['balance_by']}" if settings["balance_by"] else None,
+        settings["balance_base"] if settings["balance_base"] != "proportional" else None,
+        f"where{hashlib.sha256(where.encode()).hexdigest()[:6]}" if where else None,
+        f"in-{within}" if within else None,
+        f"skip{settings['skip_hardest']:.10g}" if settings["skip_hardest"] else None,
+        f"seed{settings['seed']}" if settings["seed"] else None,
+    ]
+    return "-".join(filter(None, words))
+
+
+def _restrict_to_selection(where: str | None, within: str) -> str:
+    members = f"select sample_id from members where selection = {quote_literal(within)}"
+    condition = f"sample_id in ({members})"
+    return f"{condition} and ({where}\n)" if where else condition
+
+
+def _candidates_checksum(candidates: Candidates) -> str:
+    checksum = Checksum()
+    checksum.update(candidates.sample_ids.data)
+    checksum.update(candidates.groups.data)
+    return checksum.text
+
+
+def _default_groups(catalog: Catalog) -> str:
+    """label where there are labels, else cluster where there is a clustering, else none."""
+    with catalog.reading() as connection:
+        has_labels = connection.execute(
+            "select 1 from samples where label is not null limit 1"
+        ).fetchall()
+    if has_labels:
+        return "label"
+    return "cluster" if catalog.list_names(ClusteringRecord) else "none"
+
+
+def _compute_priorities(function: Any, candidates: Candidates, seed: int) -> np.ndarray:
+    """The strategy's priorities, float64 [n]; NaN for samples without a score, which come last."""
+    inputs = inspect.signature(function).parameters
+    scores, sample_ids = candidates.scores, candidates.sample_ids
+    is_scored: Any = ~np.isnan(scores) if "scores" in inputs else np.ones(len(scores), bool)
+    num_scored = int(is_scored.sum())
+    if num_scored < len(scores):
+        log.warning(
+            "%s samples have no score: they come last, whatever the strategy",
+            f"{len(scores) - num_scored:,}",
+        )
+    else:
+        is_scored = slice(None)  # a view of all of them, not a copy
+    available = {"scores": scores[is_scored], "sample_ids": sample_ids[is_scored], "seed": seed}
+    unavailable = [name for name in inputs if name not in available]
+    if unavailable:
+        raise CurateError(
+            f"the strategy asks for '{unavailable[0]}', which is no input; "
+            f"there are: {', '.join(available)}"
+        )
+    if not num_scored:
+        raise CurateError(
+            "no candidate has a score: choose another --scoring, or a --where that has some"
+        )
+    result = np.asarray(function(**{name: available[name] for name in inputs}))
+    if result.shape != (num_scored,) or np.isnan(result).any():
+        raise CurateError(
+            f"the strategy gave no number for every one of {num_scored} samples "
+            f"(shape {result.shape})"
+        )
+    if num_scored == len(scores):
+        return np.asarray(result, np.float64)
+    priorities = np.full(len(scores), np.nan)
+    priorities[is_scored] = result
+    return priorities
+
+
+def _find_hardest(candidates: Candidates, share: float, seed: int) -> np.ndarray:
+    """The given share of each group's scored samples with the highest scores: bool [n]."""
+    scored = np.flatnonzero(~np.isnan(candidates.scores))
+    groups, scores = candidates.groups[scored], candidates.scores[scored]
+    tiebreak = random_bits(candidates.sample_ids[scored], seed)
+    order = np.lexsort((tiebreak, -scores, groups))
+    _, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
+    rank = np.arange(len(order)) - np.repeat(starts, sizes)
+    is_hardest = np.zeros(len(candidates.groups), bool)
+    is_hardest[scored[order]] = rank < np.repeat(np.floor(share * sizes), sizes)
+    return is_hardest
+
+
+def _commit(
+    catalog: Catalog, record: SelectionRecord, candidates: Candidates, priorities: np.ndarray
+) -> None:
+    import pyarrow as pa
+
+    groups, sample_ids = candidates.groups, candidates.sample_ids
+    sizes = np.bincount(groups)
+    # A floor secures samples with a score only.
+    num_scored = sizes - np.bincount(groups[np.isnan(priorities)], minlength=len(sizes))
+    floors = min_per_group(sizes, record.keep, record.balance, record.balance_base)
+    floors = np.minimum(floors, num_scored)
+    is_kept = select_with_quotas(
+        groups, priorities, sample_ids, floors, record.num_samples, record.seed
+    )
+    member_ids = sample_ids[is_kept]
+    if len(member_ids) != record.num_samples:
+        raise CurateError(
+            f"the selection has {len(member_ids)} samples instead of {record.num_samples}: "
+            "please report this as a bug"
+        )
+    with catalog.writing() as connection:
+        sets.replace_set(connection, record)
+        connection.register("selected", pa.table({"sample_id": member_ids}))
+        connection.execute(
+            "insert into members (selection, sample_id) select $selection, sample_id from selected",
+            {"selection": record.selection},
+        )
+
+
+def _select_by_evidence(
+    catalog: Catalog, tolerance: float, within: str | None, name: str | None
+) -> str:
+    """The smallest selection validated without a loss beyond `tolerance` points; also as `name`."""
+    with catalog.reading() as connection:
+        rows = connection.execute(
+            read_sql("stages/evidence"), {"tolerance": tolerance, "within": within}
+        ).fetchall()
+    if not rows:
+        option = f" --within {within}" if within else ""
+        raise CurateError(
+            f"no selection was validated yet: run `curate validate{option} --keep 0.8 --keep 0.5 "
+            "--strategy hardest --strategy easiest`"
+        )
+    validation, selection, delta, interval, is_lossless = rows[0]
+    if not is_lossless:
+        raise CurateError(
+            f"no validated selection is sure to lose no more than {tolerance:g} points; nearest is "
+            f"'{selection}' ({delta:+.2f} ± {interval:.2f}): "
+            "keep more, add --seeds, or raise --tolerance"
+        )
+    log.info(
+        "'%s' is the smallest without a loss beyond %g points: "
+        "%+.2f ± %.2f against everything (validation '%s')",
+        selection,
+        tolerance,
+        delta,
+        interval,
+        validation,
+    )
+    if name not in (None, selection):
+        _copy_selection(catalog, catalog.require(SelectionRecord, selection), str(name))
+    return name or str(selection)
+
+
+def _copy_selection(catalog: Catalog, record: SelectionRecord, name: str) -> None:
+    """The same members under another name: selected again they might be others, not validated."""
+    name = sets.check_name(name)
+    if catalog.find_up_to_date(SelectionRecord, name, record.fingerprint):
+        return
+    settings = {"selection": record.selection, "strategy": record.strategy}
+    with (
+        catalog.record_run(
+            "select", name, settings, parents=[record.run_id], fingerprint=record.fingerprint
+        ) as run_id,
+        catalog.writing() as connection,
+    ):
+        sets.replace_set(connection, replace(record, selection=name, run_id=run_id))
+        connection.execute(
+            "insert into members (selection, sample_id) "
+            "select ?, sample_id from members where selection = ?",
+            [name, record.selection],
+        )

@@ -1,0 +1,119 @@
+"""Which sets are out of date: made by other code, or from sets that are gone or out of date."""
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from curate.catalog import provenance
+from curate.catalog.catalog import Catalog
+from curate.catalog.records import SET_TYPES_BY_KIND, SetRecord
+from curate.encoders import encoder_module
+from curate.errors import CurateError
+from curate.models import model_module
+from curate.progress import log
+from curate.stages.score.metric_lookup import find_metric, split_spec
+from curate.strategies import strategies
+
+
+def encoder_checksum(encoder: str) -> str:
+    """The checksum of the code that defines an encoder. Raises CurateError."""
+    return provenance.module_checksum(encoder_module(encoder))
+
+
+def models_checksum(models: list[str]) -> str:
+    """The checksum of the code that defines models. Raises CurateError."""
+    modules = sorted({model_module(model) for model in models})
+    return " ".join(provenance.module_checksum(module) for module in modules)
+
+
+def metric_checksum(metric: str) -> str:
+    """The checksum of the code that defines a metric. Raises CurateError."""
+    path, _ = split_spec(metric)
+    if path is None:
+        return provenance.module_checksum(find_metric(metric).__module__)
+    try:
+        return provenance.file_checksum(path)
+    except OSError as error:
+        raise CurateError(f"cannot read '{path}': {error.strerror}; write FILE.py:NAME") from error
+
+
+def strategy_checksum(strategy: str) -> str:
+    """The checksum of the code that defines a strategy. Raises CurateError."""
+    return provenance.module_checksum(strategies[strategy].__module__)
+
+
+# From a run's stage and arguments to the checksum that its code has now.
+_CURRENT_CHECKSUMS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "embed": lambda arguments: encoder_checksum(arguments["encoder"]),
+    "probe": lambda arguments: models_checksum(arguments["models"]),
+    "score": lambda arguments: metric_checksum(arguments["metric"]),
+    "select": lambda arguments: strategy_checksum(arguments["strategy"]),
+    "validate": lambda arguments: models_checksum([arguments["model"]]),
+}
+
+
+class _SetRun(NamedTuple):
+    """A set with the run that made it."""
+
+    kind: str
+    name: str
+    run_id: int
+    stage: str
+    arguments: dict[str, Any]
+    parent_run_ids: list[int]
+    code_checksum: str | None
+
+
+def find_stale(catalog: Catalog) -> dict[tuple[str, str], str]:
+    """The sets that are out of date, by kind and name, each with the reason."""
+    with catalog.reading() as connection:
+        rows = connection.execute(
+            "select kind, named_sets.name, run_id, stage, arguments, parent_run_ids, code_checksum "
+            "from named_sets join runs using (run_id) order by run_id"
+        ).fetchall()
+        run_names = dict(connection.execute("select run_id, name from runs").fetchall())
+    set_runs = [_SetRun(*row)._replace(arguments=json.loads(row[4])) for row in rows]
+    by_run_id = {set_run.run_id: set_run for set_run in set_runs}
+    reasons: dict[int, str] = {}
+    for set_run in set_runs:  # a set comes after the sets that it was made from
+        reason = None
+        if _has_changed_code(set_run):
+            reason = "by other code than there is now"
+        for parent_id in set_run.parent_run_ids if set_run.kind != "embedding" else []:
+            if parent_id not in by_run_id:
+                reason = f"before the last change of '{run_names.get(parent_id, 'a removed set')}'"
+            elif parent_id in reasons:
+                parent = by_run_id[parent_id]
+                reason = f"from the {parent.kind} '{parent.name}', which is out of date"
+        if reason:
+            reasons[set_run.run_id] = reason
+    return {
+        (set_run.kind, set_run.name): reasons[set_run.run_id]
+        for set_run in set_runs
+        if set_run.run_id in reasons
+    }
+
+
+def warn_if_stale(catalog: Catalog, record: SetRecord) -> None:
+    """Log a warning with the reason and the remedy if a set is out of date."""
+    reason = find_stale(catalog).get((record.kind, record.name))
+    if reason:
+        command = SET_TYPES_BY_KIND[record.kind].command.replace("METRIC", record.name)
+        log.warning(
+            "the %s '%s' was made %s: `%s` makes it again",
+            record.kind,
+            record.name,
+            reason,
+            command,
+        )
+
+
+def _has_changed_code(set_run: _SetRun) -> bool:
+    """Whether the code that made a set has another checksum now; unknown code has not changed."""
+    current_checksum = _CURRENT_CHECKSUMS.get(set_run.stage)
+    if set_run.code_checksum is None or current_checksum is None:
+        return False
+    try:
+        return current_checksum(set_run.arguments) != set_run.code_checksum
+    except (CurateError, KeyError):  # a metric's file, or an extension, that is no longer there
+        return False

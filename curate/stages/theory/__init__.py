@@ -1,0 +1,1 @@
+"""`curate theory`: the verb's function is in stage.py."""

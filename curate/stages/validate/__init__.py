@@ -1,0 +1,1 @@
+"""`curate validate`: the verb's function is in stage.py."""

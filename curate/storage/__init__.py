@@ -1,0 +1,1 @@
+"""Where files are: paths and URLs, atomic writes, locks, checksums."""

@@ -1,0 +1,249 @@
+"""Files on this machine and in object stores, read and written by one set of functions.
+
+A location is text: an absolute path, or a URL that fsspec can open. A file in an object store
+appears when it is whole, by the store's own doing, and has no temporary name.
+"""
+
+import contextlib
+import errno
+import fnmatch
+import glob
+import os
+import re
+import stat as stat_module
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from curate.storage.locks import local_tempdir
+
+_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+# Listings are never cached, because other processes write. Failed requests are repeated with
+# growing pauses, which the other clients do by themselves.
+_CLIENT_OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": {
+        "use_listings_cache": False,
+        "config_kwargs": {"retries": {"mode": "standard", "max_attempts": 10}},
+    }
+}
+# Stores that answer any byte range; a web server may not.
+_RANGE_SCHEMES = {"s3", "s3a", "gs", "gcs", "az", "abfs"}
+# For files that are read from the start: blocks are fetched ahead of the reader.
+_SEQUENTIAL_OPTIONS = {
+    "block_size": 8 << 20,
+    "cache_type": "background",
+    "cache_options": {"maxblocks": 4},
+}
+
+
+class FileStat(NamedTuple):
+    """What tells cheaply whether a file may have changed: its size, and a time stamp or ETag."""
+
+    num_bytes: int
+    etag: str
+
+
+def is_url(location: str) -> bool:
+    """Whether a location is a URL, not a path."""
+    return _URL.match(location) is not None
+
+
+def resolve(location: str | os.PathLike[str]) -> str:
+    """A location as it is stored: an absolute path, or the URL itself; file:// is a path."""
+    text = os.fspath(location).removeprefix("file://")
+    return text if is_url(text) else os.path.abspath(os.path.expanduser(text))
+
+
+def join(folder: str, *names: str) -> str:
+    """The location of a file below a folder."""
+    return "/".join((folder.rstrip("/"), *names))
+
+
+def filename(location: str) -> str:
+    """The last part of a location."""
+    return location.rstrip("/").rpartition("/")[2]
+
+
+def supports_ranges(location: str) -> bool:
+    """Whether the store of a URL is known to answer byte ranges."""
+    return location.partition("://")[0] in _RANGE_SCHEMES
+
+
+def open_binary(location: str, *, buffered: bool = True, sequential: bool = False) -> BinaryIO:
+    """Open a file for reading; `sequential` fetches ahead from object stores. Raises OSError.
+
+    Pipes, devices and folders are refused, because they would be read for ever or not at all.
+    """
+    if not is_url(location):
+        check_regular(location)
+        return open(location, "rb", buffering=-1 if buffered else 0)
+    filesystem, path = _client(location)
+    options = _SEQUENTIAL_OPTIONS if sequential and supports_ranges(location) else {}
+    with wrap_remote_errors():
+        return cast(BinaryIO, filesystem.open(path, "rb", **options))
+
+
+def read_bytes(location: str) -> bytes:
+    """The content of a file. Raises OSError."""
+    with open_binary(location) as file, wrap_remote_errors():
+        return file.read()
+
+
+def read_ranges(url: str, ranges: list[tuple[int, int]]) -> list[bytes]:
+    """The bytes [start, stop) of a file in a store with byte ranges, fetched side by side.
+
+    Raises OSError.
+    """
+    filesystem, path = _client(url)
+    starts, stops = zip(*ranges, strict=True)
+    with wrap_remote_errors():
+        chunks = filesystem.cat_ranges(
+            [path] * len(ranges), list(starts), list(stops), on_error="return"
+        )
+    for chunk in chunks:
+        if isinstance(chunk, OSError):
+            raise chunk
+        if isinstance(chunk, Exception):
+            raise OSError(f"{type(chunk).__name__}: {chunk}") from chunk
+    return list(chunks)
+
+
+def read_range(location: str, offset: int, length: int) -> bytes:
+    """`length` bytes from `offset` on; fewer where the file ends before. Raises OSError."""
+    if supports_ranges(location):
+        return read_ranges(location, [(offset, offset + length)])[0]
+    with open_binary(location) as file, wrap_remote_errors():
+        file.seek(offset)
+        return file.read(length)
+
+
+def check_regular(path: str | Path) -> os.stat_result:
+    """The status of a regular file on this machine; OSError for anything else."""
+    status = os.stat(path)
+    if not stat_module.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return status
+
+
+def stat(location: str) -> FileStat:
+    """Size, and time stamp or ETag, of a file. Raises OSError if it does not exist."""
+    if not is_url(location):
+        status = check_regular(location)
+        return FileStat(status.st_size, str(status.st_mtime_ns))
+    filesystem, path = _client(location)
+    with wrap_remote_errors():
+        info = filesystem.info(path)
+    etag_fields = ("ETag", "etag", "mtime", "LastModified", "updated")
+    etag = next((info[name] for name in etag_fields if info.get(name)), "")
+    return FileStat(int(info["size"] or 0), str(etag))
+
+
+def is_file(location: str) -> bool:
+    """Whether a file exists. Raises OSError where a store cannot be reached."""
+    if not is_url(location):
+        return os.path.isfile(location)
+    filesystem, path = _client(location)
+    with wrap_remote_errors():
+        return bool(filesystem.isfile(path))
+
+
+def is_folder(location: str) -> bool:
+    """Whether a folder exists, which in an object store means: something below it."""
+    if not is_url(location):
+        return os.path.isdir(location)
+    filesystem, path = _client(location)
+    with wrap_remote_errors():
+        return bool(filesystem.isdir(path))
+
+
+def list_files(folder: str, pattern: str = "*") -> list[str]:
+    """The files of a folder by their names, sorted; none where there is no such folder.
+
+    Other machines may see new files late (NFS): what workers have written is known by their
+    results, never by a listing. Files of dead writers are listed too.
+    """
+    try:
+        if not is_url(folder):
+            names = os.listdir(folder)
+        else:
+            filesystem, path = _client(folder)
+            with wrap_remote_errors():
+                entries = filesystem.ls(path, detail=False)
+            names = [entry.rstrip("/").rpartition("/")[2] for entry in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [join(folder, name) for name in sorted(fnmatch.filter(names, pattern))]
+
+
+def glob_files(pattern: str) -> list[str]:
+    """The files that a pattern with * ? or [ names, as locations. Raises OSError."""
+    if not is_url(pattern):
+        return [os.path.abspath(path) for path in glob.glob(pattern) if os.path.isfile(path)]
+    filesystem, path = _client(pattern)
+    with wrap_remote_errors():
+        return [filesystem.unstrip_protocol(match) for match in filesystem.glob(path)]
+
+
+def delete_file(location: str) -> None:
+    """Remove a file; no error where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        if not is_url(location):
+            os.unlink(location)
+            return
+        filesystem, path = _client(location)
+        with wrap_remote_errors():
+            filesystem.rm_file(path)
+
+
+def delete_remote_folder(url: str) -> None:
+    """Remove a folder in an object store with everything in it."""
+    filesystem, path = _client(url)
+    with contextlib.suppress(FileNotFoundError), wrap_remote_errors():
+        filesystem.rm(path, recursive=True)
+
+
+def upload(path: Path, url: str) -> None:
+    """Copy a file of this machine to a URL, where it appears when it is whole. Raises OSError."""
+    filesystem, remote_path = _client(url)
+    with wrap_remote_errors():
+        filesystem.put_file(str(path), remote_path)
+
+
+@contextlib.contextmanager
+def localize(locations: Iterable[str]) -> Iterator[list[Path]]:
+    """The same files on this machine, for the block: as they are, or copies with the same names.
+
+    All locations are of one kind. Raises OSError.
+    """
+    locations = list(locations)
+    if not any(map(is_url, locations)):
+        yield [Path(location) for location in locations]
+        return
+    with local_tempdir() as folder:
+        copies = [folder / filename(location) for location in locations]
+        filesystem, _ = _client(locations[0])
+        with wrap_remote_errors():
+            remote_paths = [filesystem._strip_protocol(location) for location in locations]
+            filesystem.get(remote_paths, [str(copy) for copy in copies])
+        yield copies
+
+
+@contextlib.contextmanager
+def wrap_remote_errors() -> Iterator[None]:
+    """Turn whatever clients of remote file systems raise into OSError, which callers handle."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # the boundary to other people's clients
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _client(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a URL, and the path in it."""
+    import fsspec
+
+    scheme = url.partition("://")[0]
+    options = _CLIENT_OPTIONS.get({"s3a": "s3"}.get(scheme, scheme), {})
+    with wrap_remote_errors():
+        return cast("tuple[Any, str]", fsspec.core.url_to_fs(url, **options))

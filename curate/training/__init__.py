@@ -1,0 +1,1 @@
+"""How small models are trained: what probe and validate share."""

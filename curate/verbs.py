@@ -1,0 +1,113 @@
+"""The verbs: functions of Python, commands of the command line, tables of recipes.
+
+One table, so that `curate --help` and `import curate` need not import what they list.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Verb(NamedTuple):
+    """Where a verb's function is, and the line that says what it does."""
+
+    module: str
+    function: str
+    summary: str
+
+    def load(self) -> Callable[..., Any]:
+        """The function itself."""
+        function: Callable[..., Any] = getattr(importlib.import_module(self.module), self.function)
+        return function
+
+
+VERBS = {
+    "embed": Verb(
+        "curate.stages.embed.stage",
+        "embed",
+        "Stream shards through an encoder: vectors to Parquet, samples to the catalog.",
+    ),
+    "cluster": Verb(
+        "curate.stages.cluster.stage",
+        "cluster",
+        "k-means in an embedding: centroids, and a cluster and a distance for every sample.",
+    ),
+    "probe": Verb(
+        "curate.stages.probe.stage",
+        "probe",
+        "Train small models on the corpus, whose mistakes tell how hard each sample is.",
+    ),
+    "score": Verb(
+        "curate.stages.score.stage",
+        "score",
+        "Score every sample. A high score always means worth keeping.",
+    ),
+    "select": Verb(
+        "curate.stages.select.stage",
+        "select",
+        "Keep a fraction of the corpus; exactly round(keep · n) samples.",
+    ),
+    "validate": Verb(
+        "curate.stages.validate.stage",
+        "validate",
+        "Train on selections, on random samples and on everything: what does pruning cost?",
+    ),
+    "export": Verb(
+        "curate.stages.export.stage",
+        "export",
+        "Write the selected samples as tar shards, byte for byte, with a manifest.",
+    ),
+    "fit": Verb(
+        "curate.stages.fit.stage",
+        "fit",
+        "How the error falls with the number of samples, at random and with the best pruning.",
+    ),
+    "query": Verb(
+        "curate.stages.query", "query", "Ask the catalog in SQL; also while another command runs."
+    ),
+    "report": Verb(
+        "curate.stages.report.stage",
+        "report",
+        "Write one HTML page, readable offline: corpus, images, scores, selections, validations.",
+    ),
+    "gallery": Verb(
+        "curate.stages.gallery", "gallery", "Draw the easiest and the hardest images of each class."
+    ),
+    "verify": Verb(
+        "curate.stages.verify",
+        "verify",
+        "Check that nothing is lost, doubled or damaged; one line a problem.",
+    ),
+    "plan": Verb(
+        "curate.stages.plan.stage",
+        "plan",
+        "What will it take? Time, memory and disk of each stage, from some seconds of measurement.",
+    ),
+    "theory": Verb(
+        "curate.stages.theory.stage",
+        "theory",
+        "What the perceptron theory of data pruning predicts.",
+    ),
+    "run": Verb(
+        "curate.recipe",
+        "run",
+        "Run a whole chain from a recipe; again, it goes on where it stopped.",
+    ),
+    "demo": Verb(
+        "curate.demo", "demo", "Prune 5,000 real digits, from shards to shards, in about a minute."
+    ),
+}
+
+# What a recipe may call: the verbs that work on one catalog and make something in it.
+RECIPE_VERBS = (
+    "embed",
+    "cluster",
+    "probe",
+    "score",
+    "select",
+    "validate",
+    "export",
+    "fit",
+    "gallery",
+    "report",
+)
