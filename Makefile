@@ -11,13 +11,16 @@ PEER := .peers/clip-retrieval
 demo: $(READY)
 	$(BIN)/curate demo
 
-test: lint browser
-	$(BIN)/pytest -q -m "not slow and not kills"
+# Three workers on two cores, because many tests wait: for locks, for processes, for Ray. Each worker and
+# each of its child processes computes with one thread; the results do not depend on it.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 3 --dist worksteal -m "not slow and not kills"
 
-# The same tests, and which lines of the package they ran: 90% at least.
+test: lint browser
+	$(PYTEST)
+
+# The same tests, and which lines of the package they ran: 91% at least.
 coverage: lint browser
-	$(BIN)/coverage run -m pytest -q -m "not slow and not kills"
-	$(BIN)/coverage report --skip-covered --fail-under=90
+	$(PYTEST) --cov --cov-report=term:skip-covered --cov-fail-under=91
 
 # Minutes, not seconds: CIFAR-10 and other full-size checks.
 test-slow: $(READY)
@@ -31,7 +34,8 @@ test-kills: $(READY)
 fuzz: $(READY)
 	CURATE_FUZZ_RUNS=1000000 $(BIN)/pytest -q tests/fuzz
 
-# Every stage beside its limit and a peer, about an hour alone on the machine: docs/performance.md and benchmarks/results.json.
+# Every stage beside its limit and a peer, about an hour alone on the machine:
+# docs/performance.md and benchmarks/results.json.
 bench: $(READY) peers
 	$(BIN)/python -W ignore benchmarks/run.py
 
@@ -49,8 +53,8 @@ lint: $(READY)
 	$(BIN)/ruff check -q .
 	$(BIN)/mypy
 
-# The report is tried in headless Chromium. In a container, that is as root beside apt-get, the browser comes by itself;
-# elsewhere install one, or that test is skipped.
+# The report is tested in headless Chromium. In a container (as root, with apt-get) the browser is
+# installed; elsewhere install one, or that test is skipped.
 browser:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null \
 		|| (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends chromium) >/dev/null 2>&1 \

@@ -28,8 +28,8 @@ from curate.stages.embed.inference import plan_encoder
 BATCH_SIZE = 16
 ENCODER = "open_clip:ViT-B-32"
 PEER_PYTHON = Path(__file__).parent.parent / ".peers" / "clip-retrieval" / "bin" / "python"
-# Prints the seconds an image between the end of its first batch and the end of its last: loading is
-# over by then, and reading and decoding go on in parallel.
+# Prints the seconds per image between the end of its first batch and the end of its last: loading
+# is over by then, and reading and decoding go on in parallel.
 _PEER_PROGRAM = """
 import importlib, sys, time
 mapper = importlib.import_module("clip_retrieval.clip_inference.mapper")

@@ -2,7 +2,7 @@
 
     python benchmarks/conv.py [SECONDS ...] [--data FOLDER]        (default: 60 180)
 
-FOLDER has cifar10/*.tar. How many samples a second the core trains is measured first, and the
+FOLDER has cifar10/*.tar. How many samples per second the core trains is measured first, and the
 schedule is laid out for the seconds given; what is printed is the time that training then took. The
 peer is not another program but the clock.
 """

@@ -40,7 +40,7 @@ print(f"| {{sys.argv[1]}} | {{seconds:.0f}} s | {{peak / 2**20:.2f}} GiB |")
 """
 STEPS = {
     "commit": """
-from curate.stages.embed.registration import commit_pending
+from curate.stages.embed.commit import commit_pending
 pending = pathlib.Path("{folder}/catalog/embeddings/narrow/pending")
 for commit in range({num_commits}):
     pathlib.Path("{folder}/finished", str(commit)).rename(pending)

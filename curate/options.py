@@ -4,7 +4,7 @@
     def cluster(
         catalog: Catalog | str | Path,
         *,
-        distance: Annotated[str, Option("Geometry of the vectors.", choices=DISTANCES)] = "cosine",
+        distance: Annotated[str, Option("Distance metric.", choices=DISTANCES)] = "cosine",
     ) -> str:
 
 The command line, recipes and the reference in docs/ read name, type, default, allowed values and
@@ -306,7 +306,8 @@ def _in_range(option: Option, value: float) -> bool:
 # -- options that several verbs have ---------------------------------------------------------------
 
 Seed = Annotated[int, Option("Random seed.", minimum=0, maximum=(1 << 32) - 1)]
-Workers = Annotated[
+Workers = Annotated[int, Option("Worker processes.", minimum=1, short="-j")]
+WorkersPerCore = Annotated[
     int | None, Option("Worker processes.", minimum=1, short="-j", default="one per core")
 ]
 Device = Annotated[

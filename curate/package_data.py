@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from curate.errors import CurateError
+from curate.errors import OptionError
 
 _PACKAGE = Path(__file__).resolve().parent
 # In a wheel both folders lie inside the package; in a checkout they lie next to it.
@@ -30,8 +30,8 @@ def first_comment(path: Path, prefix: str) -> str:
 
 
 def find_file(folder: Path, suffix: str, name: str, kind: str) -> Path:
-    """The shipped file of that name. Raises CurateError that lists the existing names."""
+    """The shipped file of that name. Raises OptionError that lists the existing names."""
     names = list_names(folder, suffix)
     if name not in names:
-        raise CurateError(f"no {kind} called '{name}'; there are: {', '.join(names)}")
+        raise OptionError(f"no {kind} called '{name}'; there are: {', '.join(names)}")
     return folder / f"{name}{suffix}"

@@ -37,10 +37,10 @@ class _PlainFormatter(logging.Formatter):
 def progress_bar(description: str, total: int) -> Iterator[Callable[[int, int], None]]:
     """A bar with samples, rate and time left; yields the function that advances it.
 
-    That function takes (amount, num_samples): `amount` counts towards `total`, in its unit.
+    That function takes (work, num_samples): `work` counts towards `total`, in its unit.
     """
     if not _bars_enabled:
-        yield lambda amount, num_samples: None
+        yield lambda work, num_samples: None
         return
     from rich.console import Console
     from rich.progress import (
@@ -74,9 +74,9 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[int, int], 
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task, samples_seen = progress.add_task(description, total=total, samples=0), 0
 
-        def advance(amount: int, num_samples: int) -> None:
+        def advance(work: int, num_samples: int) -> None:
             nonlocal samples_seen
             samples_seen += num_samples
-            progress.update(task, advance=amount, samples=samples_seen)
+            progress.update(task, advance=work, samples=samples_seen)
 
         yield advance

@@ -35,7 +35,7 @@ def run(
         list[str] | None, Option("An option of a step; repeatable.", metavar="STEP.KEY=VALUE")
     ] = None,
     from_step: Annotated[
-        str | None, Option("Start with this step.", metavar="STEP", aliases=("from",))
+        str | None, Option("Start at this step.", metavar="STEP", flag="--from")
     ] = None,
     dry_run: Annotated[bool, Option("Check the recipe and show its steps.")] = False,
 ) -> str:

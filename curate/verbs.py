@@ -76,7 +76,7 @@ VERBS = {
     "verify": Verb(
         "curate.stages.verify",
         "verify",
-        "Check that nothing is lost, doubled or damaged; one line a problem.",
+        "Check that nothing is lost, doubled or damaged; one line per problem.",
     ),
     "plan": Verb(
         "curate.stages.plan.stage",

@@ -58,7 +58,6 @@ def test_old_spellings_still_work_and_are_hidden():
         ("verify", "sources"): "check_sources",
         ("cluster", "sample"): "fit_rows",
         ("cluster", "passes"): "full_iterations",
-        ("run", "from"): "from_step",
     }
     for (name, alias), parameter_name in aliases.items():
         parameter = read_parameters(VERBS[name].load())[parameter_name]
@@ -188,9 +187,9 @@ def test_a_default_is_changed_in_one_place(tmp_path):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     source = tmp_path / "curate" / "stages" / "cluster" / "stage.py"
     text = source.read_text()
-    option = 'Option("Iterations of k-means on the sample.", minimum=1)] = '
-    assert text.count(f"{option}12") == 1
-    source.write_text(text.replace(f"{option}12", f"{option}7"))
+    option = 'Option("Iterations of k-means on the sample of rows.", minimum=1)\n    ] = '
+    assert text.count(f"{option}12,") == 1
+    source.write_text(text.replace(f"{option}12,", f"{option}7,"))
     catalog = make_catalog(tmp_path / "world")
     (tmp_path / "recipe.toml").write_text("[cluster]\nk = 3\n")
     program = f"""
@@ -216,7 +215,10 @@ run("run", "recipe.toml", "--dry-run", "-c", {str(catalog.path)!r})
         check=True,
     )
     help_text = " ".join(answer.stdout.replace("│", " ").split())
-    assert "--iterations INTEGER Iterations of k-means on the sample. [default: (7)]" in help_text
+    assert (
+        "--iterations INTEGER Iterations of k-means on the sample of rows. [default: (7)]"
+        in help_text
+    )
     assert "[{'iterations': 7}]" in answer.stdout
     assert "cluster: 7 iterations on 30 rows, then 2 over every row" in answer.stderr
     assert "[cluster] k=3 distance='cosine' iterations=7 " in answer.stderr

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import shutil
 import subprocess
 import sys
@@ -160,6 +161,14 @@ def test_a_forbidden_import_is_noticed(tmp_path, file, line, violation):
     with (package / file).open("a") as source:
         source.write(f"\n{line}\n")
     assert any(one.startswith(violation) for one in find_violations(package))
+
+
+def test_the_page_on_architecture_has_the_layers():
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    table = page[page.index("| layer |") :].split("\n\n")[0].splitlines()[2:]
+    layers = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in table]
+    special = {"__init__", "__main__"}
+    assert [set(layer) for layer in layers] == [set(rooms) - special for rooms in ROOMS]
 
 
 def run_python(program: str) -> None:

@@ -1,4 +1,5 @@
-"""Named sets in an open connection: find, list, replace; and the view with a column for each."""
+"""Named sets in an open connection: find, list, replace; and the view `sample_scores`, which has a
+column for each clustering and scoring."""
 
 import re
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,8 +25,8 @@ def check_name(name: str) -> str:
     """Names become folders and columns: letters, digits and @_.,+=- only. Raises OptionError."""
     if not _NAME.fullmatch(name):
         raise OptionError(
-            f"'{name}' cannot be a name: use letters, digits and @ _ . , + = - (128 at most), "
-            "not first a dot"
+            f"'{name}' cannot be a name: start with a letter, a digit, @ or _, and use only "
+            "letters, digits and @ _ . , + = - (128 at most)"
         )
     return name
 
@@ -83,7 +84,7 @@ def check_column_name(
 
 
 def refresh_sample_scores(connection: "duckdb.DuckDBPyConnection") -> None:
-    """Make the view `sample_scores` again: a row a sample, a column a clustering or scoring."""
+    """Replace the view `sample_scores`: a row per sample, a column per clustering or scoring."""
     columns: list[str] = []
     joins: list[str] = []
     for record_type, table, value in _COLUMN_SETS:

@@ -27,7 +27,7 @@ _ENGINE_OPTIONS = {
         "Where the work runs: on this machine, or on a cluster (needs the extra ray).",
         choices=("local", "ray"),
     ),
-    "ray_address": Option("Of a running cluster.", default="one on this machine"),
+    "ray_address": Option("Address of a running Ray cluster.", default="one on this machine"),
 }
 _TYPE_METAVARS = {int: "INTEGER", float: "NUMBER", Path: "FILE"}
 
@@ -91,9 +91,7 @@ def _use_engine(engine_options: dict[str, Any], values: dict[str, Any]) -> Any:
     import contextlib
 
     name, address = engine_options.get("engine", "local"), engine_options.get("ray_address")
-    if address and name != "ray":
-        raise OptionError("--ray-address goes with --engine ray")
-    if name == "local":
+    if name == "local" and not address:
         return contextlib.nullcontext()
     if values.get("workers"):
         raise OptionError("--workers: on a cluster, its size decides")

@@ -19,7 +19,7 @@ TableFormat = Annotated[str, Option("How to print.", choices=("table", "json"), 
 
 
 def print_result(function: Callable[..., Any], *arguments: Any, options: dict[str, Any]) -> None:
-    """The name or path that the verb made; several a line each."""
+    """The name or path that the verb made; several, one per line."""
     result = function(*arguments, **options)
     if result is not None:
         print("\n".join(result) if isinstance(result, list) else result)

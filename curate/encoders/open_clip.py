@@ -5,7 +5,7 @@ from typing import Any
 from curate.encoders import Encoder, encoder
 from curate.encoders.hub import load_from_hub
 from curate.encoders.weights import check_loadable, hash_weights
-from curate.errors import CurateError
+from curate.errors import OptionError
 from curate.formats.images import Preprocessing
 
 
@@ -16,13 +16,13 @@ def open_clip(variant: str, checkpoint: str | None, size: int | None) -> Encoder
 
     model, _, tag = variant.partition("/")
     if model not in library.list_models():
-        raise CurateError(
+        raise OptionError(
             f"open_clip has no model '{model}'; write open_clip:MODEL/PRETRAINED, "
             "for example ViT-B-32/openai"
         )
     tags = library.list_pretrained_tags_by_model(model)
     if not checkpoint and tag not in tags:
-        raise CurateError(
+        raise OptionError(
             f"'{model}' has no weights '{tag}'; there are: {', '.join(tags)}; "
             "or give a --checkpoint"
         )

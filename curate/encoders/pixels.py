@@ -3,7 +3,7 @@
 import numpy as np
 
 from curate.encoders import Encoder, encoder
-from curate.errors import CurateError
+from curate.errors import OptionError
 from curate.formats.images import Preprocessing
 
 
@@ -11,7 +11,7 @@ from curate.formats.images import Preprocessing
 def pixels(variant: str, checkpoint: str | None, size: int | None) -> Encoder:
     """Every channel value of the image squashed to 8 × 8, or to SIZE × SIZE, in [-1, 1]."""
     if checkpoint:
-        raise CurateError("pixels has no weights: leave out --checkpoint")
+        raise OptionError("pixels has no weights: leave out --checkpoint")
     edge = size or 8
     preprocessing = Preprocessing(size=edge, resize_to=edge, resize="squash")
     return Encoder(flatten, preprocessing, "no weights")

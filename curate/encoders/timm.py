@@ -7,7 +7,7 @@ from typing import Any
 from curate.encoders import Encoder, encoder
 from curate.encoders.hub import load_from_hub
 from curate.encoders.weights import hash_weights, load_into
-from curate.errors import CurateError
+from curate.errors import CurateError, OptionError
 from curate.formats.images import Preprocessing
 
 
@@ -17,7 +17,7 @@ def timm(variant: str, checkpoint: str | None, size: int | None) -> Encoder:
     import timm as library
 
     if not library.is_model(variant):
-        raise CurateError(
+        raise OptionError(
             f"timm has no model '{variant}'; names are listed by timm.list_models('*dino*')"
         )
 

@@ -5,7 +5,7 @@ The encoder of Sorscher et al. 2022 is SwAV's ResNet-50; its published checkpoin
 
 from curate.encoders import Encoder, encoder
 from curate.encoders.weights import hash_weights, load_into
-from curate.errors import CurateError
+from curate.errors import OptionError
 from curate.formats.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 
@@ -16,14 +16,14 @@ def torchvision(variant: str, checkpoint: str | None, size: int | None) -> Encod
     import torchvision.models as models
 
     if variant not in models.list_models(module=models):
-        raise CurateError(f"torchvision has no model '{variant}'; for example torchvision:resnet50")
+        raise OptionError(f"torchvision has no model '{variant}'; for example torchvision:resnet50")
     if checkpoint is None:
-        raise CurateError(
+        raise OptionError(
             f"torchvision:{variant} takes its weights from a file: give one with --checkpoint"
         )
     model = models.get_model(variant, weights=None)
     if not isinstance(getattr(model, "fc", None), torch.nn.Linear):
-        raise CurateError(
+        raise OptionError(
             f"'{variant}' has no classifier called fc; "
             "use a ResNet, or timm:MODEL for other networks"
         )

@@ -1,17 +1,18 @@
 """The GPUs of this machine."""
 
 from curate.errors import CurateError
+from curate.execution.types import Devices
 
 DEVICES = ("auto", "cpu", "cuda")
 
 
-def find_local_devices(device: str) -> tuple[str, tuple[int, ...]]:
-    """The device to use and the GPUs of this machine, for `auto`, `cpu` or `cuda`.
+def find_local_devices(device: str) -> Devices:
+    """The devices of this machine to use for `auto`, `cpu` or `cuda`.
 
     Raises CurateError for cuda without a GPU.
     """
     if device == "cpu" or (device == "auto" and not _has_driver()):
-        return "cpu", ()
+        return Devices("cpu", ())
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -19,7 +20,7 @@ def find_local_devices(device: str) -> tuple[str, tuple[int, ...]]:
         raise CurateError(
             "--device cuda, but torch sees no GPU: check the driver, or use --device cpu"
         )
-    return ("cuda", tuple(range(count))) if count else ("cpu", ())
+    return Devices("cuda", tuple(range(count))) if count else Devices("cpu", ())
 
 
 def _has_driver() -> bool:

@@ -19,8 +19,8 @@ from curate.errors import CurateError
 from curate.execution import tasks
 from curate.execution.devices import find_local_devices
 from curate.execution.limits import cpu_count
-from curate.execution.reporting import set_reporter
-from curate.execution.types import Outcome, ReportProgress, Resources, Task
+from curate.execution.reporting import no_progress, set_reporter
+from curate.execution.types import Cores, Devices, Outcome, ReportProgress, Resources, Task
 
 _TASKS_PER_WORKER = 4  # in flight, so that no worker waits for the driver
 _POLL_INTERVAL = 0.02  # seconds
@@ -60,23 +60,24 @@ def reduce(
     return failures[0] if failures else Outcome(None, result, None)
 
 
-def find_devices(device: str) -> tuple[str, tuple[int, ...]]:
+def find_devices(device: str) -> Devices:
     """See `types.Engine`. Raises CurateError."""
     return find_local_devices(device)
 
 
-def count_cores(device: str = "cpu") -> tuple[int, int]:
+def count_cores(device: str = "cpu") -> Cores:
     """See `types.Engine`."""
-    return cpu_count(), cpu_count()
+    return Cores(cpu_count(), cpu_count())
 
 
 def _map_in_process(task: Task, items: Iterator[Any], advance: ReportProgress) -> Iterator[Outcome]:
+    # GPUs and threads are left as they are: torch and the libraries may use all of this process.
     set_reporter(advance)
     try:
         for item in items:
             yield tasks.run_task(task, item)
     finally:
-        set_reporter(None)
+        set_reporter(no_progress)
 
 
 def _map_in_pool(
@@ -85,7 +86,7 @@ def _map_in_pool(
     # spawn: a fork would copy the locks of torch's, faiss' and DuckDB's threads in whatever state
     # they are.
     context = multiprocessing.get_context("spawn")
-    counters = context.Array("q", 2)  # amount and samples that workers have reported
+    counters = context.Array("q", 2)  # work and samples that workers have reported
     gpus = context.SimpleQueue()
     for worker in range(workers):
         gpus.put(resources.gpus[worker % len(resources.gpus)] if resources.gpus else None)
@@ -122,12 +123,13 @@ def _map_in_pool(
     except BaseException as error:
         for process in list((pool._processes or {}).values()):
             process.terminate()
-        # What a task raises is an outcome. A pool that broke, or whose pipe is closed, also while
-        # another worker starts, has lost a worker.
+        # Errors of tasks are outcomes, so this is a lost worker: the pool is broken, or a pipe to
+        # it is closed. Where a worker dies while another starts, multiprocessing fails with "bad
+        # value(s) in fds_to_keep".
         if isinstance(error, BrokenProcessPool | OSError) or "fds_to_keep" in str(error):
             raise CurateError(
-                "a worker process died, perhaps for want of memory: run the same command again "
-                "with fewer --workers or a smaller --batch-size (finished shards are kept)"
+                "a worker process died, possibly out of memory: run the same command again "
+                "with fewer --workers (finished work is kept)"
             ) from error
         raise
     finally:
@@ -162,9 +164,9 @@ def _initialize_worker(counters: Any, gpus: Any, threads: int) -> None:
     # Ctrl-C reaches the whole process group; the parent decides, and ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def count(amount: int, num_samples: int) -> None:
+    def count(work: int, num_samples: int) -> None:
         with counters.get_lock():
-            counters[0] += amount
+            counters[0] += work
             counters[1] += num_samples
 
     set_reporter(count)

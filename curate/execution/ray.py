@@ -1,4 +1,4 @@
-"""The Ray engine: stateless tasks, one an item, on whatever machines the cluster has.
+"""The Ray engine: stateless tasks, one per item, on whatever machines the cluster has.
 
 Ray retries what dies with a worker. Every machine needs this package in the same version, and the
 catalog and the shards at the same paths or URLs.
@@ -22,7 +22,7 @@ from curate.errors import CurateError
 from curate.execution import tasks
 from curate.execution.limits import cpu_count
 from curate.execution.reporting import set_reporter
-from curate.execution.types import Outcome, ReportProgress, Resources, Task
+from curate.execution.types import Cores, Devices, Outcome, ReportProgress, Resources, Task
 
 _MAX_RETRIES = 10  # of a task whose worker or machine died; spot machines come and go
 _TASKS_PER_SLOT = 4  # tasks in flight for each that can run at once
@@ -122,7 +122,7 @@ def reduce(
     return Outcome(None, None, None) if result_reference is None else _fetch(None, result_reference)
 
 
-def find_devices(device: str) -> tuple[str, tuple[int, ...]]:
+def find_devices(device: str) -> Devices:
     """See `types.Engine`; GPUs of the cluster, numbered arbitrarily. Raises CurateError."""
     import ray
 
@@ -132,10 +132,10 @@ def find_devices(device: str) -> tuple[str, tuple[int, ...]]:
             "--device cuda, but no machine of the Ray cluster has a GPU: add one, "
             "or use --device cpu"
         )
-    return ("cuda", tuple(range(count))) if count and device != "cpu" else ("cpu", ())
+    return Devices("cuda", tuple(range(count))) if count and device != "cpu" else Devices("cpu", ())
 
 
-def count_cores(device: str = "cpu") -> tuple[int, int]:
+def count_cores(device: str = "cpu") -> Cores:
     """See `types.Engine`; for `cuda`, of the machines with a GPU."""
     import ray
 
@@ -145,14 +145,14 @@ def count_cores(device: str = "cpu") -> tuple[int, int]:
         if node["Alive"] and (device == "cpu" or node["Resources"].get("GPU"))
     ]
     counts = [int(machine.get("CPU", 0)) for machine in machines]
-    return max(sum(counts), 1), min((count for count in counts if count), default=1)
+    return Cores(max(sum(counts), 1), min((count for count in counts if count), default=1))
 
 
 class _Status(NamedTuple):
-    """What the driver reads of every task, apart from its result: error, amount and samples."""
+    """What the driver reads of every task, apart from its result: error, work and samples."""
 
     error: str | None
-    amount: int
+    work: int
     num_samples: int
 
 
@@ -190,7 +190,7 @@ def _submit_all(
             for status in finished:
                 running.discard(status)
                 statuses[status] = _fetch_status(status)
-                advance(statuses[status].amount, statuses[status].num_samples)
+                advance(statuses[status].work, statuses[status].num_samples)
             while in_flight and in_flight[0][2] in statuses:
                 item, result, status = in_flight.popleft()
                 yield item, result, statuses.pop(status).error
@@ -214,9 +214,9 @@ class _Window:
     def size(self) -> int:
         if time.monotonic() > self._expires:
             if self._resources.gpus:
-                slots = len(find_devices("auto")[1])
+                slots = len(find_devices("auto").gpus)
             else:
-                slots = count_cores()[0] // self._resources.threads
+                slots = count_cores().total // self._resources.threads
             self._size, self._expires = _TASKS_PER_SLOT * max(slots, 1), time.monotonic() + 1
         return self._size
 
@@ -243,8 +243,8 @@ def _remote_functions() -> _RemoteFunctions:
 def _run_in_worker(task: Task, item: Any) -> tuple[Any, _Status]:
     counts = [0, 0]
 
-    def count(amount: int, num_samples: int) -> None:
-        counts[0] += amount
+    def count(work: int, num_samples: int) -> None:
+        counts[0] += work
         counts[1] += num_samples
 
     set_reporter(count)

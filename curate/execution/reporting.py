@@ -1,24 +1,24 @@
-"""How a task tells the progress bar of the driver what it has done, on any engine."""
+"""How a task advances the progress bar of the driver, on any engine."""
 
 from curate.execution.types import ReportProgress
 
 
-def _ignore(amount: int, num_samples: int) -> None:
-    pass
+def no_progress(work: int, num_samples: int) -> None:
+    """Discard a report."""
 
 
-_reporter: ReportProgress = _ignore
+_reporter: ReportProgress = no_progress
 
 
-def set_reporter(reporter: ReportProgress | None) -> None:
-    """Called by an engine in each worker: where reports go; None is nowhere."""
+def set_reporter(reporter: ReportProgress) -> None:
+    """Called by an engine in each worker: where the reports of its tasks go."""
     global _reporter
-    _reporter = reporter or _ignore
+    _reporter = reporter
 
 
-def report_progress(amount: int, num_samples: int | None = None) -> None:
-    """Called by a task, for the progress bar only: so much of its work is done.
+def report_progress(work: int, num_samples: int | None = None) -> None:
+    """Called by a task: report completed work, in the unit of the progress bar's total.
 
-    `amount` is in the unit of the bar's total; where that is samples, one number is enough.
+    Where that unit is samples, one number is enough.
     """
-    _reporter(amount, amount if num_samples is None else num_samples)
+    _reporter(work, work if num_samples is None else num_samples)

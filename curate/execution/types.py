@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 Task = Callable[[Any], Any]
-ReportProgress = Callable[[int, int], None]  # (amount in the bar's unit, samples)
+# (work, samples): `work` is in the unit of the progress bar's total.
+ReportProgress = Callable[[int, int], None]
 
 
 class Outcome(NamedTuple):
@@ -18,11 +19,25 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Resources:
-    """What a map may use: worker processes, threads in each, and GPUs assigned one a worker."""
+    """What a map may use: worker processes, threads in each, and GPUs, one per worker."""
 
     workers: int = 1
     threads: int = 1
     gpus: tuple[int, ...] = ()
+
+
+class Devices(NamedTuple):
+    """The kind of device to use, cpu or cuda, and the numbers of the GPUs."""
+
+    kind: str
+    gpus: tuple[int, ...]
+
+
+class Cores(NamedTuple):
+    """The processor cores that work may use: in all, and on the smallest machine."""
+
+    total: int
+    smallest_machine: int
 
 
 class Engine(Protocol):
@@ -41,10 +56,10 @@ class Engine(Protocol):
         advance: ReportProgress,
     ) -> Outcome: ...
 
-    def find_devices(self, device: str) -> tuple[str, tuple[int, ...]]:
-        """The device to use (cpu or cuda) and the GPUs, for `auto`, `cpu` or `cuda`."""
+    def find_devices(self, device: str) -> Devices:
+        """The devices to use for `auto`, `cpu` or `cuda`. Raises CurateError."""
         ...
 
-    def count_cores(self, device: str = "cpu") -> tuple[int, int]:
-        """The processor cores that work may use: in all, and on the smallest machine."""
+    def count_cores(self, device: str = "cpu") -> Cores:
+        """The cores of all machines or, for `cuda`, of those with a GPU."""
         ...

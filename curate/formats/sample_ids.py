@@ -1,7 +1,7 @@
 """Sample ids, and the names of the files that hold one shard's rows.
 
-sample_id = shard_id << 24 | position: up to 16.7 million samples a shard. Ids need no coordination,
-never collide, and sort in tar order.
+sample_id = shard_id << 24 | position: up to 16.7 million samples per shard. Ids need no
+coordination, never collide, and sort in tar order.
 """
 
 from typing import Any

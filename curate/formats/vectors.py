@@ -1,4 +1,4 @@
-"""Vectors in Parquet: one file a shard, half precision on disk, single precision in memory."""
+"""Vectors in Parquet: one file per shard, half precision on disk, single precision in memory."""
 
 import contextlib
 from collections.abc import Callable

@@ -49,14 +49,16 @@ def gallery(
     by: Annotated[
         str | None,
         Option(
-            "Groups, a row each.",
+            "What the rows of the picture are.",
             choices=("label", "cluster"),
             default="label, or cluster without labels",
         ),
     ] = None,
-    count: Annotated[int, Option("Images a side and row.", minimum=1, maximum=100)] = 6,
+    count: Annotated[
+        int, Option("Images per row, easiest and hardest each.", minimum=1, maximum=100)
+    ] = 6,
     size: Annotated[int, Option("Edge of an image in pixels.", minimum=8, maximum=512)] = 64,
-    max_rows: Annotated[int, Option("Groups shown, the largest.", minimum=1)] = 20,
+    max_rows: Annotated[int, Option("Groups to show, the largest first.", minimum=1)] = 20,
     out: Annotated[
         str | Path | None,
         Option(

@@ -25,7 +25,12 @@ _DEFAULT_MACRO = re.compile(r"\bdefault_(\w+)\(\)")  # of views.sql, which look 
 Sql = Annotated[str, Option("SQL, or a name from `curate list queries`.", metavar="SQL|NAME")]
 QueryParameters = Annotated[
     dict[str, str] | None,
-    Option("A parameter of a saved query; repeatable.", metavar="NAME=VALUE", short="-p"),
+    Option(
+        "A parameter of a saved query; repeatable.",
+        metavar="NAME=VALUE",
+        flag="--param",
+        short="-p",
+    ),
 ]
 AllowFiles = Annotated[
     bool, Option("Let the SQL read other files too, by read_parquet('FILE') and the like.")

@@ -14,7 +14,7 @@ from curate.formats.probe_outputs import read_summary
 from curate.formats.samples import CorruptShardError, iterate_samples, to_unicode
 from curate.formats.tar import TarReader
 from curate.formats.vectors import read_vectors
-from curate.formatting import escape_control_characters
+from curate.formatting import count_of, escape_control_characters
 from curate.options import Option, verb
 from curate.package_data import read_sql
 from curate.progress import log, progress_bar
@@ -70,7 +70,7 @@ def verify(
         issues = [
             issue for folder in folders for issue in _verify_export(folder, catalog, check_sources)
         ]
-        log.info("verified %s exports: %s issues", len(folders), len(issues) or "no")
+        log.info("verified %s: %s issues", count_of(len(folders), "export"), len(issues) or "no")
         return issues
     damage = _find_damage(catalog)
     if damage:  # nothing else that the database says counts
@@ -88,7 +88,11 @@ def verify(
     ]
     for folder in existing:
         issues += _verify_export(folder, catalog, check_sources)
-    log.info("verified the catalog and %s exports: %s issues", len(existing), len(issues) or "no")
+    log.info(
+        "verified the catalog and %s: %s issues",
+        count_of(len(existing), "export"),
+        len(issues) or "no",
+    )
     return issues
 
 

@@ -109,7 +109,7 @@ FAILURES = [
     (["gallery", "-o", "{folder}/x.jpg"], 2, "give --out a name that ends in .png"),
     (["validate", "--strategy", "easiest"], 2, "for --keep: give that too"),
     (["list", "things"], 2, "SUBJECT things: choose one of encoders, "),
-    (["query", "select"], 1, "no saved query called 'select'"),
+    (["query", "select"], 2, "no saved query called 'select'"),
     (["query", "select * from nothing"], 1, "There are: assignments, "),
     (
         ["query", "select * from read_csv('/etc/passwd')"],

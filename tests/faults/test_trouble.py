@@ -182,7 +182,7 @@ def test_a_worker_that_is_killed_is_one_line_and_the_same_command_goes_on(tmp_pa
         out, errors = process.communicate(timeout=120)
         assert killing.result()
     run = subprocess.CompletedProcess(command, process.returncode, out, errors)
-    assert_one_line(run, "a worker process died, perhaps for want of memory")
+    assert_one_line(run, "a worker process died, possibly out of memory")
     if verb == "embed":
         embed(catalog, shards, encoder="pixels@32", workers=1)
         assert rows(catalog, "select sum(num_embedded) from embedded_shards") == [(320,)]

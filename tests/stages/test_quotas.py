@@ -4,45 +4,45 @@ import pyarrow as pa
 import pytest
 
 from curate import random_hash
-from curate.stages.select.quotas import min_per_group, select_with_quotas
+from curate.stages.select.quotas import group_quotas, select_with_quotas
 
 
 def test_half_of_an_equal_share_is_sure():
-    assert min_per_group(np.array([100, 60, 10]), 0.4, 0.5).tolist() == [20, 12, 2]
+    assert group_quotas(np.array([100, 60, 10]), 0.4, 0.5).tolist() == [20, 12, 2]
 
 
 def test_rounding_up_saves_tiny_classes():
     sizes = np.concatenate([np.full(16, 1), np.full(984, 500)])
-    floors = min_per_group(sizes, 0.2, 0.5)
-    assert floors.min() == 1
-    assert floors.sum() <= round(0.2 * sizes.sum())
+    quotas = group_quotas(sizes, 0.2, 0.5)
+    assert quotas.min() == 1
+    assert quotas.sum() <= round(0.2 * sizes.sum())
 
 
 def test_exact_products_are_not_rounded_up():
-    assert min_per_group(np.array([30, 30]), 0.1, 1.0).tolist() == [3, 3]
+    assert group_quotas(np.array([30, 30]), 0.1, 1.0).tolist() == [3, 3]
 
 
 def test_where_the_ceilings_exceed_the_selection_the_smallest_remainders_give_way():
     # 0.5 · [3, 5, 7] = [1.5, 2.5, 3.5] -> [2, 3, 4], one more than round(7.5) = 8.
-    assert min_per_group(np.array([3, 5, 7]), 0.5, 1.0).sum() == 8
+    assert group_quotas(np.array([3, 5, 7]), 0.5, 1.0).sum() == 8
     # 0.3 · [4, 9, 7] = [1.2, 2.7, 2.1] -> [2, 3, 3] is 2 more than 6; .1 and .2 give way.
-    assert min_per_group(np.array([4, 9, 7]), 0.3, 1.0).tolist() == [1, 3, 2]
+    assert group_quotas(np.array([4, 9, 7]), 0.3, 1.0).tolist() == [1, 3, 2]
 
 
-def test_uniform_floors_are_the_same_for_each_and_never_more_than_there_are():
-    assert min_per_group(np.array([100, 100, 4]), 0.5, 0.6, "uniform").tolist() == [21, 21, 4]
+def test_uniform_quotas_are_the_same_for_each_and_never_more_than_there_are():
+    assert group_quotas(np.array([100, 100, 4]), 0.5, 0.6, "uniform").tolist() == [21, 21, 4]
 
 
 @pytest.mark.parametrize("base", ["proportional", "uniform"])
-def test_floors_fit_into_any_selection(base):
+def test_quotas_fit_into_any_selection(base):
     generator = np.random.default_rng(0)
     for _ in range(300):
         sizes = generator.integers(1, generator.integers(2, 300), generator.integers(1, 40))
         keep, balance = generator.uniform(0.001, 1), generator.choice([0, generator.uniform(), 1])
-        floors = min_per_group(sizes, keep, balance, base)
-        assert (floors >= 0).all()
-        assert (floors <= sizes).all()
-        assert floors.sum() <= round(keep * sizes.sum())
+        quotas = group_quotas(sizes, keep, balance, base)
+        assert (quotas >= 0).all()
+        assert (quotas <= sizes).all()
+        assert quotas.sum() <= round(keep * sizes.sum())
 
 
 # The first of each group, as many as its floor; the rest are the first of all others.
@@ -50,22 +50,22 @@ WINDOW_QUERY = """
 with ranked as (
     select
         sample_id,
-        floor,
+        quota,
         priority,
         tiebreak,
         row_number() over (
             partition by group_id order by priority desc nulls last, tiebreak
         ) as rank
-    from priorities join floors using (group_id)
+    from priorities join quotas using (group_id)
 ),
 contest as (
     select
         sample_id,
         row_number() over (order by priority desc nulls last, tiebreak) as rank
     from ranked
-    where rank > floor
+    where rank > quota
 )
-select sample_id from ranked where rank <= floor
+select sample_id from ranked where rank <= quota
 union all
 select sample_id from contest where rank <= $rest
 order by sample_id
@@ -84,11 +84,11 @@ def test_the_members_are_those_of_a_window_query(num_values):
         priorities[generator.random(size) < 0.1] = np.nan
         num_scored = np.bincount(groups, weights=~np.isnan(priorities)).astype(int)
         balance = generator.choice([0, 0.5, 1])
-        floors = np.minimum(min_per_group(np.bincount(groups), keep, balance), num_scored)
+        quotas = np.minimum(group_quotas(np.bincount(groups), keep, balance), num_scored)
         total = round(keep * size)
-        selected = ids[select_with_quotas(groups, priorities, ids, floors, total, 5)]
+        selected = ids[select_with_quotas(groups, priorities, ids, quotas, total, 5)]
         assert len(selected) == total
-        floor_table = {"group_id": np.arange(len(floors)), "floor": floors}
+        quota_table = {"group_id": np.arange(len(quotas)), "quota": quotas}
         priority_table = {
             "sample_id": ids,
             "group_id": groups,
@@ -96,8 +96,8 @@ def test_the_members_are_those_of_a_window_query(num_values):
             "tiebreak": random_hash.random_bits(ids, 5),
         }
         with duckdb.connect() as connection:
-            connection.register("floors", pa.table(floor_table))
+            connection.register("quotas", pa.table(quota_table))
             connection.register("priorities", pa.table(priority_table))
-            result = connection.execute(WINDOW_QUERY, {"rest": total - int(floors.sum())})
+            result = connection.execute(WINDOW_QUERY, {"rest": total - int(quotas.sum())})
             expected = result.fetchnumpy()["sample_id"]
         assert selected.tolist() == expected.tolist()

@@ -75,7 +75,7 @@ def _fit_by_faiss(
         seed=seed % (1 << 31),
         spherical=distance == "cosine",
         gpu=faiss.get_num_gpus() > 0,
-        # faiss would silently train on 256 points a centroid; the caller decides how many rows.
+        # faiss would silently train on 256 points per centroid; the caller decides how many rows.
         min_points_per_centroid=1,
         max_points_per_centroid=len(rows),
         **options,

@@ -43,7 +43,7 @@ _MAX_AUTO_K = 50_000
 
 NumClusters = Annotated[
     int | Literal["auto"],
-    Option("Number of clusters; auto = samples / 1000, from 10 to 50,000.", minimum=1),
+    Option("Number of clusters; by default samples / 1000, from 10 to 50,000.", minimum=1),
 ]
 
 
@@ -52,14 +52,16 @@ def cluster(
     catalog: Catalog | str | Path,
     *,
     k: NumClusters = "auto",
-    distance: Annotated[str, Option("Geometry of the vectors.", choices=DISTANCES)] = "cosine",
-    iterations: Annotated[int, Option("Iterations of k-means on the sample.", minimum=1)] = 12,
+    distance: Annotated[str, Option("Distance metric.", choices=DISTANCES)] = "cosine",
+    iterations: Annotated[
+        int, Option("Iterations of k-means on the sample of rows.", minimum=1)
+    ] = 12,
     fit_rows: Annotated[
         int | None,
         Option(
-            "Rows to fit on.",
+            "Rows that the centroids are fitted on.",
             minimum=1,
-            default="64 a cluster, at least 65,536",
+            default="64 per cluster, at least 65,536",
             aliases=("sample",),
         ),
     ] = None,
@@ -71,11 +73,11 @@ def cluster(
     ] = 2,
     memory: Annotated[
         float | None,
-        Option("GiB that the fit may take.", above=0, default="3/4 of the memory"),
+        Option("Memory that the fit may take, in GiB.", above=0, default="3/4 of the memory"),
     ] = None,
     embedding: EmbeddingName = None,
     seed: Seed = 0,
-    workers: Workers = None,
+    workers: Workers = 1,
     name: Annotated[str, Option("Name of the result.")] = "kmeans",
 ) -> str:
     """Cluster an embedding into `k` clusters, and return the clustering's name.
@@ -120,7 +122,7 @@ def cluster(
         )
         return name
     previous = catalog.find(ClusteringRecord, name)
-    resources = Resources(workers or 1)
+    resources = Resources(workers)
     with catalog.record_run(
         "cluster", name, settings, parents=[parent.run_id], fingerprint=fingerprint
     ) as run_id:
@@ -176,7 +178,7 @@ def _choose_fit_rows(
         num_rows = max(affordable, 0)
         fit_bytes, _ = _estimate_memory(files, num_rows, k, dim)
         log.warning(
-            "fitting on %s rows, %.1f a centroid: no more fit into %s (see --memory)",
+            "fitting on %s rows, %.1f per centroid: no more fit into %s (see --memory)",
             f"{num_rows:,}",
             num_rows / k,
             format_bytes(limit),
@@ -209,7 +211,7 @@ class _ClusteringJob:
         record = self.record
         fit_bytes, worker_bytes = _estimate_memory(self.files, record.fit_rows, record.k, self.dim)
         log.info(
-            "memory: %s for the fit on %s rows, then %s a worker",
+            "memory: %s for the fit on %s rows, then %s per worker",
             format_bytes(fit_bytes),
             f"{record.fit_rows:,}",
             format_bytes(worker_bytes),

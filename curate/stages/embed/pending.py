@@ -1,6 +1,6 @@
-"""What a worker tells the catalog of a finished shard: a Parquet file, until it is committed.
+"""The Parquet file by which a worker hands a finished shard to the driver, until it is committed.
 
-Rows are samples and failures; the file's metadata hold what is known of the whole shard.
+Its rows are samples and failures; its metadata describe the whole shard.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _FOLDER = "pending"
 class SampleRecord:
     """One sample on its way through a worker. A failed one has `error` set, and no vector.
 
-    A record without a sample id is the failure of the end of a shard.
+    A record without a sample id is the failure of a shard's unreadable end.
     """
 
     shard_id: int
@@ -51,7 +51,7 @@ class SampleRecord:
 
 @dataclass(frozen=True)
 class ShardMetadata:
-    """What a worker found out about a whole shard; `vectors_checksum` is empty without vectors."""
+    """Counts and checksums of a whole shard; `vectors_checksum` is empty without vectors."""
 
     num_samples: int
     num_embedded: int
@@ -68,7 +68,7 @@ class ShardMetadata:
     @classmethod
     def from_parquet(cls, metadata: dict[bytes, bytes]) -> Self:
         texts = {key.decode(): value.decode() for key, value in metadata.items()}
-        # Files that a version before 0.2 left: fingerprint and vectors were the checksums.
+        # Files of a run that an older version began have other names for the checksums.
         texts.setdefault("etag", texts.get("version", ""))
         texts.setdefault("checksum", texts.get("fingerprint", ""))
         texts.setdefault("vectors_checksum", texts.get("vectors", ""))
@@ -108,7 +108,7 @@ def write_pending(location: str, records: Sequence[SampleRecord], metadata: Shar
 
 
 def read_metadata(path: Path) -> ShardMetadata:
-    """What a pending file says of the whole shard."""
+    """The metadata of the shard in a pending file."""
     import pyarrow.parquet as pq
 
     return ShardMetadata.from_parquet(pq.read_metadata(path).metadata)

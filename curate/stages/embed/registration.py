@@ -1,35 +1,25 @@
-"""The shards of the corpus in the catalog: which are new, have moved or changed; and what workers
-have finished."""
+"""The shards of the corpus in the catalog: which are new, have moved, or have changed."""
 
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
 
 from curate.catalog.catalog import Catalog
-from curate.catalog.database import TIMEOUT
 from curate.catalog.records import ShardRecord
 from curate.errors import CurateError
-from curate.formats.sample_ids import SHARD_FILES, first_sample_id, shard_filename, shard_id_of
-from curate.package_data import read_sql
+from curate.formats.sample_ids import SHARD_FILES, shard_filename
 from curate.progress import log
-from curate.stages.embed.pending import (
-    ShardMetadata,
-    list_pending,
-    pending_file,
-    read_metadata,
-)
 from curate.stages.embed.worker import ShardTask
 from curate.storage import files
 from curate.storage.checksums import file_checksum
 from curate.storage.files import FileStat
 
-if TYPE_CHECKING:
-    from pathlib import Path
+# Requests to an object store that are under way at once.
+_CONCURRENT_REQUESTS = 32
 
-    from duckdb import DuckDBPyConnection
 
-_INSERT_SHARD_FAILURE = """
-insert into failures (embedding, shard_id, sample_id, key, member, stage, error)
-values (?, ?, null, null, null, 'shard', ?)
-"""
+def stat_shards(urls: list[str]) -> dict[str, FileStat]:
+    """Size and time stamp of each shard. Raises CurateError for one that cannot be reached."""
+    with ThreadPoolExecutor(_CONCURRENT_REQUESTS) as pool:
+        return dict(zip(urls, pool.map(stat_shard, urls), strict=True))
 
 
 def stat_shard(url: str) -> FileStat:
@@ -50,23 +40,23 @@ def register_shards(
 ) -> list[ShardTask]:
     """Give new shards their ids, and return the shards that this embedding lacks.
 
-    A shard that moved keeps its id. One that was damaged and has other bytes now is a new shard, so
-    that no selection of its old samples can mean other ones. Raises CurateError if a sound one
-    changed.
+    A shard that moved keeps its id. A damaged shard whose bytes have changed becomes a new shard,
+    so that no selection of its old samples can mean other ones. Raises CurateError if the bytes of
+    an intact shard have changed.
     """
     shards = _list_shards(catalog)
     for url in stats:
-        if url in shards and _has_changed(catalog, shards[url], stats[url]):
+        if url in shards and _has_other_bytes(catalog, shards[url], stats[url]):
             _delete_shard(catalog, shards.pop(url))
     unregistered = {url: stat for url, stat in stats.items() if url not in shards}
-    _detect_moved(catalog, shards, unregistered)
+    _relink_moved(catalog, shards, unregistered)
     _insert_new(catalog, stats)
     shards = _list_shards(catalog)
     with catalog.reading() as connection:
         rows = connection.execute(
             "select shard_id, num_embedded from embedded_shards where embedding = ?", [embedding]
         ).fetchall()
-    # A vector file that is gone is made again.
+    # A shard whose vector file has disappeared is embedded again. One without any vector has none.
     vector_files = files.list_files(catalog.embedding_folder(embedding), SHARD_FILES)
     existing = set(map(files.filename, vector_files))
     finished = {
@@ -87,22 +77,26 @@ def _list_shards(catalog: Catalog) -> dict[str, ShardRecord]:
     return {record.url: record for record in records}
 
 
-def _has_changed(catalog: Catalog, shard: ShardRecord, stat: FileStat) -> bool:
-    """Whether a damaged shard has other bytes than before; CurateError for a sound one."""
+def _has_other_bytes(catalog: Catalog, shard: ShardRecord, stat: FileStat) -> bool:
+    """Whether a damaged shard has other bytes than before. Raises CurateError for an intact one.
+
+    A shard with the same bytes and another time stamp was touched or copied: the new time stamp is
+    stored, so that its checksum is not computed again.
+    """
     if shard.checksum is None or (shard.num_bytes, shard.etag) == stat:
         return False
-    has_other_bytes = (
+    is_different = (
         shard.num_bytes != stat.num_bytes
         or file_checksum(shard.url, shard.checksum) != shard.checksum
     )
-    if has_other_bytes and shard.complete:
+    if is_different and shard.complete:
         raise CurateError(
             f"'{shard.url}' has changed since it was embedded: "
             "restore it, or embed the new corpus elsewhere (-c NEW)"
         )
-    if has_other_bytes:
+    if is_different:
         return True
-    with catalog.writing() as connection:  # touched or copied, the bytes are the same
+    with catalog.writing() as connection:
         connection.execute(
             "update shards set etag = ? where shard_id = ?", [stat.etag, shard.shard_id]
         )
@@ -121,10 +115,10 @@ def _delete_shard(catalog: Catalog, shard: ShardRecord) -> None:
         files.delete_file(catalog.vector_file(embedding, shard.shard_id))
 
 
-def _detect_moved(
+def _relink_moved(
     catalog: Catalog, shards: dict[str, ShardRecord], new: dict[str, FileStat]
 ) -> None:
-    """A new URL with the bytes of a shard that is no longer at its URL: it was moved."""
+    """A new URL with the bytes of a shard that is no longer at its URL: store where it moved to."""
     sizes = {stat.num_bytes for stat in new.values()}
     gone = [
         shard
@@ -179,141 +173,3 @@ def _insert_new(catalog: Catalog, stats: dict[str, FileStat]) -> None:
             },
         )
         connection.execute("update meta set next_shard_id = ?", [first_id + len(new)])
-
-
-def commit_pending(
-    catalog: Catalog,
-    embedding: str,
-    run_id: int | None = None,
-    shard_ids: list[int] | None = None,
-    timeout: float = TIMEOUT,
-) -> None:
-    """Bring shards that workers have finished into the catalog, in one transaction.
-
-    By default all there are. Raises CatalogLockedError.
-    """
-    folder = catalog.embedding_folder(embedding)
-    if shard_ids is None:
-        pending = list_pending(folder)
-    else:
-        pending = [pending_file(folder, shard_id) for shard_id in shard_ids]
-    if not pending:
-        return
-    with files.localize(pending) as paths, catalog.writing(timeout) as connection:
-        paths_by_shard = {shard_id_of(path): path for path in paths}
-        metadata = _check_metadata(catalog, connection, embedding, paths_by_shard)
-        if metadata:
-            committed = [str(paths_by_shard[shard_id]) for shard_id in metadata]
-            _commit(connection, embedding, committed, metadata)
-            if run_id is not None:
-                connection.execute(
-                    "update embeddings set run_id = ? where embedding = ?", [run_id, embedding]
-                )
-    for file in pending:
-        files.delete_file(file)
-
-
-def _check_metadata(
-    catalog: Catalog,
-    connection: "DuckDBPyConnection",
-    embedding: str,
-    paths: "dict[int, Path]",
-) -> dict[int, ShardMetadata]:
-    """The finished shards that can be committed; what is wrong with others becomes a failure."""
-    # A kill may have come after the commit, when only the removal of the files was left.
-    rows = connection.execute(
-        "select shard_id from embedded_shards "
-        "where embedding = ? and shard_id in (select unnest(?))",
-        [embedding, list(paths)],
-    ).fetchall()
-    committed = {shard_id for (shard_id,) in rows}
-    metadata = {
-        shard_id: read_metadata(path)
-        for shard_id, path in paths.items()
-        if shard_id not in committed
-    }
-    shard_ids = list(metadata)
-    connection.execute(
-        "delete from failures where embedding = ? and shard_id in (select unnest(?))",
-        [embedding, shard_ids],
-    )
-    rows = connection.execute(
-        "select shard_id, checksum from shards where shard_id in (select unnest(?))", [shard_ids]
-    ).fetchall()
-    checksums = dict(rows)
-    for shard_id in shard_ids:
-        if shard_id not in checksums:  # it has been mended since, and is another shard
-            files.delete_file(catalog.vector_file(embedding, shard_id))
-            del metadata[shard_id]
-        elif problem := _validate_counts(checksums[shard_id], metadata[shard_id]):
-            connection.execute(_INSERT_SHARD_FAILURE, [embedding, shard_id, problem])
-            del metadata[shard_id]
-    return metadata
-
-
-def _validate_counts(checksum: str | None, metadata: ShardMetadata) -> str | None:
-    """What is wrong with a finished shard, if anything; then nothing of it is committed."""
-    if metadata.num_samples != metadata.num_embedded + metadata.num_failed:
-        return (
-            f"{metadata.num_samples} samples, but {metadata.num_embedded} embedded and "
-            f"{metadata.num_failed} failed: please report this as a bug"
-        )
-    if checksum not in (None, metadata.checksum):
-        return "its bytes are not those that another embedding read"
-    return None
-
-
-def _commit(
-    connection: "DuckDBPyConnection",
-    embedding: str,
-    pending: list[str],
-    metadata: dict[int, ShardMetadata],
-) -> None:
-    """Samples and failures from the pending files, and what is known of each shard."""
-    import pyarrow as pa
-
-    bounds = {
-        "first": first_sample_id(min(metadata)),
-        "last": first_sample_id(max(metadata) + 1),
-    }
-    connection.execute(read_sql("stages/commit_shards"), {"files": pending, **bounds})
-    connection.execute(
-        read_sql("stages/commit_failures"), {"files": pending, "embedding": embedding}
-    )
-    rows = [
-        {"shard_id": shard_id, **vars(shard_metadata)}
-        for shard_id, shard_metadata in metadata.items()
-    ]
-    connection.register("finished", pa.Table.from_pylist(rows))
-    connection.execute(
-        "insert into embedded_shards "
-        "(embedding, shard_id, num_embedded, num_failed, vectors_checksum) "
-        "select ?, shard_id, num_embedded, num_failed, vectors_checksum "
-        "from finished order by shard_id",
-        [embedding],
-    )
-    connection.execute(
-        "update shards set num_bytes = finished.num_bytes, etag = finished.etag, "
-        "num_samples = finished.num_samples, checksum = finished.checksum, "
-        "complete = finished.complete from finished where finished.shard_id = shards.shard_id"
-    )
-    connection.unregister("finished")
-
-
-def record_unreadable(catalog: Catalog, embedding: str, problems: dict[int, str]) -> None:
-    """Shards of which nothing could be read: failures, which the next call tries again."""
-    if not problems:
-        return
-    with catalog.writing() as connection:
-        rows = connection.execute(
-            "select shard_id from embedded_shards where embedding = ?", [embedding]
-        ).fetchall()
-        finished = {shard_id for (shard_id,) in rows}
-        for shard_id, problem in problems.items():
-            if shard_id in finished:  # its group failed later, at another shard
-                continue
-            connection.execute(
-                "delete from failures where embedding = ? and shard_id = ?",
-                [embedding, shard_id],
-            )
-            connection.execute(_INSERT_SHARD_FAILURE, [embedding, shard_id, problem])

@@ -1,4 +1,4 @@
-"""`curate embed`: stream shards through an encoder; one Parquet file of vectors a shard."""
+"""`curate embed`: stream shards through an encoder; one Parquet file of vectors per shard."""
 
 import contextlib
 import json
@@ -21,23 +21,18 @@ from curate.execution.timing import add_seconds, format_shares
 from curate.execution.types import Resources
 from curate.formats.shard_patterns import expand_patterns
 from curate.formatting import file_safe
-from curate.options import Device, Option, SetName, Workers, verb
+from curate.options import Device, Option, SetName, WorkersPerCore, verb
 from curate.progress import log, progress_bar
+from curate.stages.embed.commit import commit_pending, record_unreadable
 from curate.stages.embed.inference import measure_dim, plan_encoder
 from curate.stages.embed.pending import pending_folder
-from curate.stages.embed.registration import (
-    commit_pending,
-    record_unreadable,
-    register_shards,
-    stat_shard,
-)
+from curate.stages.embed.registration import register_shards, stat_shards
 from curate.stages.embed.worker import EmbedShards, ShardTask
 from curate.stages.staleness import encoder_checksum, warn_if_stale
 from curate.storage import files as storage
 from curate.storage.locks import remove_temporary_files
 
-# Workers take neighbouring shards in groups of about so many bytes, so that batches span small
-# shards.
+# Workers take neighbouring shards in groups of about this size, so that batches span small shards.
 _GROUP_BYTES = 32 << 20
 _CPU_BATCH, _CUDA_BATCH = 8, 256
 _MAX_DAMAGED_SHOWN = 10
@@ -75,12 +70,12 @@ def embed(
     encoder: EncoderSpec = DEFAULT_ENCODER,
     checkpoint: Checkpoint = None,
     label: Annotated[
-        str, Option("Where labels are: cls, or json:FIELD.", check=check_label_source)
+        str, Option("Where labels come from: cls, or json:FIELD.", check=check_label_source)
     ] = "cls",
     batch_size: Annotated[
-        int | None, Option("Images a batch.", minimum=1, default="8 on a CPU, 256 on a GPU")
+        int | None, Option("Images per batch.", minimum=1, default="8 on a CPU, 256 on a GPU")
     ] = None,
-    workers: Workers = None,
+    workers: WorkersPerCore = None,
     device: Device = "auto",
     decode: Annotated[
         str | None,
@@ -91,7 +86,9 @@ def embed(
             default="fast, or as the embedding was begun",
         ),
     ] = None,
-    profile: Annotated[bool, Option("Say how the time divides between kinds of work.")] = False,
+    profile: Annotated[
+        bool, Option("Print how the time divides into reading, decoding, encoding and writing.")
+    ] = False,
     files: Annotated[
         str | None, Option("Where a new catalog stores vectors and centroids.", metavar="URL")
     ] = None,
@@ -101,14 +98,14 @@ def embed(
 
     Shards that are in the embedding already are left alone; new ones are added. Samples that cannot
     be read go to `failures`: for every shard, samples = embedded + failed. Raises CurateError if a
-    shard's bytes have changed, or if the name is taken by another encoder.
+    shard's bytes have changed, or if an embedding of that name has another encoder.
     """
     encoder, checkpoint = _absolute_files(encoder, checkpoint)
     embedding = sets.check_name(name or default_name(encoder))
     urls = expand_patterns([shards] if isinstance(shards, str) else shards)
     if not urls:
         raise OptionError("no shards given: name paths, folders, globs, brace ranges or URLs")
-    stats = {url: stat_shard(url) for url in urls}
+    stats = stat_shards(urls)
     catalog = Catalog(catalog).create(files)
     folder = catalog.embedding_folder(embedding)
     settings = EmbedSettings(embedding, encoder, checkpoint, label, decode or "fast")
@@ -119,8 +116,9 @@ def embed(
         shard_tasks = register_shards(catalog, embedding, stats)
         if shard_tasks:
             settings = settings._replace(decode=_decoding(catalog, embedding, decode))
-            _embed(catalog, settings, shards, shard_tasks, batch_size, workers, device, profile)
-            # A lost machine leaves what it was writing, which other_sources have made again.
+            resources = _plan_resources(device, workers)
+            _embed(catalog, settings, shards, shard_tasks, batch_size, resources, profile=profile)
+            # A lost machine leaves temporary files; others have embedded its shards since.
             _remove_temporary_files(folder)
         if not storage.is_url(folder):
             with contextlib.suppress(OSError):  # it does not exist, or is not empty
@@ -219,14 +217,16 @@ def _embed(
     patterns: list[str] | str,
     shard_tasks: list[ShardTask],
     batch_size: int | None,
-    workers: int | None,
-    device: str,
+    resources: Resources,
+    *,
     profile: bool,
 ) -> None:
-    """Load the encoder, reserve the name for it, and embed the shards, as one run."""
+    """Load the encoder, create the embedding or compare with it, and embed the shards, as one run.
+
+    `patterns` is what the user gave, for the record of the run.
+    """
     embedding, spec, checkpoint, label, decode = settings
-    device, gpus = engine.current_engine().find_devices(device)
-    resources = _plan_resources(device, gpus, workers)
+    device = "cuda" if resources.gpus else "cpu"
     previous = catalog.find(EmbeddingRecord, embedding)
     arguments = {
         "shards": patterns,
@@ -261,7 +261,7 @@ def _embed(
                 label_source=label,
                 run_id=run_id,
             )
-            _reserve_name(catalog, record)
+            _create_or_compare(catalog, record)
             default_batch = _CUDA_BATCH if device == "cuda" else _CPU_BATCH
             task = EmbedShards(
                 plan,
@@ -274,18 +274,19 @@ def _embed(
             _map_shards(catalog, embedding, run_id, task, shard_tasks, resources, profile)
 
 
-def _plan_resources(device: str, gpus: tuple[int, ...], workers: int | None) -> Resources:
-    """One worker a GPU with its share of the cores; on a CPU one a core.
+def _plan_resources(device: str, workers: int | None) -> Resources:
+    """One worker per GPU with its share of the cores, or one worker per core without GPUs.
 
-    One thread a worker was faster than threads inside the encoder.
+    One thread per worker was faster than threads inside the encoder.
     """
+    device, gpus = engine.current_engine().find_devices(device)
     cores, _ = engine.current_engine().count_cores(device)
     count = workers or len(gpus) or cores
     return Resources(count, max(cores // count, 1), gpus)
 
 
-def _reserve_name(catalog: Catalog, record: EmbeddingRecord) -> None:
-    """Write the embedding's row, or compare with the one that exists. Raises CurateError."""
+def _create_or_compare(catalog: Catalog, record: EmbeddingRecord) -> None:
+    """Insert the embedding's row, or compare it with the one that exists. Raises CurateError."""
     with catalog.writing() as connection:
         connection.execute(
             "update runs set fingerprint = ? where run_id = ?",
@@ -336,14 +337,14 @@ def _map_shards(
                 unreadable |= result.problems
                 add_seconds(seconds, result.seconds)
             if (started := time.monotonic()) >= next_commit:
-                # Where somebody reads for long, the next commit, or the last, takes it along.
+                # If another process reads the database for long, a later commit includes these.
                 with contextlib.suppress(CatalogLockedError):
                     commit_pending(catalog, embedding, run_id, uncommitted, timeout=0)
                     uncommitted.clear()
-                # Commits take a tenth of the time at most.
+                # Commits take at most a tenth of the time: after one of t seconds, 9 t without.
                 next_commit = time.monotonic() + 9 * (time.monotonic() - started)
     commit_pending(catalog, embedding, run_id, uncommitted)
-    # And what groups had finished that failed at a later shard.
+    # A group that failed at one shard may have finished shards before it.
     commit_pending(catalog, embedding, run_id)
     catalog.record_timing(run_id, seconds)
     log.log(
@@ -361,7 +362,7 @@ def _group_shards(shard_tasks: list[ShardTask], workers: int) -> list[tuple[Shar
     total = sum(shard.num_bytes for shard in shard_tasks)
     limit = min(_GROUP_BYTES, total // (4 * workers))
     groups: list[list[ShardTask]] = []
-    group_bytes = limit + 1
+    group_bytes = limit + 1  # so that the first shard starts a group
     for shard in shard_tasks:
         if group_bytes + shard.num_bytes > limit:
             groups.append([])
@@ -371,7 +372,8 @@ def _group_shards(shard_tasks: list[ShardTask], workers: int) -> list[tuple[Shar
     return [tuple(group) for group in groups]
 
 
-def _log_summary(catalog: Catalog, embedding: str, num_given: int, num_embedded: int) -> None:
+def _log_summary(catalog: Catalog, embedding: str, num_given: int, num_attempted: int) -> None:
+    """Log what the embedding holds now; the numbers are those of shards given and attempted."""
     with catalog.reading() as connection:
         ((num_shards, embedded, failed),) = connection.execute(
             "select count(*), coalesce(sum(num_embedded), 0), coalesce(sum(num_failed), 0) "
@@ -395,8 +397,8 @@ def _log_summary(catalog: Catalog, embedding: str, num_given: int, num_embedded:
         log.warning("no sample has a label in %s: see --label", label_source)
     unreadable = sum(not is_partly_read for _, _, is_partly_read in damaged)
     title = f"embedding '{embedding}'"
-    if not num_embedded:
-        title = f"nothing to do: all {num_given} shards are in '{embedding}'"
+    if not num_attempted:
+        title = f"nothing to do, all {num_given} shards are in '{embedding}'"
     log.info(
         "%s: %s shards, %s samples embedded, %s failed%s",
         title,

@@ -42,7 +42,7 @@ Result = TypeVar("Result")
 
 
 class ShardTask(NamedTuple):
-    """One shard to read; `checksum` is that of its bytes where another embedding has read them."""
+    """One shard to read. `checksum` is from an earlier embedding, to detect changed bytes."""
 
     shard_id: int
     url: str
@@ -52,7 +52,10 @@ class ShardTask(NamedTuple):
 
 @dataclass
 class ShardEnd:
-    """Follows the records of a shard: what is known of the file, and what is wrong with it."""
+    """Marks the end of a shard in the stream of records: the file's metadata, and its problem.
+
+    One stream goes through reading, decoding and encoding, because batches span shards.
+    """
 
     shard_id: int
     num_bytes: int = 0
@@ -60,9 +63,11 @@ class ShardEnd:
     checksum: str = ""
     problem: str | None = None
 
-    def fail(self, problem: str) -> None:
-        """Nothing of the shard counts."""
-        self.problem, self.checksum = problem, ""
+    is_unusable: bool = False
+
+    def discard(self, problem: str) -> None:
+        """Discard the whole shard, with the samples that were read."""
+        self.problem, self.is_unusable = problem, True
 
 
 class SampleError(Exception):
@@ -74,7 +79,7 @@ class SampleError(Exception):
 
 
 class GroupResult(NamedTuple):
-    """The problems of shards that left no files, by shard id; and seconds by kind of work."""
+    """Problems by shard id, for shards without output; and seconds by kind of work."""
 
     problems: dict[int, str]
     seconds: dict[str, float]
@@ -84,8 +89,8 @@ class GroupResult(NamedTuple):
 class EmbedShards:
     """The task: embed a group of shards; batches span them.
 
-    A shard leaves two files, written in this order: the vectors, and the pending file with what the
-    catalog is to know. When the second exists, both are whole.
+    It writes two files per shard, in this order: the vectors, and the pending file with the rows
+    for the catalog. When the second exists, both are complete.
     """
 
     encoder: EncoderPlan
@@ -108,9 +113,10 @@ class EmbedShards:
         problems: dict[int, str] = {}
         encoded = self._encode(decoded, stopwatch)
         for shard_id, group in itertools.groupby(encoded, key=lambda record: record.shard_id):
-            *samples, end = group
+            samples: list[Any] = list(group)
+            end = samples.pop()
             with stopwatch.measure("write"):
-                problem = self._write_shard(shard_id, samples, end)
+                problem = self._write_shard(samples, end)
             if problem:
                 problems[shard_id] = problem
         stopwatch.switch("other")
@@ -126,16 +132,16 @@ class EmbedShards:
                 yield from self._read_samples(shard, reader, end)
             end.etag = before.etag
             if files.stat(shard.url) != before or end.num_bytes != before.num_bytes:
-                end.fail("it changed while it was read")
+                end.discard("it changed while it was read")
         # The boundary to tars and to clients of remote file systems: what they raise is this
         # shard's problem alone.
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             if isinstance(error, OSError) and error.strerror:
                 reason = error.strerror
-            end.fail(f"cannot be read: {reason}")
-        if shard.checksum and end.checksum not in ("", shard.checksum):
-            end.fail("its bytes are not those that another embedding read")
+            end.discard(f"cannot be read: {reason}")
+        if shard.checksum and end.checksum not in ("", shard.checksum) and not end.is_unusable:
+            end.discard("its bytes are not those that another embedding read")
         yield end
 
     def _read_samples(
@@ -190,15 +196,16 @@ class EmbedShards:
         _encode_batch(batch, forward, stopwatch)
         yield from batch
 
-    def _write_shard(self, shard_id: int, records: list[Any], end: Any) -> str | None:
-        """Write the shard's two files; returns the problem of one that could not be read at all."""
-        if end.problem and (not records or not end.checksum):
-            return str(end.problem)  # and leave no file
+    def _write_shard(self, records: list[SampleRecord], end: ShardEnd) -> str | None:
+        """Write the shard's two files, or return the problem of one that is not usable at all."""
+        shard_id = end.shard_id
+        if end.problem and (end.is_unusable or not records):
+            return end.problem
         embedded = [record for record in records if not record.error]
         vectors_checksum = ""
         if embedded:
             sample_ids = np.array([record.sample_id for record in embedded])
-            vectors = np.stack([record.vector for record in embedded])
+            vectors = np.stack([record.vector for record in embedded if record.vector is not None])
             location = files.join(self.folder, shard_filename(shard_id))
             vectors_checksum = write_vectors(location, sample_ids, vectors)
         metadata = ShardMetadata(
@@ -248,13 +255,15 @@ def read_label(members: dict[str, bytes], source: str) -> str | None:
     """
     try:
         if source == "cls":
-            return members["cls"].decode("utf-8").strip() or None if "cls" in members else None
+            content = members.get("cls", b"")
+            return content.decode("utf-8").strip() or None
         fields: Any = json.loads(members["json"]) if "json" in members else {}
         value = fields.get(source.removeprefix("json:")) if isinstance(fields, dict) else None
         if value is None:
             return None
         text = value if isinstance(value, str) else json.dumps(value)
-        return text.encode("utf-8").decode("utf-8") or None
+        text.encode("utf-8")  # JSON can hold halves of surrogate pairs, which are not Unicode
+        return text or None
     # Wrong UTF-8 and wrong JSON are kinds of ValueError.
     except (ValueError, RecursionError) as error:
         raise SampleError("label", f"cannot read the label: {error}") from error

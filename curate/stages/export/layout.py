@@ -20,7 +20,7 @@ from curate.stages.export.worker import OutputShard, SourceRange, SourceShard, p
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_BATCH_MEMBERS = 1 << 18  # buffered at once, and those of a shard more
+_BATCH_MEMBERS = 1 << 18  # buffered at once, plus at most one shard's
 
 MIRROR, INDEX_ONLY = "mirror", "index"
 
@@ -83,7 +83,7 @@ class SelectionMembers:
         return ",".join(source.checksum for source in self.sources.values())
 
     def pack(self, layout: str) -> Iterator[PackedShard]:
-        """Output shards by the layout: INDEX_ONLY, MIRROR, or so many samples a shard."""
+        """Output shards by the layout: INDEX_ONLY, MIRROR, or so many samples per shard."""
         if layout == INDEX_ONLY:
             return (PackedShard(None, rows, list(rows.keys)) for rows in self._read_batches())
         return self._mirror() if layout == MIRROR else self._repack(int(layout.split()[0]))

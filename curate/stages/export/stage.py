@@ -52,12 +52,12 @@ def export(
     out: Annotated[str | Path, Option("New or empty folder, or a URL.")],
     *,
     samples_per_shard: Annotated[
-        int | None, Option("Repack into even shards of at most so many.", minimum=1)
+        int | None, Option("Repack into shards of at most this many samples.", minimum=1)
     ] = None,
     index_only: Annotated[
         bool, Option("No images, only index.parquet (url, key, sample_id).")
     ] = False,
-    workers: Workers = None,
+    workers: Workers = 1,
     name: SetName = None,
 ) -> str:
     """Write the selection's samples to the folder `out`, and return its path as it was given.
@@ -90,7 +90,7 @@ def export(
         with catalog.record_run(
             "export", export_name, settings, parents=[record.run_id], fingerprint=fingerprint
         ) as run_id:
-            written, num_changed_keys = _write(folder, members, layout, Resources(workers or 1))
+            written, num_changed_keys = _write(folder, members, layout, Resources(workers))
             # A lost machine leaves what it was writing, which others have made again.
             _remove_temporary_files(folder)
             export_record = ExportRecord(

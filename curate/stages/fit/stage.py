@@ -33,7 +33,9 @@ def fit(
     catalog: Catalog | str | Path,
     *,
     model: Annotated[str, Option("Validations by this model.")] = "mlp",
-    schedule: Annotated[str, Option("And by this schedule.", choices=SCHEDULES)] = "epochs",
+    schedule: Annotated[
+        str, Option("Validations with this schedule.", choices=SCHEDULES)
+    ] = "epochs",
     form: Annotated[
         str, Option("power (with an asymptote) or exponential.", choices=FORMS)
     ] = "power",

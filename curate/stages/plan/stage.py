@@ -13,7 +13,7 @@ from curate.execution.devices import find_local_devices
 from curate.execution.limits import cpu_count
 from curate.formats.shard_patterns import expand_patterns
 from curate.formatting import format_bytes
-from curate.options import Keep, Option, Workers, read_parameters, verb
+from curate.options import Keep, Option, WorkersPerCore, read_parameters, verb
 from curate.progress import log
 from curate.stages.cluster.kmeans import estimate_memory
 from curate.stages.cluster.refinement import group_size
@@ -42,7 +42,7 @@ class StagePlan:
 
 
 class CorpusSize(NamedTuple):
-    """Samples, bytes and shards of a corpus, the length of its vectors, and the seconds an image
+    """Samples, bytes and shards of a corpus, the length of its vectors, and the seconds per image
     takes one worker."""
 
     num_samples: int
@@ -61,13 +61,13 @@ def plan(
     ] = None,
     *,
     samples: Annotated[
-        int | None, Option("Plan for so many samples of the same kind.", minimum=1)
+        int | None, Option("Plan for this many samples of the same kind.", minimum=1)
     ] = None,
     encoder: EncoderSpec = DEFAULT_ENCODER,
     checkpoint: Checkpoint = None,
     k: NumClusters = "auto",
     keep: Keep = 0.8,
-    workers: Workers = None,
+    workers: WorkersPerCore = None,
 ) -> list[StagePlan]:
     """What embed, cluster, score, select and export will take on the engine in use.
 
@@ -92,7 +92,7 @@ def plan(
             )
         auto = auto_k(size.num_samples)
         num_clusters = auto if isinstance(k, str) else min(k, size.num_samples)
-        cores = workers or engine.current_engine().count_cores()[0]
+        cores = workers or engine.current_engine().count_cores().total
         plans = _plan_stages(size, num_clusters, keep, cores, folder)
     log.info(
         "%s samples, %s in %s shards; vectors of %s numbers, %s clusters; %s cores",

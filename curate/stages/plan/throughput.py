@@ -23,7 +23,7 @@ from curate.formats.samples import CorruptShardError, iterate_samples
 from curate.formats.tar import TarReader
 from curate.formats.vectors import read_vectors, write_vectors
 from curate.stages.embed.inference import EncoderPlan, load_forward
-from curate.stages.select.quotas import min_per_group, select_with_quotas
+from curate.stages.select.quotas import group_quotas, select_with_quotas
 from curate.storage.files import open_binary
 
 _SAMPLE_IMAGES, _SAMPLE_SHARDS = 64, 4  # so many images in all, from so many shards far apart
@@ -65,7 +65,7 @@ def sample_images(urls: list[str]) -> ImageSample:
 
 
 def measure_embedding(plan: EncoderPlan, sample: ImageSample) -> tuple[float, int]:
-    """Seconds an image for one worker, decoding and encoding; and the length of the vectors."""
+    """Seconds per image for one worker, decoding and encoding; and the length of the vectors."""
     forward = load_forward(plan)
     dim = 0
 
@@ -93,7 +93,7 @@ def _decode_all(images: list[bytes], preprocessing: Preprocessing) -> Iterator[D
 
 
 def measure_assignment(dim: int, k: int) -> float:
-    """Seconds a row to find the nearest of k centroids, with all cores."""
+    """Seconds per row to find the nearest of k centroids, with all cores."""
     generator = np.random.default_rng(0)
     centroids = l2_normalize(generator.standard_normal((k, dim), np.float32))
     num_rows = min(max((1 << 33) // (dim * k), 64), _ROWS)  # some 10 to 100 ms
@@ -107,7 +107,7 @@ def measure_assignment(dim: int, k: int) -> float:
 
 
 def measure_vector_reading(dim: int, folder: Path) -> float:
-    """Seconds a row to read vectors from Parquet."""
+    """Seconds per row to read vectors from Parquet."""
     file = str(folder / "vectors.parquet")
     num_rows = _ROWS // 4
     write_vectors(file, np.arange(num_rows), np.zeros((num_rows, dim), np.float16))
@@ -115,22 +115,22 @@ def measure_vector_reading(dim: int, folder: Path) -> float:
 
 
 def measure_selection() -> float:
-    """Seconds a candidate to select half of a corpus in a hundred classes."""
+    """Seconds per candidate to select half of a corpus in a hundred classes."""
     generator = np.random.default_rng(0)
     groups = generator.integers(0, 100, _ROWS)
     scores = generator.random(_ROWS)
-    floors = min_per_group(np.bincount(groups), 0.5, 0.5)
+    quotas = group_quotas(np.bincount(groups), 0.5, 0.5)
 
     def work() -> int:
         sample_ids = np.arange(_ROWS)
-        select_with_quotas(groups.astype(np.int32), scores, sample_ids, floors, _ROWS // 2, 0)
+        select_with_quotas(groups.astype(np.int32), scores, sample_ids, quotas, _ROWS // 2, 0)
         return _ROWS
 
     return _seconds_per_unit(work)
 
 
 def measure_commit(folder: Path) -> float:
-    """Seconds a row to insert samples into a DuckDB table."""
+    """Seconds per row to insert samples into a DuckDB table."""
     import duckdb
 
     with duckdb.connect(str(folder / "commit.duckdb")) as connection:

@@ -241,7 +241,7 @@ def _max_epochs(
 
 
 def _plan_resources(device: str, gpus: tuple[int, ...]) -> Resources:
-    """A part a GPU; on CPUs a part a machine, whose program uses all its cores."""
+    """One part per GPU; on CPUs one part per machine, whose program uses all its cores."""
     cores, cores_per_machine = engine.current_engine().count_cores(device)
     if gpus:
         return Resources(len(gpus), max(cores // len(gpus), 1), gpus)

@@ -15,7 +15,7 @@ _MAX_NAME_LENGTH = 24
 
 
 def draw_histograms(path: Path, scores: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """One small histogram a scoring, from counts [bins] and edges [bins + 1]."""
+    """One small histogram per scoring, from counts [bins] and edges [bins + 1]."""
     num_columns = min(len(scores), 3)
     num_rows = -(-len(scores) // num_columns)
     size = (3.2 * num_columns, 2.2 * num_rows)
@@ -92,7 +92,7 @@ def draw_class_shares(path: Path, classes: list[str], shares: dict[str, np.ndarr
 def draw_comparisons(
     path: Path, names: list[str], differences: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> None:
-    """Paired differences in points with their 95% intervals, a line a selection."""
+    """Paired differences in points with their 95% intervals, one line per selection."""
     styles = ((0.12, plotting.HARD), (-0.12, plotting.EASY))
     with plotting.new_figure(path, 7.5, 1.4 + 0.38 * len(names)) as (_, axes):
         positions = np.arange(len(names))[::-1]

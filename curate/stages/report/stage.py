@@ -34,9 +34,10 @@ def report(
     ] = None,
     *,
     scoring: Annotated[
-        str | None, Option("Orders the images.", default="ssl_prototypes, or the newest")
+        str | None,
+        Option("Scoring that orders the images.", default="ssl_prototypes, or the newest"),
     ] = None,
-    thumbnails: Annotated[int, Option("Images shown at most.", minimum=0)] = 600,
+    thumbnails: Annotated[int, Option("Images to show at most.", minimum=0)] = 600,
     size: Annotated[int, Option("Edge of an image in pixels.", minimum=16, maximum=512)] = 72,
 ) -> str:
     """Write the report of a catalog, and return its path.

@@ -85,24 +85,31 @@ def score(
         ),
     ] = None,
     embedding: EmbeddingName = None,
-    clustering: Annotated[str | None, Option("Which clustering.", default="the only one")] = None,
+    clustering: Annotated[
+        str | None, Option("Name of the clustering.", default="required if there are several")
+    ] = None,
     probe: Annotated[
-        str | None, Option("Which probe.", default="the only one with the inputs")
+        str | None, Option("Name of the probe.", default="the only one with the inputs")
     ] = None,
     distance: Annotated[
         str | None,
         Option(
-            "Geometry of the vectors.",
+            "Distance metric.",
             choices=DISTANCES,
             default="the clustering's, else cosine",
         ),
     ] = None,
     options: Annotated[
         dict[str, str] | None,
-        Option("An option of the metric itself; repeatable.", metavar="NAME=VALUE", short="-o"),
+        Option(
+            "An option of the metric itself; repeatable.",
+            metavar="NAME=VALUE",
+            flag="--option",
+            short="-o",
+        ),
     ] = None,
     seed: Seed = 0,
-    workers: Workers = None,
+    workers: Workers = 1,
     name: SetName = None,
 ) -> list[str]:
     """Score every sample by each metric, and return the scorings' names, by default the metrics'.
@@ -128,7 +135,7 @@ def score(
             MetricInputs(catalog, spec, embedding, clustering, probe, distance, seed),
             scoring,
             options or {},
-            Resources(workers or 1),
+            Resources(workers),
         )
         for spec, scoring in zip(specs, names, strict=True)
     ]

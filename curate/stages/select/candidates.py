@@ -1,7 +1,7 @@
-"""What a selection chooses from: the candidates of a catalog, their groups and their scores.
+"""The candidates of a selection: their ids, groups and scores.
 
-Columns are read in batches, so that memory holds 20 bytes a sample, and joined here, because ids
-come sorted, and a hash join would hold them once more.
+Columns are read in batches into arrays, 20 bytes per sample, and joined here: the ids come sorted,
+and a hash join would hold them once more. Selecting then takes as much again.
 """
 
 import re
@@ -77,11 +77,9 @@ def _load_sample_ids(connection: "duckdb.DuckDBPyConnection", where: str | None)
     sample_ids, filled = np.empty(count, np.int64), 0
     query = "select sample_id from samples"
     if where:
-        # Around the free text, so that whatever it says, only samples come, and each once.
+        # Whatever the condition is, only samples are returned, and each once.
         query += f" where sample_id in (select sample_id from sample_scores where ({where}\n))"
     try:
-        if where:
-            check_is_condition(connection, where)
         check_reads_only(connection, query)
         for batch in connection.sql(query).to_arrow_reader(_BATCH_ROWS):
             sample_ids[filled : filled + len(batch)] = batch.column(0).to_numpy()

@@ -1,6 +1,7 @@
-"""Quotas: how many samples of each group are sure to stay, and who fills the rest of the budget.
+"""Quotas: how many samples each group keeps at least, and which samples fill the rest.
 
-Class balance is from Sorscher et al. 2022, appendix: 50% for ImageNet.
+Sorscher et al. 2022 (section 5) keep at least 50% of the images of each class of ImageNet that
+pruning all classes equally would keep.
 """
 
 import numpy as np
@@ -11,15 +12,15 @@ BASES = ("proportional", "uniform")
 _SORT_BLOCK = 1 << 22  # samples
 
 
-def min_per_group(
+def group_quotas(
     sizes: np.ndarray, keep: float, balance: float, base: str = "proportional"
 ) -> np.ndarray:
-    """The floor of each group: int [groups] -> int [groups], together at most round(keep · n).
+    """The least number of samples that each group keeps: int [groups] -> int [groups].
 
     proportional: ceil(balance · keep · size), so that no small group vanishes; balance 1 prunes
-    every group equally. uniform: the same number for each, balance · total / groups, empty groups
-    not counted. Where the ceilings together exceed the selection, those that were rounded up the
-    most are lowered by one.
+    every group equally. uniform: balance · total / (non-empty groups) for every group, where the
+    total is round(keep · n). Where the ceilings add up to more than that, those that were rounded
+    up the most are lowered by one.
     """
     total = round(keep * int(sizes.sum()))
     if base == "proportional":
@@ -27,40 +28,40 @@ def min_per_group(
     else:
         shares = np.full(len(sizes), balance * total / max(int((sizes > 0).sum()), 1))
     # 0.1 · 30 is 3.0000000000000004 in binary, and its ceiling must be 3.
-    floors = np.minimum(np.ceil(shares - 1e-9), sizes).astype(np.int64)
-    excess = int(floors.sum()) - total
+    quotas = np.minimum(np.ceil(shares - 1e-9), sizes).astype(np.int64)
+    excess = int(quotas.sum()) - total
     if excess > 0:
         # Only what was rounded up can be lowered, each by one: the shares together never exceed
         # the total by 1.
-        remainders = np.where(floors > shares + 1e-9, shares - np.floor(shares), np.inf)
-        floors[np.argsort(remainders, kind="stable")[:excess]] -= 1
-    return np.asarray(floors)
+        remainders = np.where(quotas > shares + 1e-9, shares - np.floor(shares), np.inf)
+        quotas[np.argsort(remainders, kind="stable")[:excess]] -= 1
+    return np.asarray(quotas)
 
 
 def select_with_quotas(
     groups: np.ndarray,
     priorities: np.ndarray,
     sample_ids: np.ndarray,
-    floors: np.ndarray,
+    quotas: np.ndarray,
     total: int,
     seed: int,
 ) -> np.ndarray:
-    """The `total` samples of highest priority, each group sure of its floor: [n] -> bool [n].
+    """The `total` samples of highest priority, each group at least its quota: [n] -> bool [n].
 
-    `groups` are indices into `floors`; priorities are float64, NaN comes last. Equal priorities are
+    `groups` are indices into `quotas`; priorities are float64, NaN comes last. Equal priorities are
     ordered by a shuffle of the ids under `seed`. Thresholds are found by partition, in linear time:
     only the groups are sorted, by radix.
     """
     is_kept = np.zeros(len(groups), bool)
-    order, bounds = _sort_by_group(groups, len(floors))
-    for start, stop, floor in zip([0, *bounds[:-1]], bounds, floors, strict=True):
-        if floor:
+    order, bounds = _sort_by_group(groups, len(quotas))
+    for start, stop, quota in zip([0, *bounds[:-1]], bounds, quotas, strict=True):
+        if quota:
             members = order[start:stop]
-            is_top = top_k(priorities[members], sample_ids[members], int(floor), seed)
+            is_top = top_k(priorities[members], sample_ids[members], int(quota), seed)
             is_kept[members[is_top]] = True
     del order
-    # What no floor secures competes for the rest of the budget, in any group.
-    remaining = total - int(floors.sum())
+    # The rest of the budget goes to the highest priorities in any group.
+    remaining = total - int(quotas.sum())
     return np.asarray(is_kept | top_k(priorities, sample_ids, remaining, seed, exclude=is_kept))
 
 
@@ -96,7 +97,7 @@ def top_k(
 def _sort_by_group(groups: np.ndarray, num_groups: int) -> tuple[np.ndarray, np.ndarray]:
     """Row indices ordered by group: uint [n]; and where each group ends: int [groups].
 
-    A stable sort, block by block: one sort of all would need two more arrays of 8 bytes a sample.
+    A stable sort, block by block: one sort of all would need two more arrays of 8 bytes per sample.
     """
     code_type = np.min_scalar_type(max(num_groups - 1, 0))  # numpy sorts 16 bits by radix
     order = np.empty(len(groups), np.min_scalar_type(len(groups)))

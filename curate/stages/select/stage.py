@@ -19,7 +19,7 @@ from curate.package_data import read_sql
 from curate.progress import log
 from curate.random_hash import random_bits
 from curate.stages.select.candidates import Candidates, check_where, load_candidates
-from curate.stages.select.quotas import BASES, min_per_group, select_with_quotas
+from curate.stages.select.quotas import BASES, group_quotas, select_with_quotas
 from curate.stages.staleness import strategy_checksum, warn_if_stale
 from curate.storage.checksums import Checksum
 from curate.strategies import strategies
@@ -30,9 +30,14 @@ DEFAULT_BALANCE = 0.5
 # What --balance-by is under each --scope that prunes every group equally.
 _SCOPE_GROUPS = {"class": "label", "cluster": "cluster"}
 
-ScoringName = Annotated[str, Option("Scoring to go by.")]
+ScoringName = Annotated[str, Option("Scoring to rank by.")]
 Balance = Annotated[
-    float, Option("Class balance: 0 off, 1 every class pruned equally.", minimum=0, maximum=1)
+    float,
+    Option(
+        "Quota of each class, as a share of an equal pruning: 0 no quotas, 1 all classes equally.",
+        minimum=0,
+        maximum=1,
+    ),
 ]
 
 
@@ -64,25 +69,34 @@ def select(
     keep: Annotated[
         float | Literal["auto"],
         Option(
-            "Fraction to keep; auto goes by `curate validate`.", above=0, maximum=1, metavar="F"
+            "Fraction to keep; auto takes the smallest that `curate validate` supports.",
+            above=0,
+            maximum=1,
+            metavar="F",
         ),
     ],
     scoring: ScoringName = "ssl_prototypes",
     strategy: Annotated[
-        str, Option("Which to keep first; see `curate list strategies`.", check=check_strategy)
+        str,
+        Option("Which samples to keep first; see `curate list strategies`.", check=check_strategy),
     ] = "hardest",
     balance: Balance = DEFAULT_BALANCE,
     balance_by: Annotated[
         str | None,
         Option(
-            "Groups that are balanced.", choices=GROUPS, default="label, or cluster without labels"
+            "Groups that have quotas.", choices=GROUPS, default="label, or cluster without labels"
         ),
     ] = None,
     balance_base: Annotated[
-        str, Option("Floors: proportional to the class, or uniform.", choices=BASES)
+        str, Option("Quotas in proportion to the size of a class, or uniform.", choices=BASES)
     ] = "proportional",
     scope: Annotated[
-        str, Option("Over all samples, or within each class or cluster.", choices=SCOPES)
+        str,
+        Option(
+            "Rank over all samples, or within each class or cluster "
+            "(as --balance 1 by these groups).",
+            choices=SCOPES,
+        ),
     ] = "global",
     where: Annotated[
         str | None, Option("SQL condition on the view sample_scores.", metavar="SQL")
@@ -91,26 +105,27 @@ def select(
     skip_hardest: Annotated[
         float,
         Option(
-            "Leave out this share of each class, its hardest: labels may be wrong there.",
+            "Rank the hardest share of each class last: labels may be wrong there.",
             minimum=0,
             below=1,
         ),
     ] = 0.0,
     tolerance: Annotated[
-        float, Option("Points of accuracy that --keep auto may lose.", minimum=0)
+        float, Option("Loss in points of accuracy that --keep auto accepts.", minimum=0)
     ] = 0.5,
     seed: Seed = 0,
     name: SetName = None,
 ) -> str:
     """Keep a fraction of the corpus, exactly round(keep · n) samples; returns the selection's name.
 
-    Every class keeps at least `balance` of the share it would have if all classes were pruned
-    equally; the rest of the budget goes to the highest priorities anywhere. Without labels the
-    groups are clusters. `where` narrows the candidates by SQL, `within` by another selection;
-    `keep` is then the fraction of these. Samples without a score come last, whatever the strategy
-    and the balance, and so does the fraction `skip_hardest` of each group. `seed` breaks ties.
-    `keep` auto takes the smallest selection, validated as it is (`within` the same corpus), whose
-    95% interval shows no loss beyond `tolerance` points of accuracy. The default name tells the
+    Every class of m samples keeps at least balance · keep · m of them, its quota: with balance 0.5
+    and keep 0.8, a class of 500 keeps 200 at least. The rest of the budget goes to the highest
+    priorities in any class. Without labels, clusters take the place of classes. `where` narrows the
+    candidates by SQL, `within` by another selection; `keep` is then the fraction of these. Samples
+    without a score come last, whatever the strategy and the balance, and so does the fraction
+    `skip_hardest` of each class: they are kept only where the budget needs them. `seed` breaks
+    ties. `keep` auto takes the smallest selection, validated as it is (`within` the same corpus),
+    whose 95% interval shows no loss beyond `tolerance` points of accuracy. The default name has the
     options that are not the defaults.
     """
     catalog = Catalog(catalog)
@@ -137,7 +152,8 @@ def select(
         catalog, settings["scoring"], settings["balance_by"], settings["where_sql"]
     )
     num_candidates = len(candidates.sample_ids)
-    if round(keep * num_candidates) < 1:
+    num_kept = round(keep * num_candidates)
+    if num_kept < 1:
         raise CurateError(
             f"--keep {keep:g} of {num_candidates:,} candidates keeps no sample: "
             "raise it, or widen --where"
@@ -145,6 +161,7 @@ def select(
     if parent:
         warn_if_stale(catalog, parent)
     code_checksum = strategy_checksum(strategy)
+    # The scoring's fingerprint stands for its scores.
     content = (parent.fingerprint if parent else "", _candidates_checksum(candidates))
     fingerprint = provenance.fingerprint("select", settings, *content, code_checksum)
     existing = catalog.find_up_to_date(SelectionRecord, name, fingerprint)
@@ -175,11 +192,11 @@ def select(
             selection=name,
             **settings,
             num_candidates=num_candidates,
-            num_samples=round(keep * num_candidates),
+            num_samples=num_kept,
             fingerprint=fingerprint,
             run_id=run_id,
         )
-        _commit(catalog, record, candidates, priorities)
+        _store(catalog, record, _choose_members(candidates, priorities, record))
     log.info(
         "selection '%s'%s: %s of %s samples",
         name,
@@ -298,19 +315,18 @@ def _find_hardest(candidates: Candidates, share: float, seed: int) -> np.ndarray
     return is_hardest
 
 
-def _commit(
-    catalog: Catalog, record: SelectionRecord, candidates: Candidates, priorities: np.ndarray
-) -> None:
-    import pyarrow as pa
-
+def _choose_members(
+    candidates: Candidates, priorities: np.ndarray, record: SelectionRecord
+) -> np.ndarray:
+    """The ids of the samples to keep, int64: each group's quota, then the highest priorities."""
     groups, sample_ids = candidates.groups, candidates.sample_ids
     sizes = np.bincount(groups)
-    # A floor secures samples with a score only.
+    # A quota is filled with samples that have a score only.
     num_scored = sizes - np.bincount(groups[np.isnan(priorities)], minlength=len(sizes))
-    floors = min_per_group(sizes, record.keep, record.balance, record.balance_base)
-    floors = np.minimum(floors, num_scored)
+    quotas = group_quotas(sizes, record.keep, record.balance, record.balance_base)
+    quotas = np.minimum(quotas, num_scored)
     is_kept = select_with_quotas(
-        groups, priorities, sample_ids, floors, record.num_samples, record.seed
+        groups, priorities, sample_ids, quotas, record.num_samples, record.seed
     )
     member_ids = sample_ids[is_kept]
     if len(member_ids) != record.num_samples:
@@ -318,6 +334,12 @@ def _commit(
             f"the selection has {len(member_ids)} samples instead of {record.num_samples}: "
             "please report this as a bug"
         )
+    return np.asarray(member_ids)
+
+
+def _store(catalog: Catalog, record: SelectionRecord, member_ids: np.ndarray) -> None:
+    import pyarrow as pa
+
     with catalog.writing() as connection:
         sets.replace_set(connection, record)
         connection.register("selected", pa.table({"sample_id": member_ids}))

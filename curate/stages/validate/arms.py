@@ -12,7 +12,7 @@ from curate.catalog.samples import load_members
 from curate.errors import CurateError
 from curate.models import Model, steps_per_epoch
 from curate.stages.select.candidates import load_candidates
-from curate.stages.select.quotas import min_per_group, select_with_quotas
+from curate.stages.select.quotas import group_quotas, select_with_quotas
 from curate.stages.validate.worker import Arm
 from curate.strategies import strategies
 
@@ -106,11 +106,11 @@ class ArmBuilder:
         rows, groups = index[is_trainable], candidates.groups[is_trainable]
         row_ids = self._sample_ids[rows]
         sizes = np.bincount(groups)
-        floors = min_per_group(sizes, count / len(rows), record.balance, record.balance_base)
+        quotas = group_quotas(sizes, count / len(rows), record.balance, record.balance_base)
 
         def draw(seed: int) -> np.ndarray:
             priorities = strategies["random"](row_ids, seed)
-            is_drawn = select_with_quotas(groups, priorities, row_ids, floors, count, seed)
+            is_drawn = select_with_quotas(groups, priorities, row_ids, quotas, count, seed)
             return np.asarray(rows[is_drawn])
 
         return draw

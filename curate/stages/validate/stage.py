@@ -47,9 +47,7 @@ _DEFAULT_SCORING, _DEFAULT_STRATEGY = "ssl_prototypes", "hardest"
 
 Schedule = Annotated[
     str,
-    Option(
-        "Every arm gets as many epochs, or as many iterations as the full model.", choices=SCHEDULES
-    ),
+    Option("Train all arms for the same number of epochs, or of iterations.", choices=SCHEDULES),
 ]
 
 
@@ -88,16 +86,16 @@ def validate(
     ] = None,
     strategy: Annotated[
         list[str] | str | None,
-        Option("Which to keep first; repeatable.", default="hardest", check=check_strategy),
+        Option("Which samples to keep first; repeatable.", default="hardest", check=check_strategy),
     ] = None,
     scoring: Annotated[
-        str | None, Option("Scoring to go by, for --keep.", default="ssl_prototypes")
+        str | None, Option("Scoring to rank by, for --keep.", default="ssl_prototypes")
     ] = None,
     balance: Balance = DEFAULT_BALANCE,
     model: Annotated[
         str, Option("What to train; see `curate list models`.", check=check_trainable)
     ] = "mlp",
-    seeds: Annotated[int, Option("Training runs an arm.", minimum=2)] = 5,
+    seeds: Annotated[int, Option("Training runs per arm.", minimum=2)] = 5,
     epochs: Epochs = None,
     schedule: Schedule = "epochs",
     within: Within = None,

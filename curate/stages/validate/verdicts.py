@@ -16,7 +16,7 @@ class Verdict(NamedTuple):
 
 
 def read_verdicts(catalog: Catalog | str | Path, validation: str) -> list[Verdict]:
-    """What a validation says, a line a selection, with 95% intervals."""
+    """What a validation says, one line per selection, with 95% intervals."""
     with Catalog(catalog).reading() as connection:
         rows = connection.execute(
             "select selection, pruned, delta_vs_full, delta_vs_full_interval, "
