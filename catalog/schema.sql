@@ -70,7 +70,8 @@ create table if not exists embedded_shards (
     shard_id bigint not null,
     num_embedded bigint not null,
     num_failed bigint not null,
-    vectors_checksum text -- of the file with its vectors
+    vectors_checksum text, -- of the file with its vectors
+    captions_checksum text -- of the file with its captions' vectors; empty without captions, null where not embedded
 );
 
 -- What could not be used, and why.
@@ -195,7 +196,8 @@ create table if not exists exports (
 );
 
 -- Small training runs that compare a selection (arm pruned) with the whole corpus (full) and with as
--- many samples drawn at random under the same balance (random). Seeds pair them.
+-- many samples drawn at random under the same balance (random). Seeds pair them. A validation has one
+-- setting; selections, fractions and seeds are added to it.
 create table if not exists validations (
     validation text not null,
     embedding text not null,
@@ -210,7 +212,10 @@ create table if not exists validations (
     num_training_runs integer not null,
     fingerprint text not null,
     run_id bigint not null,
-    transfer text[] default [] -- the shards of another task to fine-tune on
+    transfer text[] default [], -- the shards of another task to fine-tune on
+    task text default 'labels', -- what is tested: labels, captions, clusters, coverage or self-supervised
+    setting json, -- all options that a training run depends on
+    tolerance double default 0.5 -- the margin of the verdicts, in points
 );
 
 create table if not exists training_runs (
@@ -223,7 +228,32 @@ create table if not exists training_runs (
     epochs integer not null,
     accuracy double not null,
     loss double not null,
-    seconds double not null
+    seconds double not null,
+    test text default 'test', -- the test set: its shards, or how samples were held out
+    num_test bigint,
+    correct blob, -- which test samples it was right on, eight per byte; null before schema 8
+    selection_fingerprint text, -- of the selection that it trained on
+    distance_99 double -- of coverage, whose loss is the mean distance: the 99th percentile
+);
+
+-- Each selection against full and random on each test set: the mean difference in points of accuracy,
+-- half of its 95% interval over seeds and test samples, and the variances that these are made of.
+create table if not exists comparisons (
+    validation text not null,
+    selection text not null,
+    baseline text not null, -- full or random
+    test text not null,
+    seeds integer not null,
+    num_test bigint not null,
+    accuracy double not null, -- of the selection, in percent
+    baseline_accuracy double not null,
+    difference double not null,
+    half_width double not null,
+    variance double not null, -- of the difference
+    freedom double not null, -- degrees of freedom of the variance
+    seed_variance double not null, -- of one seed
+    sample_variance double not null, -- of one test sample
+    residual_variance double not null -- of one answer
 );
 
 create table if not exists class_accuracies (
@@ -233,15 +263,16 @@ create table if not exists class_accuracies (
     seed bigint not null,
     label text not null,
     num_test bigint not null,
-    accuracy double not null
+    accuracy double not null,
+    test text default 'test'
 );
 
--- How the error falls with the number of samples: error = asymptote + amplitude · n^−exponent (power),
--- or asymptote + amplitude · exp(−exponent · n) (exponential).
+-- How the error falls with the number of samples: error = asymptote + amplitude · n^−exponent (power; the
+-- asymptote of pure-power is 0), or asymptote + amplitude · exp(−exponent · n) (exponential).
 create table if not exists fits (
     fit text not null,
     model text not null,
-    arms text not null, -- random, or pareto: the least error over initial sizes and keeps
+    arms text not null, -- random; pareto: the least error over initial sizes and keeps; or pruned: one kind
     form text not null,
     exponent double not null,
     exponent_low double not null, -- of the 95% interval over seeds
@@ -251,7 +282,14 @@ create table if not exists fits (
     num_points integer not null,
     seeds integer not null,
     fingerprint text not null,
-    run_id bigint not null
+    run_id bigint not null,
+    schedule text, -- of the validations, as epochs is where only those of one length were taken
+    epochs integer,
+    strategy text, -- this and the next two: the kind of selection
+    keep double,
+    metric text,
+    exponent_vs_random double, -- less that of random samples, paired by seed
+    exponent_vs_random_interval double -- half the width of its 95% interval
 );
 
 create table if not exists fit_points (

@@ -79,58 +79,77 @@ from named_sets
 join runs using (run_id)
 left join parent_names using (run_id);
 
--- Each selection against random and against full, seed by seed: mean difference in points of accuracy,
--- and the half width of its 95% interval (Student's t; beyond 20 seeds its expansion). An interval needs
--- two seeds.
+-- What a difference in points says against a margin: better, no loss beyond the margin (the whole
+-- interval above −margin), worse (the whole interval below −margin), or undecided. With fewer than 3
+-- seeds or 100 test samples nothing is decided.
+create or replace macro verdict(difference, half_width, margin, seeds, num_test) as case
+    when half_width is null or seeds < 3 or num_test < 100 then 'undecided'
+    when difference - half_width > 0 then 'better'
+    when difference - half_width > -margin then 'no loss beyond the margin'
+    when difference + half_width < -margin then 'worse'
+    else 'undecided'
+end;
+
+-- The verdict on each selection, against everything and against random samples, on each test set.
+-- The margin is the validation's, or the variable: set variable tolerance = 1.0
+create or replace view verdicts as
+select
+    validation,
+    selection,
+    comparisons.test,
+    baseline,
+    comparisons.seeds,
+    comparisons.num_test,
+    accuracy,
+    baseline_accuracy,
+    difference,
+    half_width,
+    coalesce(getvariable('tolerance')::double, tolerance) as margin,
+    verdict(difference, half_width, margin, comparisons.seeds, comparisons.num_test) as verdict,
+    -- a loss that is significant, and smaller than the margin
+    verdict = 'no loss beyond the margin' and difference + half_width < 0 as small_loss
+from comparisons join validations using (validation);
+
+-- Each selection against random samples and against everything, seed by seed, with the half widths of
+-- the 95% intervals; these are null where an earlier version kept no answers, and below two seeds.
 create or replace view pruned_vs_random as
-with t_quantiles(freedom, t) as (values
-    (1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571),
-    (6, 2.447), (7, 2.365), (8, 2.306), (9, 2.262), (10, 2.228),
-    (11, 2.201), (12, 2.179), (13, 2.160), (14, 2.145), (15, 2.131),
-    (16, 2.120), (17, 2.110), (18, 2.101), (19, 2.093), (20, 2.086)
-),
-pairs as (
+with pairs as (
     select
         pruned.validation,
         pruned.selection,
-        pruned.keep,
-        pruned.num_samples,
-        100 * pruned.accuracy as pruned,
-        100 * random.accuracy as random,
-        100 * "full".accuracy as "full",
-        100 * (pruned.accuracy - random.accuracy) as delta_vs_random,
-        100 * (pruned.accuracy - "full".accuracy) as delta_vs_full
+        pruned.test,
+        any_value(pruned.keep) as keep,
+        any_value(pruned.num_samples) as num_samples,
+        count(*) as seeds,
+        100 * avg(pruned.accuracy) as pruned,
+        100 * avg(random.accuracy) as random,
+        100 * avg("full".accuracy) as "full"
     from training_runs as pruned
     join training_runs as random
         on random.arm = 'random' and random.validation = pruned.validation
         and random.selection = pruned.selection and random.seed = pruned.seed
+        and random.test = pruned.test
     join training_runs as "full"
-        on "full".arm = 'full' and "full".validation = pruned.validation and "full".seed = pruned.seed
+        on "full".arm = 'full' and "full".validation = pruned.validation
+        and "full".seed = pruned.seed and "full".test = pruned.test
     where pruned.arm = 'pruned'
-),
-means as (
-    select
-        validation,
-        selection,
-        any_value(keep) as keep,
-        any_value(num_samples) as num_samples,
-        count(*) as seeds,
-        avg(pruned) as pruned,
-        avg(random) as random,
-        avg("full") as "full",
-        avg(delta_vs_random) as delta_vs_random,
-        stddev_samp(delta_vs_random) / sqrt(count(*)) as delta_vs_random_error,
-        avg(delta_vs_full) as delta_vs_full,
-        stddev_samp(delta_vs_full) / sqrt(count(*)) as delta_vs_full_error
-    from pairs
-    group by validation, selection
+    group by pruned.validation, pruned.selection, pruned.test
 )
 select
-    * exclude (t, freedom),
-    coalesce(t, 1.96 + 2.6 / (seeds - 1)) * delta_vs_random_error as delta_vs_random_interval,
-    coalesce(t, 1.96 + 2.6 / (seeds - 1)) * delta_vs_full_error as delta_vs_full_interval
-from means
-left join t_quantiles on freedom = seeds - 1;
+    pairs.*,
+    pruned - random as delta_vs_random,
+    pruned - "full" as delta_vs_full,
+    vs_random.half_width as delta_vs_random_interval,
+    vs_full.half_width as delta_vs_full_interval,
+    vs_random.verdict as verdict_vs_random,
+    vs_full.verdict as verdict_vs_full
+from pairs
+left join verdicts as vs_random
+    on vs_random.validation = pairs.validation and vs_random.selection = pairs.selection
+    and vs_random.test = pairs.test and vs_random.baseline = 'random'
+left join verdicts as vs_full
+    on vs_full.validation = pairs.validation and vs_full.selection = pairs.selection
+    and vs_full.test = pairs.test and vs_full.baseline = 'full';
 
 -- Which set a saved query is about: the variable of that name, else the one that commands take by default.
 create or replace macro default_scoring() as coalesce(

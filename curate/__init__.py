@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from curate.errors import OptionError as OptionError
     from curate.recipe import run as run
     from curate.selection_filter import kept as kept
+    from curate.stages.advise import advise as advise
     from curate.stages.cluster.stage import cluster as cluster
     from curate.stages.embed.stage import embed as embed
     from curate.stages.export.stage import export as export
@@ -44,6 +45,7 @@ __all__ = [
     "Catalog",
     "CurateError",
     "OptionError",
+    "advise",
     "cluster",
     "correlations",
     "embed",

@@ -21,9 +21,9 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 1 else "below 1 s"
 
 
-def count_of(count: int, noun: str) -> str:
+def count_of(count: int, noun: str, plural: str = "") -> str:
     """For example "1 export", "2 exports"."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def escape_control_characters(text: str, allow: str = "") -> str:

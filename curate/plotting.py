@@ -67,8 +67,16 @@ def log_scale(axes: "Axes", which: str = "both") -> None:
         if which in (name, "both"):
             axes.set(**{f"{name}scale": "log"})
             axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: _short_number(value)))
             axis.set_minor_formatter(NullFormatter())
+
+
+def _short_number(value: float) -> str:
+    """For example 0.05, 200, 5k, 20M: as short as ticks must be."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
 
 
 def label_axes(axes: "Axes", x: str, y: str, title: str = "") -> None:
@@ -77,6 +85,19 @@ def label_axes(axes: "Axes", x: str, y: str, title: str = "") -> None:
     axes.set_ylabel(y)
     if title:
         axes.set_title(title, loc="left")
+
+
+def caption(figure: "Figure", text: str) -> None:
+    """Small text below the axes, such as what was computed."""
+    figure.supxlabel(text, fontsize=7.5, color="#555555")
+
+
+def sequential_colours(count: int) -> list[Any]:
+    """Colours in an order, dark to light; the lightest, which white paper hides, is left out."""
+    import matplotlib
+
+    colour_map = matplotlib.colormaps[SEQUENTIAL_MAP]
+    return [colour_map(0.9 * index / max(count - 1, 1)) for index in range(count)]
 
 
 def symlog_points(axes: "Axes", which: str) -> None:

@@ -34,10 +34,13 @@ class _PlainFormatter(logging.Formatter):
 
 
 @contextlib.contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(
+    description: str, total: int, unit: str = "samples"
+) -> Iterator[Callable[[int, int], None]]:
     """A bar with samples, rate and time left; yields the function that advances it.
 
-    That function takes (work, num_samples): `work` counts towards `total`, in its unit.
+    That function takes (work, num_samples): `work` counts towards `total`. `unit` is the word for
+    what the bar shows in place of samples.
     """
     if not _bars_enabled:
         yield lambda work, num_samples: None
@@ -61,7 +64,7 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[int, int], 
             speed = task.finished_speed or task.speed or 0
             rate = speed * num_samples / max(task.completed, 1)
             suffix = f" · {rate:,.0f}/s" if rate else ""
-            return Text(f"{num_samples:,} samples{suffix}", style="cyan")
+            return Text(f"{num_samples:,} {unit}{suffix}", style="cyan")
 
     columns = (
         TextColumn("{task.description}"),

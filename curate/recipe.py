@@ -14,6 +14,7 @@ from curate.verbs import RECIPE_VERBS, VERBS
 
 # Variables that are known only while the recipe runs.
 _RUN_VARIABLES = ("CATALOG", "SELECTION")
+_RECIPE_FOLDER = "RECIPE_FOLDER"  # where the recipe lies, for metric files that come with it
 _DEFAULT_CATALOG = "curated"
 
 
@@ -100,7 +101,8 @@ def load_recipe(
     folder = substitute_variables(folder)
     checked_steps = []
     for step in steps:
-        arguments = substitute_variables(step.arguments, {"CATALOG": folder})
+        variables = {"CATALOG": folder, _RECIPE_FOLDER: str(path.absolute().parent)}
+        arguments = substitute_variables(step.arguments, variables)
         _check_step(step.verb, arguments, path)
         checked_steps.append(Step(step.verb, arguments))
     return folder, checked_steps

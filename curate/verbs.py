@@ -62,6 +62,11 @@ VERBS = {
         "fit",
         "How the error falls with the number of samples, at random and with the best pruning.",
     ),
+    "advise": Verb(
+        "curate.stages.advise",
+        "advise",
+        "How much to keep, and which side, for a budget of training: what the laws predict.",
+    ),
     "query": Verb(
         "curate.stages.query", "query", "Ask the catalog in SQL; also while another command runs."
     ),

@@ -22,8 +22,17 @@ from curate.catalog.catalog import Catalog
 from curate.catalog.records import ScoringRecord, TrainingRunRecord, ValidationRecord
 from curate.formats.vectors import read_vectors
 from curate.stages.embed.stage import embed
+from curate.stages.evidence.comparisons import pack_answers
 
 _FILES_WITH_TIMES = {"catalog.duckdb", "part.json", "manifest.json"}
+
+
+# What takes longest comes first, or one worker would still be at it when the others have finished.
+_LONGEST_FIRST = ("test_real_images.py", "test_ray.py", "test_kills.py", "test_wheel.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in _LONGEST_FIRST)
 
 
 def png(seed: int, size: tuple[int, int] = (12, 10)) -> bytes:
@@ -139,6 +148,8 @@ def members(catalog: Catalog, selection: str) -> list[int]:
 
 def add_scoring(catalog: Catalog, name: str, scores: dict[int, float | None]) -> None:
     """A scoring written by hand."""
+    with catalog.record_run("score", name, {"metric": name}) as run_id:
+        pass
     record = ScoringRecord(
         scoring=name,
         metric=name,
@@ -148,7 +159,7 @@ def add_scoring(catalog: Catalog, name: str, scores: dict[int, float | None]) ->
         num_null=0,
         reliability=None,
         fingerprint=name,
-        run_id=0,
+        run_id=run_id,
     )
     with catalog.writing() as connection:
         sets.replace_set(connection, record)
@@ -176,6 +187,9 @@ def insert_validation(connection: DuckDBPyConnection, name: str, **columns: Any)
         "fingerprint": "",
         "run_id": 0,
         "transfer": [],
+        "task": "labels",
+        "setting": "{}",
+        "tolerance": 0.5,
     }
     sets.replace_set(connection, ValidationRecord(**{**defaults, **columns}))
 
@@ -190,8 +204,15 @@ def insert_training_run(
     *,
     keep: float = 0.5,
     num_samples: int = 5,
+    num_test: int = 10_000,
 ) -> None:
-    """A training run of a validation written by hand, in an open transaction."""
+    """A training run of a validation written by hand, in an open transaction.
+
+    It is right on the first test samples; `refresh_comparisons` then compares the arms.
+    """
+    fingerprints = connection.execute(
+        "select fingerprint from selections where selection = ?", [selection]
+    ).fetchall()
     record = TrainingRunRecord(
         validation=validation,
         arm=arm,
@@ -203,6 +224,11 @@ def insert_training_run(
         accuracy=accuracy,
         loss=0.0,
         seconds=0.0,
+        test="test",
+        num_test=num_test,
+        correct=pack_answers(np.arange(num_test) < round(accuracy * num_test)),
+        selection_fingerprint=fingerprints[0][0] if fingerprints else None,
+        distance_99=None,
     )
     sets.insert_row(connection, "training_runs", record._asdict())
 

@@ -1,5 +1,8 @@
+import shutil
+
+import numpy as np
 import pytest
-from conftest import make_catalog, members, rows
+from conftest import add_scoring, load_scores, make_catalog, members, rows
 
 import curate
 from curate import recipe
@@ -106,6 +109,28 @@ def test_a_wrong_option_is_found_before_any_work(write_recipe, tmp_path, options
     with pytest.raises(CurateError, match=reason):
         curate.run(write_recipe(CHAIN), **options)
     assert not (tmp_path / "catalog").exists()
+
+
+def test_the_metric_file_of_a_recipe_averages_scorings_in_units_of_their_spread(
+    write_recipe, tmp_path
+):
+    """recipes/paper/ensemble.py, found by its recipe's own folder."""
+    catalog = make_catalog(tmp_path)
+    ids = [sample_id for (sample_id,) in rows(catalog, "select sample_id from samples order by 1")]
+    near, far = np.arange(30.0), 100.0 * np.arange(30)[::-1] ** 2
+    add_scoring(catalog, "near", dict(zip(ids, near, strict=True)))
+    add_scoring(catalog, "far", dict(zip(ids, far, strict=True)))
+    shutil.copy(RECIPES_DIR / "paper" / "ensemble.py", tmp_path)
+    text = """
+        catalog = "${FOLDER}/catalog"
+        [score]
+        metric_file = "${RECIPE_FOLDER}/ensemble.py:mean_score"
+        options = { catalog = "${CATALOG}", scorings = "near,far" }
+        name = "mean"
+    """
+    curate.run(write_recipe(text))
+    expected = (near / near.std() + far / far.std()) / 2
+    np.testing.assert_allclose(load_scores(catalog, "mean"), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", list_names(RECIPES_DIR, ".toml"))

@@ -1,7 +1,8 @@
--- Each selection against random samples and against the whole corpus, in points of accuracy with 95% intervals.
+-- Each selection against random samples and against everything, in points of accuracy with 95% intervals.
 select
     validation,
     selection,
+    test,
     keep,
     num_samples,
     seeds,
@@ -13,4 +14,4 @@ select
     round(delta_vs_full, 2) as delta_vs_full,
     round(delta_vs_full_interval, 2) as "± full"
 from pruned_vs_random
-order by validation, keep desc, selection;
+order by validation, keep desc, selection, test;

@@ -32,7 +32,10 @@ bodies (kind, name, num_claimed, num_rows, num_distinct) as (
     select 'probe', probe, num_models, count(part), count(part)
         from probes left join probe_models using (probe) group by all
     union all
-    select 'validation', validation, num_training_runs, count(arm), count(arm)
+    select
+        'validation', validation, num_training_runs,
+        count(distinct (arm, selection, training_runs.seed)),
+        count(distinct (arm, selection, training_runs.seed))
         from validations left join training_runs using (validation) group by all
 )
 select

@@ -6,6 +6,7 @@ can query it while a long stage runs.
 
 import contextlib
 import hashlib
+import json
 import os
 import platform
 import re
@@ -21,7 +22,8 @@ from curate.catalog.records import ClusteringRecord, EmbeddingRecord, ProbeRecor
 from curate.catalog.sql import quote_literal
 from curate.errors import CurateError, OptionError
 from curate.execution.limits import memory_limit
-from curate.formats.sample_ids import shard_filename
+from curate.formats.sample_ids import caption_file, shard_filename
+from curate.package_data import read_sql
 from curate.storage import files
 from curate.storage.locks import lock_folder, remove_stale, temporary_folder
 
@@ -72,16 +74,48 @@ class Catalog:
     def vector_file(self, embedding: str, shard_id: int) -> str:
         return files.join(self.embedding_folder(embedding), shard_filename(shard_id))
 
-    def vector_files(self, embedding: str) -> dict[str, int]:
-        """The Parquet files of an embedding, in the order of the shards, with their rows."""
+    def vector_files(self, embedding: str, within: str | None = None) -> dict[str, int]:
+        """The Parquet files of an embedding, in the order of the shards, with their rows.
+
+        `within` a selection: the files that have members of it, with the rows of these.
+        """
         with self.reading() as connection:
             rows = connection.execute(
                 "select shard_id, num_embedded from embedded_shards "
                 "where embedding = ? and num_embedded > 0 order by shard_id",
                 [embedding],
             ).fetchall()
+            if within is not None:
+                rows = connection.execute(
+                    "select shard_id, count(*) from members join samples using (sample_id) "
+                    "join embedded_shards using (shard_id) "
+                    "where selection = $1 and embedding = $2 and sample_id not in "
+                    "(select sample_id from failures "
+                    "where embedding = $2 and sample_id is not null) "
+                    "group by shard_id order by shard_id",
+                    [within, embedding],
+                ).fetchall()
         folder = self.embedding_folder(embedding)
         return {files.join(folder, shard_filename(shard_id)): count for shard_id, count in rows}
+
+    def caption_file(self, embedding: str, shard_id: int) -> str:
+        return caption_file(self.embedding_folder(embedding), shard_id)
+
+    def caption_files(self, embedding: str) -> dict[str, int]:
+        """The Parquet files with the vectors of captions, in the order of the shards.
+
+        Each with its rows, the samples that have a caption. No files where captions were not
+        embedded.
+        """
+        with self.reading() as connection:
+            rows = connection.execute(read_sql("stages/captioned_shards"), [embedding]).fetchall()
+        folder = self.embedding_folder(embedding)
+        return {caption_file(folder, shard_id): count for shard_id, count in rows}
+
+    def delete_shard_files(self, embedding: str, shard_id: int) -> None:
+        """Remove what an embedding has stored of a shard."""
+        files.delete_file(self.vector_file(embedding, shard_id))
+        files.delete_file(self.caption_file(embedding, shard_id))
 
     @property
     def clusterings_folder(self) -> str:
@@ -261,8 +295,8 @@ class Catalog:
         with self.reading() as connection:
             sets.check_column_name(connection, record_type, sets.check_name(name))
 
-    def embedding_fingerprint(self, embedding: str) -> str:
-        """What an embedding holds: its weights, preprocessing, and the bytes of all its shards."""
+    def embedding_fingerprint(self, embedding: str, urls: list[str] | None = None) -> str:
+        """What an embedding holds: weights, preprocessing, bytes of its shards (or of `urls`)."""
         record = self.require(EmbeddingRecord, embedding)
         head = f"{record.weights_sha256}\n{record.preprocessing}\n{record.label_source}"
         digest = hashlib.sha256(head.encode())
@@ -270,8 +304,9 @@ class Catalog:
             shards = connection.execute(
                 "select shard_id, checksum, num_embedded "
                 "from embedded_shards join shards using (shard_id) "
-                "where embedding = ? order by shard_id",
-                [embedding],
+                "where embedding = $1 "
+                "and ($2::text[] is null or url in (select unnest($2::text[]))) order by shard_id",
+                [embedding, urls],
             ).fetchall()
         for shard in shards:
             digest.update(f"\n{shard}".encode())
@@ -330,6 +365,14 @@ class Catalog:
                     "update runs set finished_at = ?, status = ? where run_id = ?",
                     [provenance.now(), status, run_id],
                 )
+
+    def run_arguments(self, run_id: int) -> dict[str, Any]:
+        """What a run was called with; nothing for a run that the catalog does not know."""
+        with self.reading() as connection:
+            rows = connection.execute(
+                "select arguments from runs where run_id = ?", [run_id]
+            ).fetchall()
+        return dict(json.loads(rows[0][0])) if rows else {}
 
     def record_timing(self, run_id: int, seconds: dict[str, float]) -> None:
         """Store how the time of a run divides between kinds of work."""

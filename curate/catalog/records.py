@@ -159,7 +159,11 @@ class ExportRecord(SetRecord):
 class ValidationRecord(SetRecord):
     kind: ClassVar[str] = "validation"
     table: ClassVar[str] = "validations"
-    body_tables: ClassVar[tuple[str, ...]] = ("training_runs", "class_accuracies")
+    body_tables: ClassVar[tuple[str, ...]] = (
+        "training_runs",
+        "comparisons",
+        "class_accuracies",
+    )
     command: ClassVar[str] = "curate validate"
 
     validation: str
@@ -176,6 +180,9 @@ class ValidationRecord(SetRecord):
     fingerprint: str
     run_id: int
     transfer: list[str]
+    task: str
+    setting: str | None  # JSON
+    tolerance: float  # points
 
 
 @dataclass(frozen=True)
@@ -198,6 +205,13 @@ class FitRecord(SetRecord):
     seeds: int
     fingerprint: str
     run_id: int
+    schedule: str | None
+    epochs: int | None
+    strategy: str | None
+    keep: float | None
+    metric: str | None
+    exponent_vs_random: float | None
+    exponent_vs_random_interval: float | None
 
 
 SET_TYPES: tuple[type[SetRecord], ...] = (
@@ -238,6 +252,31 @@ class TrainingRunRecord(NamedTuple):
     accuracy: float
     loss: float
     seconds: float
+    test: str
+    num_test: int | None
+    correct: bytes | None
+    selection_fingerprint: str | None
+    distance_99: float | None
+
+
+class ComparisonRecord(NamedTuple):
+    """A row of `comparisons`; accuracies and differences in points."""
+
+    validation: str
+    selection: str
+    baseline: str
+    test: str
+    seeds: int
+    num_test: int
+    accuracy: float
+    baseline_accuracy: float
+    difference: float
+    half_width: float
+    variance: float
+    freedom: float
+    seed_variance: float
+    sample_variance: float
+    residual_variance: float
 
 
 class ClassAccuracyRecord(NamedTuple):
@@ -250,6 +289,7 @@ class ClassAccuracyRecord(NamedTuple):
     label: str
     num_test: int
     accuracy: float
+    test: str
 
 
 class ProbeModelRecord(NamedTuple):

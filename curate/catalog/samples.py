@@ -36,6 +36,20 @@ def load_labels(catalog: Catalog, sample_ids: np.ndarray, classes: dict[str, int
     return encode_labels(load_columns(catalog, sample_ids, "label")["label"], classes)
 
 
+def load_clusters(catalog: Catalog, clustering: str, sample_ids: np.ndarray) -> np.ndarray:
+    """The clusters of samples, sorted ids int64 [n] -> int64 [n], −1 for none."""
+    with catalog.reading() as connection:
+        rows = connection.execute(
+            "select sample_id, cluster_id from assignments where clustering = ? order by 1",
+            [clustering],
+        ).fetchnumpy()
+    ids, clusters = np.asarray(rows["sample_id"]), np.asarray(rows["cluster_id"], np.int64)
+    if not len(ids):
+        return np.full(len(sample_ids), -1, np.int64)
+    index = np.searchsorted(ids, sample_ids).clip(max=len(ids) - 1)
+    return np.where(ids[index] == sample_ids, clusters[index], -1)
+
+
 def load_locations(catalog: Catalog, sample_ids: np.ndarray) -> SampleLocations:
     """Where samples lie, sorted ids int64 [n]."""
     with catalog.reading() as connection:

@@ -112,6 +112,44 @@ def run_plan(
     print_rows(rows, format)
 
 
+def run_advise(
+    function: Callable[..., Any],
+    catalog: str,
+    *,
+    options: dict[str, Any],
+    format: TableFormat = "table",
+) -> None:
+    from dataclasses import asdict
+
+    from curate.cli.output import print_rows
+    from curate.stages.advise import Advice
+
+    advice: list[Advice] = function(catalog, **options)
+    if format == "json":
+        print_rows([asdict(row) for row in advice], format)
+        return
+    rows = [
+        {
+            "budget": row.budget,
+            "arm": row.arm,
+            "samples": f"{row.num_samples:,}",
+            "wrong %": f"{100 * row.error:.2f} ± {100 * row.error_interval:.2f}",
+            "points gained": _format_gain(row.gain, row.gain_interval),
+            "fitted to": f"{row.least_fitted:,} to {row.largest_fitted:,}",
+            "beyond": f"{row.beyond_fit:.3g} ×" if row.beyond_fit > 1 else "",
+            "": "advised" if row.is_advised else "",
+        }
+        for row in advice
+    ]
+    print_rows(rows, format)
+
+
+def _format_gain(gain: float | None, interval: float | None) -> str:
+    if gain is None or interval is None:
+        return ""
+    return f"{100 * gain:+.2f} ± {100 * interval:.2f}"
+
+
 def run_theory(
     function: Callable[..., Any], *, options: dict[str, Any], format: TableFormat = "table"
 ) -> None:
@@ -197,7 +235,21 @@ COMMANDS = {
         ("curate export $(curate select --keep 0.8) pruned/",),
         uses_engine=True,
     ),
-    "fit": Command(VERBS["fit"], ("curate fit --model mlp",)),
+    "fit": Command(
+        VERBS["fit"],
+        (
+            "curate fit --model mlp --model linear",
+            "curate fit --form pure-power --scoring el2n --strategy hardest",
+        ),
+    ),
+    "advise": Command(
+        VERBS["advise"],
+        (
+            "curate advise --budget 25000 --budget 4epochs",
+            "curate advise --samples 1000000 --budget 500000 --extrapolate",
+        ),
+        run_advise,
+    ),
     "query": Command(
         VERBS["query"],
         (

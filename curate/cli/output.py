@@ -140,58 +140,75 @@ def _write_parquet(relation: Any, out: Path) -> None:
 
 
 _DEMO_SQL = """
+with seconds as (
+    select arm, selection, avg(seconds) as seconds from training_runs group by all
+)
 select
     (select sum(num_samples) from shards) as samples,
+    (select sum(num_bytes) from shards) as shard_bytes,
     (select sum(num_embedded) from embedded_shards) as embedded,
     (select sum(num_failed) from embedded_shards) as failed,
-    k,
-    objective,
-    delta_vs_full,
-    delta_vs_full_interval,
-    delta_vs_random,
-    delta_vs_random_interval,
+    (select k from clusterings) as k,
+    (select string_agg(scoring, ', ' order by run_id) from scorings) as scorings,
+    (select count(*) from pruned_vs_random) as compared,
+    (select seconds from seconds where arm = 'full') as seconds_full,
+    (select seconds from seconds where arm = 'pruned' and selection = exports.selection)
+        as seconds_pruned,
+    (select any_value(validation) from training_runs where selection = exports.selection)
+        as validation,
     exports.*
-from clusterings
-cross join exports
-join pruned_vs_random using (selection)
+from exports
 """
 
 
 def print_demo(catalog: Path, report: str) -> None:
-    """What the demo did, and what to try next."""
+    """What the demo did, what was gained by it, and what to try next."""
+    from curate.stages.evidence.verdicts import read_verdicts
     from curate.stages.query import query
 
     result = query(catalog, _DEMO_SQL).to_pylist()[0]
-    differences = (
-        f"{result['delta_vs_full']:+.2f} ± {result['delta_vs_full_interval']:.2f} points against "
-        f"all digits, {result['delta_vs_random']:+.2f} ± {result['delta_vs_random_interval']:.2f} "
-        "against as many at random"
-    )
+    selection = result["selection"]
     embedded = (
         f"{result['samples']:,} digits: {result['embedded']:,} embedded, "
         f"{result['failed']:,} failed"
     )
-    kept = f"{result['num_samples']:,} kept, the hardest 80% with every class sure of its floor"
     exported = (
         f"{result['num_shards']} shards, {result['num_bytes']:,} bytes, "
         f"in {os.path.relpath(result['path'])}"
     )
-    picture = catalog / "figures" / "supervised_prototypes.png"
+    picture = catalog / "figures" / "el2n.png"
     rows = [
         ("embed", embedded),
-        ("cluster", f"{result['k']} clusters, objective {result['objective']:,.1f}"),
-        ("score", "ssl_prototypes, supervised_prototypes"),
-        ("select", kept),
+        ("cluster", f"{result['k']} clusters"),
+        ("score", result["scorings"]),
+        ("validate", f"{result['compared']} selections against random ones and against all"),
+        ("select", f"{selection}: {result['num_samples']:,} digits"),
         ("export", exported),
-        ("validate", differences),
         ("picture", os.path.relpath(picture)),
         ("report", os.path.relpath(report)),
     ]
     print_table(["stage", "result"], rows)
+    share = result["num_samples"] / result["samples"]
+    seconds = result["seconds_pruned"] / result["seconds_full"]
+    print(
+        f"\n{result['num_samples']:,} of {result['samples']:,} digits are enough, {share:.0%}, "
+        f"in {result['num_bytes'] / result['shard_bytes']:.0%} of the bytes."
+        f"\nA model trains on them in {result['seconds_pruned']:.2f} s instead of "
+        f"{result['seconds_full']:.2f} s, {seconds:.0%}."
+    )
+    against = {
+        verdict.comparison.baseline: verdict
+        for verdict in read_verdicts(catalog, result["validation"])
+        if verdict.comparison.selection == selection
+    }
+    print(
+        f"Against all digits: {against['full'].summary}; "
+        f"against as many at random: {against['random'].summary}."
+    )
     curate = _command_name()
     print(
-        f"\nTry next:\n  {curate} query class_balance -c {catalog}\n"
-        f"  {curate} query hardest -c {catalog}\n"
+        f"\nTry next:\n  {curate} query verdicts -c {catalog}\n"
+        f"  {curate} query hardest --param scoring=el2n -c {catalog}\n"
         f"  {curate} select --keep 0.5 --strategy easiest -c {catalog}"
     )
 

@@ -5,6 +5,13 @@
         ...
 
 Users then name it `siglip:VARIANT` or, for another input size in pixels, `siglip:VARIANT@384`.
+
+An encoder that was trained on images with their captions may have a text tower too, which is loaded
+apart from the network for images, and only where captions are embedded:
+
+    @text_tower_of(siglip)
+    def siglip_text(variant: str, checkpoint: str | None, device: str) -> TextTower:
+        ...
 """
 
 from collections.abc import Callable
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
 
 encoders = Registry("encoder", "curate.encoders")
 encoder = encoders.register
+_text_towers: "dict[str, Callable[[str, str | None, str], TextTower]]" = {}  # by encoder name
 _MAX_SIZE = 4096  # pixels
 
 
@@ -38,10 +46,47 @@ class Encoder:
     weights_sha256: str
 
 
+@dataclass(frozen=True)
+class TextTower:
+    """A function from n texts to vectors, float32 [n, dim], and the checksum of its weights."""
+
+    encode: Callable[[list[str]], np.ndarray]
+    weights_sha256: str
+
+
+def text_tower_of(
+    encoder: Callable[..., Encoder],
+) -> Callable[[Callable[[str, str | None, str], TextTower]], Callable[..., TextTower]]:
+    """Use as a decorator: the function loads the text tower of `encoder` onto a device."""
+
+    def register(
+        function: Callable[[str, str | None, str], TextTower],
+    ) -> Callable[..., TextTower]:
+        _text_towers[encoder.__name__] = function
+        return function
+
+    return register
+
+
 def make_encoder(spec: str, checkpoint: str | None = None) -> Encoder:
     """The encoder of a spec NAME, NAME:VARIANT or NAME:VARIANT@SIZE. Raises CurateError."""
     name, variant, size = _parse_spec(spec)
     return encoders[name](variant, checkpoint, size)  # type: ignore[no-any-return]
+
+
+def make_text_tower(spec: str, checkpoint: str | None = None, device: str = "cpu") -> TextTower:
+    """The text tower of the encoder of a spec. Raises CurateError."""
+    check_text_tower(spec)
+    name, variant, _ = _parse_spec(spec)
+    return _text_towers[name](variant, checkpoint, device)
+
+
+def check_text_tower(spec: str) -> None:
+    """OptionError for an encoder without a text tower; loads no weights."""
+    name, _, _ = _parse_spec(spec)
+    encoders[name]
+    if name not in _text_towers:
+        raise OptionError(f"the encoder {spec} has no text tower: use open_clip:MODEL/PRETRAINED")
 
 
 def check_spec(spec: str) -> None:

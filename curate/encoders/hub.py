@@ -1,4 +1,4 @@
-"""Weights from the model hub, with a time limit and one clear line where it cannot be reached."""
+"""The model hub, with a time limit and one clear line where it cannot be reached."""
 
 import os
 import socket
@@ -12,8 +12,8 @@ from curate.errors import CurateError
 Result = TypeVar("Result")
 
 
-def load_from_hub(spec: str, load: Callable[[], Result]) -> Result:
-    """Call `load`, which may download weights; CurateError where there are none.
+def load_from_hub(spec: str, load: Callable[[], Result], what: str = "weights") -> Result:
+    """Call `load`, which may download weights or a tokenizer; CurateError where there are none.
 
     The hub is tried for a few seconds first, because its client otherwise repeats for minutes.
     Where it cannot be reached, only files in the local cache count.
@@ -29,9 +29,11 @@ def load_from_hub(spec: str, load: Callable[[], Result]) -> Result:
         reason = str(error).strip().split("\n", 1)[0]
         if is_offline:
             reason = "the model hub cannot be reached"
+        remedy = "download them elsewhere and give the file with --checkpoint"
+        if what != "weights":
+            remedy = "run the command once where the hub can be reached"
         raise CurateError(
-            f"no weights for '{spec}': {reason} and they are not in the local cache; "
-            "download them elsewhere and give the file with --checkpoint"
+            f"no {what} for '{spec}': {reason}, and none in the local cache; {remedy}"
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = previous

@@ -6,7 +6,7 @@ coordination, never collide, and sort in tar order.
 
 from typing import Any
 
-from curate.storage.files import filename
+from curate.storage.files import filename, join
 
 _POSITION_BITS = 24
 
@@ -32,3 +32,13 @@ SHARD_FILES = "[0-9]*.parquet"  # a pattern for all such names
 def shard_id_of(location: object) -> int:
     """The shard whose rows a file holds, by the file's name."""
     return int(filename(str(location)).removesuffix(".parquet"))
+
+
+def captions_folder(embedding_folder: str) -> str:
+    """Where the vectors of captions are stored, next to those of the images."""
+    return join(embedding_folder, "captions")
+
+
+def caption_file(embedding_folder: str, shard_id: int) -> str:
+    """The file with the vectors of a shard's captions."""
+    return join(captions_folder(embedding_folder), shard_filename(shard_id))

@@ -1,7 +1,11 @@
-"""Vectors in Parquet: one file per shard, half precision on disk, single precision in memory."""
+"""Vectors in Parquet: one file per shard, half precision on disk, single precision in memory.
+
+The vectors of captions are in files of their own, which hold only the samples that have a caption.
+"""
 
 import contextlib
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +13,9 @@ import numpy as np
 from curate.errors import CurateError
 from curate.storage.atomic import atomic_write
 from curate.storage.checksums import file_checksum
-from curate.storage.files import is_url, open_binary
+from curate.storage.files import is_url, localize, open_binary
+
+_READ_BUFFER = 1 << 20  # bytes at a time of a file that is read in batches
 
 
 class ShardVectors(NamedTuple):
@@ -39,13 +45,18 @@ def write_vectors(location: str, sample_ids: np.ndarray, vectors: np.ndarray) ->
         return file_checksum(temporary)
 
 
-def read_vectors(location: str) -> ShardVectors:
-    """The ids and vectors of one file. Raises CurateError where it is missing or damaged."""
+def read_vectors(location: str, within: str | None = None) -> ShardVectors:
+    """The ids and vectors of one file, or those in the file `within` (`write_sample_ids`) only.
+
+    Raises CurateError where it is missing or damaged.
+    """
     table = _read_table(location, ["sample_id", "vector"])
-    rows = table["vector"].combine_chunks()
-    values = rows.flatten().to_numpy(zero_copy_only=False)
-    vectors = values.reshape(len(rows), rows.type.list_size).astype(np.float32)
-    return ShardVectors(table["sample_id"].to_numpy(), vectors)
+    sample_ids = table["sample_id"].to_numpy()
+    vectors = _to_matrix(table["vector"].combine_chunks())
+    if within is not None:
+        is_within = _is_within(sample_ids, within)
+        sample_ids, vectors = sample_ids[is_within], vectors[is_within]
+    return ShardVectors(sample_ids, vectors)
 
 
 def read_sample_ids(location: str) -> np.ndarray:
@@ -53,15 +64,64 @@ def read_sample_ids(location: str) -> np.ndarray:
     return np.asarray(_read_table(location, ["sample_id"])["sample_id"].to_numpy(), np.int64)
 
 
-def _read_table(location: str, columns: list[str]) -> Any:
-    import pyarrow as pa
+def iterate_vectors(location: str, batch_size: int) -> Iterator[ShardVectors]:
+    """The rows of one file, so many at a time; no more of a large file is in memory.
+
+    Raises CurateError as `read_vectors`.
+    """
     import pyarrow.parquet as pq
 
+    with _explain_damage(location), _open_parquet(location) as file:
+        # Without a buffer, Parquet reads a whole column chunk, which is up to a million vectors.
+        parquet = pq.ParquetFile(file, buffer_size=_READ_BUFFER, pre_buffer=False)
+        for batch in parquet.iter_batches(batch_size, columns=["sample_id", "vector"]):
+            yield ShardVectors(batch["sample_id"].to_numpy(), _to_matrix(batch["vector"]))
+
+
+def write_sample_ids(location: str, sample_ids: np.ndarray) -> None:
+    """Write sorted ids, int64 [n], for workers that read the vectors of these samples only."""
+    with atomic_write(location) as temporary, temporary.open("wb") as file:
+        np.save(file, sample_ids)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_sample_ids(location: str) -> np.ndarray:
+    with localize([location]) as (path,):
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _is_within(sample_ids: np.ndarray, within: str) -> np.ndarray:
+    """Which of the sorted ids of a shard are in a file of sorted ids: [n] -> bool [n]."""
+    all_ids = _load_sample_ids(within)
+    first, last = np.searchsorted(all_ids, [sample_ids[0], sample_ids[-1] + 1])
+    return np.isin(sample_ids, all_ids[first:last])
+
+
+def _to_matrix(rows: Any) -> np.ndarray:
+    """A fixed-size list array of half-precision numbers as float32 [n, dim]."""
+    values = rows.flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(values.reshape(len(rows), rows.type.list_size).astype(np.float32))
+
+
+def _read_table(location: str, columns: list[str]) -> Any:
+    import pyarrow.parquet as pq
+
+    with _explain_damage(location), _open_parquet(location) as file:
+        return pq.read_table(file, columns=columns)
+
+
+def _open_parquet(location: str) -> contextlib.AbstractContextManager[Any]:
     # Parquet reads a local file faster by its path than through a Python file.
-    source = open_binary if is_url(location) else contextlib.nullcontext
+    return open_binary(location) if is_url(location) else contextlib.nullcontext(location)
+
+
+@contextlib.contextmanager
+def _explain_damage(location: str) -> Iterator[None]:
+    """Turn what goes wrong with a file into one CurateError with the remedy."""
+    import pyarrow as pa
+
     try:
-        with source(location) as file:
-            return pq.read_table(file, columns=columns)
+        yield
     except (OSError, pa.ArrowInvalid) as error:
         is_missing = isinstance(error, FileNotFoundError)
         reason = "is gone" if is_missing else "is damaged: remove it"
@@ -77,12 +137,14 @@ def sample_rows(
     seed: int,
     advance: Callable[[int, int], None],
     transform: Callable[[np.ndarray], np.ndarray] = lambda rows: rows,
+    within: str | None = None,
 ) -> np.ndarray:
     """Rows drawn without replacement, in the files' order: float32 [num_rows, dim].
 
     `files` maps each file to its number of rows; only files with a drawn row are read, one at a
     time. The draw depends on the seed and on these numbers alone, never on how work is split.
-    `transform` is applied to the drawn rows of each file.
+    `transform` is applied to the drawn rows of each file. See `read_vectors` for `within`; `files`
+    then counts these rows only.
     """
     total = sum(files.values())
     if num_rows >= total:
@@ -96,7 +158,7 @@ def sample_rows(
         first, last = np.searchsorted(row_indices, [start, stop])
         file_indices = row_indices[first:last] - start
         if len(file_indices):
-            file_rows = transform(read_vectors(file).vectors[file_indices])
+            file_rows = transform(read_vectors(file, within).vectors[file_indices])
             if not filled:
                 rows = np.empty((len(row_indices), file_rows.shape[1]), np.float32)
             rows[filled : filled + len(file_rows)] = file_rows

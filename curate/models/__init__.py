@@ -29,9 +29,8 @@ class Model:
 
     `build` takes the number of features in a row (image models: of channels); None means that the
     model is solved in closed form. `image_size` is the edge in pixels of the images it reads, 0 for
-    a head on vectors. Batches are smaller, and epochs more, on a corpus too small for `least_steps`
-    steps. `on_subsets` holds what differs for models of random subsets: these must fit all that
-    they are given, right or wrong, or no memorization can be measured.
+    a head on vectors. `on_subsets` holds what differs for models of random subsets: these must fit
+    all that they are given, right or wrong, or no memorization can be measured.
     """
 
     build: "Callable[[int], tuple[torch.nn.Module, int]] | None"
@@ -41,7 +40,6 @@ class Model:
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     label_smoothing: float = 0.0
-    least_steps: int = 250
     stack_size: int = 50  # models that train as one tensor program; 1 for models of images
     on_subsets: Mapping[str, Any] = field(default_factory=dict)
 
@@ -68,13 +66,24 @@ def model_module(spec: str) -> str:
     return models[spec.partition(":")[0]].__module__
 
 
+# One rule for every size, so that errors of several sizes differ by the data and not by the
+# training, and scores of several corpora by their samples: the model's own number of epochs, each
+# of at least 16 steps, for which the batch shrinks in proportion to a small set. Of the rules that
+# `python benchmarks/training_rules.py` compares it is the best, or as good, at every size: batches
+# of one size train small sets too little, and more epochs for small sets, or as many steps for
+# every set, train too long. EL2N's early end of training is the same epoch at every size, too.
+_EPOCH_STEPS, _LEAST_BATCH = 16, 16
+
+
 def num_epochs(model: Model, num_rows: int) -> int:
-    """The model's own epochs, or more on a corpus too small for its least number of steps."""
+    """The model's own epochs; more for fewer than 241 rows, whose batches cannot shrink further."""
     if model.build is None:
         return 1
-    return max(model.epochs, -(-model.least_steps // steps_per_epoch(model, num_rows)))
+    least_steps = model.epochs * _EPOCH_STEPS
+    return max(model.epochs, -(-least_steps // steps_per_epoch(model, num_rows)))
 
 
 def steps_per_epoch(model: Model, num_rows: int) -> int:
-    """At least 16 steps on a small corpus, in batches of no less than 16 rows."""
-    return max(-(-num_rows // min(model.batch_size, max(num_rows // 16, 16))), 1)
+    """At least 16 steps, by smaller batches if need be, but none of less than 16 rows."""
+    batch_size = min(model.batch_size, max(num_rows // _EPOCH_STEPS, _LEAST_BATCH))
+    return max(-(-num_rows // batch_size), 1)

@@ -15,7 +15,6 @@ from curate.formatting import natural_sort_key
 from curate.options import Option, verb
 from curate.package_data import read_sql
 from curate.progress import log
-from curate.stages.select.stage import ScoringName
 from curate.storage.atomic import atomic_write
 
 _FINGERPRINT_KEY = "curate:fingerprint"  # a text in the PNG: what is drawn on it
@@ -45,7 +44,7 @@ def check_png(path: object) -> None:
 def gallery(
     catalog: Catalog | str | Path,
     *,
-    scoring: ScoringName = "ssl_prototypes",
+    scoring: Annotated[str, Option("Scoring to rank by.")] = "ssl_prototypes",
     by: Annotated[
         str | None,
         Option(

@@ -1,12 +1,13 @@
 """Which sets are out of date: made by other code, or from sets that are gone or out of date."""
 
 import json
+import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from curate.catalog import provenance
 from curate.catalog.catalog import Catalog
-from curate.catalog.records import SET_TYPES_BY_KIND, SetRecord
+from curate.catalog.records import ScoringRecord, SetRecord
 from curate.encoders import encoder_module
 from curate.errors import CurateError
 from curate.models import model_module
@@ -24,6 +25,18 @@ def models_checksum(models: list[str]) -> str:
     """The checksum of the code that defines models. Raises CurateError."""
     modules = sorted({model_module(model) for model in models})
     return " ".join(provenance.module_checksum(module) for module in modules)
+
+
+def validation_checksum(task: str, model: str) -> str:
+    """The checksum of the code that trains, or measures, for a task. Raises CurateError."""
+    modules = {"captions": ["contrastive"], "coverage": ["nearest"]}.get(task)
+    if modules is None:
+        checksum = models_checksum([model])
+        modules = ["self_supervised"] if task == "self-supervised" else []
+    else:
+        checksum = ""
+    names = [f"curate.training.{module}" for module in modules]
+    return " ".join([checksum, *map(provenance.module_checksum, names)]).strip()
 
 
 def metric_checksum(metric: str) -> str:
@@ -48,7 +61,9 @@ _CURRENT_CHECKSUMS: dict[str, Callable[[dict[str, Any]], str]] = {
     "probe": lambda arguments: models_checksum(arguments["models"]),
     "score": lambda arguments: metric_checksum(arguments["metric"]),
     "select": lambda arguments: strategy_checksum(arguments["strategy"]),
-    "validate": lambda arguments: models_checksum([arguments["model"]]),
+    "validate": lambda arguments: validation_checksum(
+        arguments.get("task", "labels"), arguments["model"]
+    ),
 }
 
 
@@ -64,14 +79,20 @@ class _SetRun(NamedTuple):
     code_checksum: str | None
 
 
-def find_stale(catalog: Catalog) -> dict[tuple[str, str], str]:
-    """The sets that are out of date, by kind and name, each with the reason."""
+def find_stale(catalog: Catalog, *, by_selections: bool = True) -> dict[tuple[str, str], str]:
+    """The sets that are out of date, by kind and name, each with the reason.
+
+    Without `by_selections`, a validation is not out of date because one of its selections is: each
+    of its arms knows the members that it trained on, and the others still count.
+    """
     with catalog.reading() as connection:
         rows = connection.execute(
             "select kind, named_sets.name, run_id, stage, arguments, parent_run_ids, code_checksum "
             "from named_sets join runs using (run_id) order by run_id"
         ).fetchall()
-        run_names = dict(connection.execute("select run_id, name from runs").fetchall())
+        runs = connection.execute("select run_id, name, stage from runs").fetchall()
+    run_names = {run_id: name for run_id, name, _ in runs}
+    select_run_ids = {run_id for run_id, _, stage in runs if stage == "select"}
     set_runs = [_SetRun(*row)._replace(arguments=json.loads(row[4])) for row in rows]
     by_run_id = {set_run.run_id: set_run for set_run in set_runs}
     reasons: dict[int, str] = {}
@@ -79,7 +100,10 @@ def find_stale(catalog: Catalog) -> dict[tuple[str, str], str]:
         reason = None
         if _has_changed_code(set_run):
             reason = "by other code than there is now"
-        for parent_id in set_run.parent_run_ids if set_run.kind != "embedding" else []:
+        parent_ids = set_run.parent_run_ids if set_run.kind != "embedding" else []
+        for parent_id in parent_ids:
+            if set_run.kind == "validation" and not by_selections and parent_id in select_run_ids:
+                continue
             if parent_id not in by_run_id:
                 reason = f"before the last change of '{run_names.get(parent_id, 'a removed set')}'"
             elif parent_id in reasons:
@@ -98,14 +122,23 @@ def warn_if_stale(catalog: Catalog, record: SetRecord) -> None:
     """Log a warning with the reason and the remedy if a set is out of date."""
     reason = find_stale(catalog).get((record.kind, record.name))
     if reason:
-        command = SET_TYPES_BY_KIND[record.kind].command.replace("METRIC", record.name)
         log.warning(
             "the %s '%s' was made %s: `%s` makes it again",
             record.kind,
             record.name,
             reason,
-            command,
+            remake_command(catalog, record),
         )
+
+
+def remake_command(catalog: Catalog, record: SetRecord) -> str:
+    """The command that makes a set again; for a scoring, with the options that it was made with."""
+    if not isinstance(record, ScoringRecord):
+        return record.command
+    arguments = catalog.run_arguments(record.run_id)
+    spec = arguments.get("metric", record.metric)
+    words = ["--metric-file", spec] if ":" in spec else [spec]
+    return shlex.join(["curate", "score", *words, *arguments.get("given", [])])
 
 
 def _has_changed_code(set_run: _SetRun) -> bool:

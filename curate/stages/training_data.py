@@ -1,5 +1,6 @@
 """What probes and validations train on and test with, written to a folder for their tasks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import EmbeddingRecord, SelectionRecord
-from curate.catalog.samples import load_labels, load_locations, load_members
+from curate.catalog.samples import load_locations, load_members
 from curate.errors import CurateError
 from curate.execution.limits import cpu_count
 from curate.execution.types import Resources
@@ -15,10 +16,13 @@ from curate.formats.sample_ids import shard_id_of
 from curate.formats.shard_patterns import expand_patterns
 from curate.formats.vectors import read_sample_ids
 from curate.models import Model
-from curate.progress import progress_bar
+from curate.progress import log, progress_bar
 from curate.stages.embed.stage import embed, preprocessing_of
 from curate.training.inputs import TrainingInputs
+from curate.training.nearest import count_near_duplicates
 from curate.training.pca import Reduction, fit_reduction
+
+_MAX_COMPARED = 5_000_000  # samples of the corpus
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ def embed_test_set(
         checkpoint=parent.checkpoint,
         label=parent.label_source,
         decode=preprocessing_of(parent)["decode"],
+        captions=preprocessing_of(parent)["captions"],
         name=parent.embedding,
     )
     return ExtraShards(inner_catalog, urls)
@@ -61,6 +66,35 @@ def check_no_leakage(catalog: Catalog, urls: list[str] | None, test: ExtraShards
         )
 
 
+def warn_of_near_duplicates(catalog: Catalog, embedding: str, test: ExtraShards) -> None:
+    """Say how many of the test samples have a near-duplicate among those to train on.
+
+    Not on corpora of more than a few million samples, where the pass over all vectors takes longer
+    than training.
+    """
+    files = catalog.vector_files(embedding)
+    shard_ids = shard_ids_of_urls(test.catalog, test.urls)
+    test_files = {
+        file: count
+        for file, count in test.catalog.vector_files(embedding).items()
+        if shard_id_of(file) in shard_ids
+    }
+    num_rows = sum(files.values())
+    if num_rows > _MAX_COMPARED or not sum(test_files.values()):
+        return
+    total = num_rows + sum(test_files.values())
+    with progress_bar("compare", total) as advance:
+        result = count_near_duplicates(files, test_files, advance)
+    if result.num_duplicated:
+        log.warning(
+            "%s of %s test samples examined have a near-duplicate among those to train on "
+            "(cosine %.3f or more): accuracies are too high by as much at most",
+            f"{result.num_duplicated:,}",
+            f"{result.num_examined:,}",
+            result.threshold,
+        )
+
+
 def _urls_by_checksum(catalog: Catalog, urls: list[str] | None) -> dict[str, str]:
     with catalog.reading() as connection:
         rows = connection.execute(
@@ -76,7 +110,7 @@ def write_training_data(
     embedding: str,
     folder: Path,
     models: list[Model],
-    classes: dict[str, int],
+    labels_of: Callable[[np.ndarray], np.ndarray],
     *,
     reduction: Reduction | None = None,
     urls: list[str] | None = None,
@@ -84,13 +118,14 @@ def write_training_data(
 ) -> Reduction | None:
     """Write what the models read into `folder`; returns how vectors were reduced.
 
-    The test samples are reduced in the same way. Only the shards `urls` count, and only the members
-    of the selection `within`. The reduction depends on the whole embedding all the same, so that
-    corpora of several sizes are seen alike.
+    `labels_of` gives class numbers for sample ids, int64 [n], −1 for none. The test samples are
+    reduced in the same way. Only the shards `urls` count, and only the members of the selection
+    `within`. The reduction depends on the whole embedding all the same, so that corpora of several
+    sizes are seen alike.
     """
     files = catalog.vector_files(embedding)
     if urls is not None:
-        shard_ids = _shard_ids(catalog, urls)
+        shard_ids = shard_ids_of_urls(catalog, urls)
         files = {file: count for file, count in files.items() if shard_id_of(file) in shard_ids}
     total = sum(files.values())
     if not total:
@@ -103,7 +138,7 @@ def write_training_data(
         catalog.require(SelectionRecord, within)
         sample_ids = sample_ids[np.isin(sample_ids, load_members(catalog, within))]
     inputs = TrainingInputs(folder)
-    inputs.write_samples(sample_ids, load_labels(catalog, sample_ids, classes))
+    inputs.write_samples(sample_ids, labels_of(sample_ids))
     if any(not model.image_size for model in models):
         with progress_bar("reduce", 2 * total) as advance:
             reduction = reduction or fit_reduction(files, 0, advance)
@@ -118,7 +153,8 @@ def write_training_data(
     return reduction
 
 
-def _shard_ids(catalog: Catalog, urls: list[str]) -> set[int]:
+def shard_ids_of_urls(catalog: Catalog, urls: list[str]) -> set[int]:
+    """The ids of shards by their URLs."""
     with catalog.reading() as connection:
         rows = connection.execute(
             "select shard_id from shards where url in (select unnest(?))", [urls]

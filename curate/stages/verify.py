@@ -127,7 +127,7 @@ def _verify_files(catalog: Catalog) -> Iterator[Issue]:
     """Vectors, centroids and what probes wrote."""
     with catalog.reading() as connection:
         vector_rows = connection.execute(
-            "select embedding, shard_id, num_embedded, dim, vectors_checksum "
+            "select embedding, shard_id, num_embedded, dim, vectors_checksum, captions_checksum "
             "from embedded_shards join embeddings using (embedding) "
             "where num_embedded > 0 order by all"
         ).fetchall()
@@ -135,8 +135,14 @@ def _verify_files(catalog: Catalog) -> Iterator[Issue]:
             "select distinct folder, probe, part from probes join probe_models using (probe)"
         ).fetchall()
     with progress_bar("verify", len(vector_rows)) as advance:
-        for embedding, shard_id, num_rows, dim, checksum in vector_rows:
-            yield from _verify_vectors(catalog, embedding, shard_id, (num_rows, dim), checksum)
+        for embedding, shard_id, num_rows, dim, checksum, captions_checksum in vector_rows:
+            sample_ids, has_caption = _load_embedded(catalog, embedding, shard_id)
+            location = catalog.vector_file(embedding, shard_id)
+            yield from _verify_vectors(location, checksum, sample_ids, (num_rows, dim))
+            if captions_checksum:
+                location = catalog.caption_file(embedding, shard_id)
+                sample_ids = sample_ids[has_caption]
+                yield from _verify_vectors(location, captions_checksum, sample_ids)
             advance(1, num_rows)
     for name in catalog.list_names(ClusteringRecord):
         yield from _verify_centroids(catalog, catalog.require(ClusteringRecord, name))
@@ -144,33 +150,40 @@ def _verify_files(catalog: Catalog) -> Iterator[Issue]:
         yield from _verify_part(catalog.probe_folder(folder) / part, probe)
 
 
+def _load_embedded(
+    catalog: Catalog, embedding: str, shard_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The embedded samples of a shard: ids int64 [n], and which have a caption, bool [n]."""
+    with catalog.reading() as connection:
+        columns = connection.execute(
+            "select sample_id, coalesce(caption <> '', false) as has_caption "
+            "from samples where shard_id = $1 and sample_id not in "
+            "(select sample_id from failures where embedding = $2 and shard_id = $1 "
+            "and sample_id is not null) order by sample_id",
+            [shard_id, embedding],
+        ).fetchnumpy()
+    return columns["sample_id"], columns["has_caption"]
+
+
 def _verify_vectors(
-    catalog: Catalog,
-    embedding: str,
-    shard_id: int,
-    shape: tuple[int, int],
+    location: str,
     checksum: str | None,
+    sample_ids: np.ndarray,
+    shape: tuple[int, int] | None = None,
 ) -> Iterator[Issue]:
-    location = catalog.vector_file(embedding, shard_id)
+    """A file with vectors of these samples, and of a shape where the catalog knows it."""
     remedy = "remove the file, and the same `curate embed` again makes it"
     issues = list(_verify_file(location, checksum, remedy))
     yield from issues
     if issues:
         return
-    with catalog.reading() as connection:
-        rows = connection.execute(
-            "select sample_id from samples where shard_id = $1 and sample_id not in "
-            "(select sample_id from failures where embedding = $2 and shard_id = $1 "
-            "and sample_id is not null) order by sample_id",
-            [shard_id, embedding],
-        ).fetchnumpy()
     try:
         shard = read_vectors(location)
     except CurateError as error:
         yield Issue(location, str(error), remedy)
         return
-    has_same_ids = np.array_equal(shard.sample_ids, rows["sample_id"])
-    if shard.vectors.shape != shape or not has_same_ids:
+    has_same_ids = np.array_equal(shard.sample_ids, sample_ids)
+    if not has_same_ids or shape not in (None, shard.vectors.shape):
         yield Issue(location, "its rows are not those of the shard's samples", remedy)
     elif not np.isfinite(shard.vectors).all():
         yield Issue(location, "it holds numbers that are not finite", remedy)

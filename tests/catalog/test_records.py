@@ -12,6 +12,7 @@ from curate.package_data import read_sql
 ROW_TYPES = {
     "shards": records.ShardRecord,
     "training_runs": records.TrainingRunRecord,
+    "comparisons": records.ComparisonRecord,
     "class_accuracies": records.ClassAccuracyRecord,
     "probe_models": records.ProbeModelRecord,
     "fit_points": records.FitPointRecord,
@@ -21,6 +22,7 @@ SQL_TYPES = {
     int: ("INTEGER", "BIGINT"),
     float: ("DOUBLE", "FLOAT"),
     bool: ("BOOLEAN",),
+    bytes: ("BLOB",),
     list[str]: ("VARCHAR[]",),
 }
 RECORDS = {record_type.table: record_type for record_type in SET_TYPES} | ROW_TYPES
@@ -65,5 +67,9 @@ def test_every_table_that_has_a_sets_name_is_its_body(catalog):
             if column == record_type.kind and table != record_type.table
         }
         tables = {name for (name,) in rows(catalog, "select table_name from duckdb_tables()")}
-        others = {other.table for other in SET_TYPES} | {"training_runs", "class_accuracies"}
+        others = {other.table for other in SET_TYPES} | {
+            "training_runs",
+            "comparisons",
+            "class_accuracies",
+        }
         assert (bodies & tables) - others <= set(record_type.body_tables)

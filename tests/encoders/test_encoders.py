@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from curate import encoders
-from curate.encoders import weights
-from curate.errors import CurateError
+from curate.encoders import hub, weights
+from curate.errors import CurateError, OptionError
 from curate.formats import images
 from curate.stages.embed import inference
 
@@ -81,6 +81,70 @@ def test_open_clip_equals_its_own_transform(torch, photos, tmp_path):
     assert vectors.shape == (100, 384)
     expected = embed_by_library(torch, clip.visual.eval(), transform, photos)
     assert cosine_similarities(vectors, expected).min() >= 0.9999
+
+
+def test_open_clip_reads_captions_as_its_own_tokenizer_and_text_tower_do(torch, tmp_path):
+    import open_clip
+
+    torch.manual_seed(0)
+    clip = open_clip.create_model("ViT-S-32", pretrained=None).eval()
+    torch.save(clip.state_dict(), tmp_path / "clip.pt")
+    spec, checkpoint = "open_clip:ViT-S-32", str(tmp_path / "clip.pt")
+    captions = ["a cat", "a cat on the mat", "", "two cats " * 200]
+    tower = encoders.make_text_tower(spec, checkpoint)
+    vectors = tower.encode(captions)
+    with torch.no_grad():
+        expected = clip.encode_text(open_clip.get_tokenizer("ViT-S-32")(captions)).numpy()
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    image_sha256 = encoders.make_encoder(spec, checkpoint).weights_sha256
+    with torch.no_grad():
+        clip.token_embedding.weight[7] += 1
+    torch.save(clip.state_dict(), checkpoint)
+    assert encoders.make_text_tower(spec, checkpoint).weights_sha256 != tower.weights_sha256
+    assert encoders.make_encoder(spec, checkpoint).weights_sha256 == image_sha256
+
+
+def test_the_words_that_a_tokenizer_keeps_are_bounded(monkeypatch):
+    import open_clip
+
+    from curate.encoders import open_clip as own
+
+    monkeypatch.setattr(own, "_MAX_CACHED_WORDS", 8)
+    captions = [f"word{chr(97 + number)} <start_of_text>" for number in range(20)]
+    tokenizer = own._load_tokenizer("ViT-B-32/openai")
+    tokens = [tokenizer([caption]) for caption in captions]
+    assert len(tokenizer.cache) <= 8
+    expected = open_clip.get_tokenizer("ViT-B-32")
+    assert all(tokens[number].equal(expected([caption])) for number, caption in enumerate(captions))
+
+
+def test_pixels_counts_the_words_of_captions():
+    encode = encoders.make_text_tower("pixels").encode
+    cat, again, more, none = encode(["a Cat", "cat, A!", "a cat and a cat", "..."])
+    assert cat.shape == (256,)
+    assert cat.tolist() == again.tolist()
+    assert (more.sum(), none.sum()) == (5, 0)
+    assert (more >= 2 * cat).all()
+
+
+@pytest.mark.parametrize("spec", ["timm:resnet18", "onnx:file.onnx", "efficientnet_lite0@96"])
+def test_an_encoder_without_a_text_tower_names_one_that_has(spec):
+    reason = f"the encoder {spec} has no text tower: use open_clip:MODEL/PRETRAINED"
+    with pytest.raises(OptionError, match=reason):
+        encoders.make_text_tower(spec)
+
+
+def test_a_tokenizer_that_is_not_installed_is_one_line(monkeypatch):
+    import open_clip
+
+    def fail(model: str) -> None:
+        raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", fail)
+    monkeypatch.setattr(hub, "_is_reachable", lambda endpoint: False)
+    with pytest.raises(CurateError, match=r"not installed \(transformers\): install it, or use"):
+        encoders.make_text_tower("open_clip:ViT-B-16-SigLIP/webli")
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])

@@ -142,11 +142,13 @@ def test_every_stage_gives_the_same_files_on_a_ray_of_this_machine(tmp_path):
 
     def run_chain(name: str) -> Catalog:
         catalog = Catalog(tmp_path / name)
-        curate.embed(catalog, shards, encoder="pixels")
+        curate.embed(catalog, shards, encoder="pixels", captions=True)
         curate.cluster(catalog, k=4)
         curate.probe(catalog, model="ridge", fraction=0.5, count=60)
         curate.score(catalog, ["ssl_prototypes", "memorization", "supervised_prototypes"])
         curate.select(catalog, keep=0.5, name="half")
+        curate.cluster(catalog, k=3, within="half")
+        curate.score(catalog, ["ssl_prototypes", "supervised_prototypes"], within="half")
         curate.export(catalog, "half", tmp_path / f"{name}-out")
         return catalog
 

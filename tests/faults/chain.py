@@ -83,7 +83,7 @@ def main(catalog: str, out: str, workers: int, shards: list[str]) -> None:
     from curate.stages.score.stage import score
     from curate.stages.select.stage import select
 
-    embed(catalog, shards, encoder="pixels", workers=workers)
+    embed(catalog, shards, encoder="pixels", captions=True, workers=workers)
     cluster(catalog, k=4, workers=workers)
     probe(catalog, model="ridge")
     score(catalog, ["ssl_prototypes", "random"], workers=workers)

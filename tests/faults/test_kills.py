@@ -35,13 +35,16 @@ COLUMNS_OF_A_RUN = {"run_id", "seconds", "centroids_file"}
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory, data) -> list[str]:
-    """Three small shards of real images, of thirty each."""
+    """Three small shards of real images with captions, of thirty each."""
     folder = tmp_path_factory.mktemp("corpus")
     with min((data / "cifar10").glob("*test*.tar")).open("rb") as stream:
         samples = list(itertools.islice(iterate_samples(TarReader(stream)), 90))
     urls = []
     for number in range(3):
-        shard = [(sample.key, sample.members) for sample in samples[30 * number : 30 * number + 30]]
+        shard = [
+            (sample.key, {**sample.members, "txt": f"picture {sample.key}".encode()})
+            for sample in samples[30 * number : 30 * number + 30]
+        ]
         urls.append(str(write_shard(folder / f"{number:03d}.tar", shard)))
     return urls
 

@@ -385,6 +385,12 @@ KINDS: dict[str, Kind] = {
         "used: the caption has a mark where the byte was",
         2,
     ),
+    "an empty caption": Kind(with_sound(*sample("a", txt=b" \n")), "used, without a caption", 2),
+    "a caption that is one long word": Kind(
+        with_sound(*sample("a", txt=b"curate" * 100_000)),
+        "used: of a caption, the first 2,000 characters are embedded",
+        2,
+    ),
     "JSON that is none": Kind(
         with_sound(*sample("a", json=b"{not json")),
         "used with `--label cls`; a failure with `--label json:FIELD`",

@@ -26,7 +26,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "inputs.md"
 EMBED_AND_PRINT_PEAK = """
 import re, sys
 from curate.stages.embed.stage import embed
-embed(sys.argv[1], sys.argv[2:], encoder="pixels", workers=1)
+embed(sys.argv[1], sys.argv[2:], encoder="pixels", captions=True, workers=1)
 print(int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read()).group(1)) / 2**20)
 """
 
@@ -106,6 +106,16 @@ REFUSED = {
         "disabled by configuration",
     ),
     "a name that is a path": (["cluster", "--name", "../up"], 2, "cannot be a name"),
+    "captions without a text tower": (
+        ["embed", "{folder}/sound.tar", "--captions", "--encoder", "onnx:{folder}/none.onnx"],
+        2,
+        "has no text tower: use open_clip:MODEL/PRETRAINED",
+    ),
+    "captions later": (
+        ["embed", "{folder}/sound.tar", "--captions", "--encoder", "pixels"],
+        1,
+        "begun without --captions: give the one with captions another --name",
+    ),
     "a pickled checkpoint": (
         [
             "embed",

@@ -86,6 +86,7 @@ def test_influence_without_a_model_on_either_side_is_unknown():
 
 def test_ddd_counts_the_models_that_are_wrong():
     assert metrics["ddd"](bits("111", "010", "000"), np.zeros(3, int)).tolist() == [0, 2, 3]
+    assert metrics["ddd"](np.array([[0.5, 1], [0.25, 0]]), np.array([0, -1]))[0] == 0.5
 
 
 def test_an_ensemble_that_disagrees_is_unsure():

@@ -122,12 +122,15 @@ def test_image_models_turn_images_into_features(spec, image_size):
     assert body.eval()(images).shape == (2, num_features)
 
 
-def test_a_small_corpus_has_enough_steps():
+def test_every_size_is_trained_by_the_same_rule():
     mlp = models.make_model("mlp")
-    for num_rows in (20, 300, 3_000, 50_000):
-        steps = models.num_epochs(mlp, num_rows) * models.steps_per_epoch(mlp, num_rows)
-        assert steps >= 250
-    assert models.num_epochs(mlp, 50_000) == 10
+    for num_rows in (241, 500, 4_096, 50_000, 1_000_000):
+        assert models.num_epochs(mlp, num_rows) == 10
+    for num_rows in (300, 500, 2_000, 4_096):
+        assert models.steps_per_epoch(mlp, num_rows) in (16, 17, 18), "the batch shrinks"
+    assert models.steps_per_epoch(mlp, 51_200) == 200
+    for num_rows in (20, 100, 240):
+        assert models.num_epochs(mlp, num_rows) * models.steps_per_epoch(mlp, num_rows) >= 160
     assert models.num_epochs(models.make_model("ridge"), 20) == 1
 
 

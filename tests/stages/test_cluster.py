@@ -1,14 +1,17 @@
 import numpy as np
 import pytest
-from conftest import load_vectors, rows
+from conftest import load_vectors, png, rows, write_shard
 
+import curate
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ClusteringRecord
-from curate.errors import CurateError
+from curate.errors import CurateError, OptionError
 from curate.stages.cluster import refinement
 from curate.stages.cluster import stage as cluster_stage
 from curate.stages.cluster.refinement import Checkpoint, save_checkpoint
 from curate.stages.cluster.stage import auto_k, cluster
+from curate.stages.embed.stage import embed
+from curate.stages.select.stage import select
 
 
 def load_clustering(catalog: Catalog, name: str) -> tuple[ClusteringRecord, np.ndarray]:
@@ -72,6 +75,41 @@ def test_auto_k_is_a_thousandth_within_bounds():
     assert [auto_k(n) for n in (3, 500, 50_000, 10**9)] == [3, 10, 50, 50_000]
 
 
+def test_a_clustering_within_a_selection_sees_its_members_only(catalog):
+    select(catalog, keep=0.4, strategy="random", name="some")
+    assert cluster(catalog, within="some") == "kmeans-in-some"
+    record, centroids = load_clustering(catalog, "kmeans-in-some")
+    assert (record.k, record.num_samples, record.fit_rows) == (10, 12, 12)
+    assert rows(catalog, "select sample_id from assignments order by 1") == rows(
+        catalog, "select sample_id from members order by 1"
+    )
+    cluster(catalog, within="some", workers=2, name="by-two")
+    assert load_clustering(catalog, "by-two")[1].tobytes() == centroids.tobytes()
+    assert curate.verify(catalog) == []
+    with pytest.raises(OptionError, match="--k 13: give auto, or a number from 1 to the 12 samp"):
+        cluster(catalog, k=13, within="some")
+    select(catalog, keep=0.4, strategy="random", seed=1, name="some")
+    sql = "select out_of_date from lineage where name = 'kmeans-in-some'"
+    assert rows(catalog, sql) == [(True,)]
+    cluster(catalog, within="some")
+    assert rows(catalog, sql) == [(False,)]
+
+
+def test_members_that_an_embedding_lacks_are_in_no_cluster(tmp_path):
+    samples = [(f"{position}", {"png": png(position)}) for position in range(6)]
+    samples.insert(3, ("broken", {"png": b"no picture"}))
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, [str(write_shard(tmp_path / "a.tar", samples))], encoder="pixels")
+    other = write_shard(tmp_path / "b.tar", [("6", {"png": png(6)})])
+    embed(catalog, [str(other)], encoder="pixels@4")
+    select(catalog, keep=1.0, strategy="random", name="all")
+    cluster(catalog, k=2, within="all", embedding="pixels")
+    assert rows(catalog, "select num_samples, k from clusterings") == [(6, 2)]
+    select(catalog, keep=1.0, strategy="random", where="shard_id = 0", name="first")
+    with pytest.raises(CurateError, match="no sample of the selection 'first' is in the embedding"):
+        cluster(catalog, k=2, within="first", embedding="pixels@4")
+
+
 def test_nothing_embedded_names_the_command(tmp_path):
     with pytest.raises(CurateError, match="no embedding yet: make one with `curate embed SHARDS`"):
         cluster(Catalog(tmp_path / "empty").create())
@@ -118,7 +156,7 @@ def test_a_sample_that_does_not_fit_is_lowered(tmp_path, caplog):
     files = {str(tmp_path / f"{number}.parquet"): 1_000 for number in range(10_000)}
 
     def fit_rows_within(memory: int) -> int:
-        return cluster_stage._choose_fit_rows(files, 1000, 256, None, memory)
+        return cluster_stage._choose_fit_rows(files, 1000, 256, None, memory, 1_000)
 
     with caplog.at_level("WARNING", "curate"):
         assert fit_rows_within(1 << 40) == fit_rows_within(300 << 20) == 65_536

@@ -38,7 +38,7 @@ def file_hashes(catalog: Catalog, embedding: str = "pixels") -> dict[str, str]:
     """What an embedding's folder holds."""
     folder = Path(catalog.embedding_folder(embedding))
     return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
         if path.is_file()
     }
@@ -500,19 +500,20 @@ def test_vectors_too_large_for_half_precision_fail_and_say_so(tmp_path, shards, 
 # -- other processes -------------------------------------------------------------------------------
 
 
-def start_embed(catalog: Path, shards: list[str], workers: int) -> subprocess.Popen:
+def start_embed(catalog: Path, shards: list[str], workers: int, *options: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "curate", "embed", *shards, "-c", str(catalog)]
-    command += ["--encoder", "pixels@48", "-j", str(workers)]
+    command += ["--encoder", "pixels@48", "-j", str(workers), *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.parametrize("captions", [False, True], ids=["images", "images and captions"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_embed_continues_and_gives_the_same_files(tmp_path, workers):
+def test_a_killed_embed_continues_and_gives_the_same_files(tmp_path, workers, captions):
     shards = write_corpus(tmp_path / "corpus", 16, 60, (96, 96))
     whole = Catalog(tmp_path / "whole")
-    embed(whole, shards, encoder="pixels@48", workers=1)
+    embed(whole, shards, encoder="pixels@48", workers=1, captions=captions)
     catalog = Catalog(tmp_path / "killed")
-    process = start_embed(catalog.path, shards, workers)
+    process = start_embed(catalog.path, shards, workers, *["--captions"] * captions)
     folder = catalog.path / "embeddings" / "pixels@48"
     deadline = time.monotonic() + 60
     while len(list(folder.glob("[0-9]*.parquet"))) < 3:
@@ -523,10 +524,13 @@ def test_a_killed_embed_continues_and_gives_the_same_files(tmp_path, workers):
     process.communicate()
     assert len(rows(catalog, "select * from embedded_shards")) < 16
     time.sleep(0.3)  # its workers see that it is gone
+    # An embedding goes on as it was begun, also where the option is left out.
     process = start_embed(catalog.path, shards, workers)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out.strip()) == (0, "pixels@48"), err
-    assert file_hashes(catalog, "pixels@48") == file_hashes(whole, "pixels@48")
+    hashes = file_hashes(catalog, "pixels@48")
+    assert len(hashes) == 16 * (1 + captions)
+    assert hashes == file_hashes(whole, "pixels@48")
     sql = "select * from samples order by sample_id"
     assert rows(catalog, sql) == rows(whole, sql)
     check_conservation(catalog)

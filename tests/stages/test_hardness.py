@@ -79,7 +79,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> ScoredCorpus:
     probe(catalog, count=5)
     probe(catalog, fraction=0.7, count=60, epochs=60)  # so long that they memorize
     probe(catalog, model="ridge", test=test)
-    probe(catalog, model=["linear", "ridge", "mlp:8", "mlp:32", "mlp:16x16"])
+    probe(catalog, model=["linear", "ridge", "mlp:8", "mlp:32", "mlp:16x16"], folds=5)
     score(catalog, sorted(metrics.load()))
     return ScoredCorpus(catalog, is_boundary, is_mislabelled)
 

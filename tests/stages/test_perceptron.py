@@ -81,6 +81,69 @@ def test_simulations_agree_with_the_theory(theta, strategy, keep, alpha_tot):
     assert abs(simulated.error - exact.error) < 3 * simulated.standard_error
 
 
+@pytest.mark.parametrize("theta", [0, 10])
+def test_a_curve_is_its_points(theta):
+    alphas = np.array([0.01, 1, 15, 25, 60])
+    errors = perceptron.solve_curve(alphas, 0.1, theta=np.radians(theta))
+    points = [perceptron.solve(alpha, 0.1, theta=np.radians(theta)).error for alpha in alphas]
+    np.testing.assert_allclose(errors, points, rtol=1e-8)
+
+
+def test_the_best_keep_below_two_examples_a_dimension():
+    """The reference was read off a grid of keeps; so flat a minimum may lie a step beside it."""
+    alphas, keeps = np.array([1.25, 1.5, 1.8, 1.9, 1.95]), [0.89, 0.70, 0.39, 0.24, 0.14]
+    for alpha, keep, best in zip(alphas, keeps, perceptron.envelope(alphas), strict=True):
+        assert best.keep == pytest.approx(keep, rel=0.05)
+        on_grid = perceptron.solve(alpha / keep, keep).error
+        assert best.error <= on_grid
+        assert best.error == pytest.approx(on_grid, rel=2e-3)
+
+
+@pytest.mark.parametrize(("theta", "alpha"), [(0, 0.7), (0, 1.9), (10, 1.5), (10, 6)])
+def test_the_error_has_one_minimum_over_keep_which_is_the_envelope(theta, alpha):
+    keeps, radians = np.geomspace(1, 0.01, 25), np.radians(theta)
+    errors = [perceptron.solve(alpha / keep, keep, theta=radians).error for keep in keeps]
+    is_rising = np.diff(errors) > 0
+    assert not np.any(is_rising[:-1] & ~is_rising[1:])
+    (best,) = perceptron.envelope(np.array([alpha]), theta=radians)
+    index = int(np.argmin(errors))
+    assert best.error <= min(errors)
+    assert keeps[min(index + 1, 24)] <= best.keep <= keeps[max(index - 1, 0)]
+
+
+def test_the_envelope_falls_ever_faster_towards_two_examples_a_dimension():
+    alphas = np.array([1.0, 1.5, 1.8, 1.9, 1.95, 1.99, 1.999])
+    slopes = local_slopes(alphas, perceptron.envelope(alphas))
+    assert np.all(np.diff(slopes) < 0)
+    assert slopes[2] < -3  # any power law is overtaken
+    assert slopes[-1] < -100
+
+
+def test_from_two_examples_a_dimension_on_no_keep_is_best_however_small_the_smallest():
+    """The error vanishes with keep, in proportion."""
+    for lowest_keep in (0.05, 1e-3):
+        assert perceptron.envelope(np.array([2.01, 3.0]), lowest_keep=lowest_keep) == [None, None]
+    errors = [perceptron.solve(3 / keep, keep).error for keep in (0.02, 0.002)]
+    assert errors[0] / errors[1] == pytest.approx(10, rel=0.02)
+
+
+def test_by_a_probe_at_an_angle_the_envelope_returns_to_the_power_law():
+    """It beats the law where data begin to abound, and gains a factor sin θ in the end."""
+    alphas = np.array([2.2, 2.4, 90.0, 100.0])
+    best = perceptron.envelope(alphas, theta=np.radians(10))
+    assert all(0.05 < optimum.keep < 0.5 for optimum in best)
+    slopes = local_slopes(alphas, best)
+    assert slopes[0] < -1.5
+    assert slopes[-1] == pytest.approx(-1, abs=0.04)
+    gain = best[-1].error / perceptron.solve(100).error
+    assert np.sin(np.radians(10)) < gain < 1.06 * np.sin(np.radians(10))
+
+
+def local_slopes(alphas: np.ndarray, best: list) -> np.ndarray:
+    """Exponents of the power law between neighbours: [n] -> [n - 1]."""
+    return np.diff(np.log([optimum.error for optimum in best])) / np.diff(np.log(alphas))
+
+
 def test_without_pruning_the_error_falls_as_the_inverse_of_the_examples():
     assert 200 * perceptron.solve(200).error == pytest.approx(0.50049, rel=0.01)
 
@@ -121,5 +184,5 @@ def test_with_much_data_the_hard_are_better_and_with_little_the_easy():
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments):
-    with pytest.raises(ValueError, match="alpha_tot must be|strategy is one of"):
+    with pytest.raises(ValueError, match="must be|strategy is one of"):
         perceptron.solve(**{"alpha_tot": 2, **arguments})

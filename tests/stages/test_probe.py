@@ -18,10 +18,11 @@ from curate.catalog.records import ProbeRecord
 from curate.catalog.samples import load_locations
 from curate.errors import CurateError, OptionError
 from curate.execution.types import Resources
-from curate.formats.probe_outputs import read_outputs
+from curate.formats.probe_outputs import read_outputs, read_test_outputs
 from curate.stages.embed.stage import embed
 from curate.stages.probe.stage import probe
 from curate.stages.score.stage import score
+from curate.stages.select.stage import select
 from curate.training.image_data import CachedImages, StreamedImages, augment, write_image_cache
 
 COLUMNS = ["probabilities", "correct", "history", "margins", "feature_norms", "was_trained_on"]
@@ -44,8 +45,8 @@ def read_part(part: Path) -> dict[str, np.ndarray]:
 
 
 def test_a_probe_says_something_of_every_sample_by_every_model(catalog):
-    assert probe(catalog, count=3, epochs=4) == "mlp"
-    (part,) = [path for path in probe_folder(catalog, "mlp").iterdir() if path.is_dir()]
+    name = probe(catalog, count=3, epochs=4)
+    (part,) = [path for path in probe_folder(catalog, name).iterdir() if path.is_dir()]
     outputs = read_part(part)
     assert {name: array.shape for name, array in outputs.items()} == {
         "probabilities": (30, 3, 2),
@@ -66,11 +67,11 @@ def test_a_probe_says_something_of_every_sample_by_every_model(catalog):
 def test_the_same_command_does_nothing_and_the_same_seed_gives_the_same_files(
     catalog, tmp_path, caplog
 ):
-    probe(catalog, count=2, epochs=2)
-    first = read_files(catalog, "mlp")
+    name = probe(catalog, count=2, epochs=2)
+    first = read_files(catalog, name)
     with caplog.at_level("INFO", "curate"):
         probe(catalog, count=2, epochs=2)
-    assert "nothing to do: 'mlp' is this probe already (2 models)" in caplog.text
+    assert f"nothing to do: '{name}' is this probe already (2 models)" in caplog.text
     probe(catalog, count=2, epochs=2, name="again")
     assert read_files(catalog, "again") == first
     probe(catalog, count=2, epochs=2, seed=1, name="other")
@@ -82,7 +83,7 @@ def test_a_probe_is_replaced_whole(catalog):
     probe(catalog, count=3, epochs=2)
     assert rows(catalog, "select num_models from probes") == [(3,)]
     assert rows(catalog, "select count(*) from probe_models") == [(3,)]
-    assert len(list((catalog.path / "probes" / "mlp").iterdir())) == 1
+    assert len(list((catalog.path / "probes" / "mlp-epochs2").iterdir())) == 1
 
 
 def test_subset_models_know_what_they_were_trained_on(catalog):
@@ -117,6 +118,8 @@ def test_unlabelled_samples_are_judged_but_not_learned(tmp_path):
         ({"model": ["mlp", "mlp"]}, "name each kind of model once"),
         ({"model": []}, "name each kind of model once"),
         ({"fraction": 0.0}, "--fraction 0: give a number above 0"),
+        ({"folds": 1}, "--folds 1: give a whole number from 2"),
+        ({"folds": 2, "fraction": 0.5}, "two ways to leave samples out: give one"),
         ({"count": 0}, "--count 0: give a whole number from 1"),
         ({"epochs": 0}, "--epochs 0: give a whole number from 1"),
     ],
@@ -156,13 +159,34 @@ def test_test_shards_are_embedded_by_the_same_encoder_and_are_no_part_of_the_cor
     assert rows(catalog, "select count(score) from scores group by scoring") == [(30,), (30,)]
 
 
+def test_influence_is_of_margins_or_of_the_share_that_is_right_by_the_probe_that_is_named(
+    catalog, tmp_path
+):
+    test = write_corpus(tmp_path / "held-out", num_shards=1, per_shard=7)
+    probe(catalog, model="ridge", test=test)
+    name = probe(catalog, model="ridge", fraction=0.5, count=40, test=test)
+    with pytest.raises(CurateError, match="choose one with --probe: ridge, ridge-0.5"):
+        score(catalog, "influence_max")
+    assert score(catalog, "influence_max", probe=name) == ["influence_max-ridge-0.5"]
+    (part,) = probe_folder(catalog, name).iterdir()
+    was_trained_on, correct = read_part(part)["was_trained_on"], read_test_outputs(part)["correct"]
+    differences = [
+        correct[is_trained].mean(axis=0) - correct[~is_trained].mean(axis=0)
+        for is_trained in was_trained_on
+    ]
+    scores = load_scores(catalog, "influence_max-ridge-0.5")
+    np.testing.assert_allclose(scores, np.max(differences, axis=1), atol=1e-6)
+    score(catalog, "influence_max", probe="ridge")
+    assert load_scores(catalog, "influence_max-ridge") != scores
+
+
 @pytest.mark.parametrize(
     ("metric", "command"),
     [
         ("el2n", "curate probe`"),
         ("memorization", "curate probe --fraction 0.7`"),
         ("influence_max", "curate probe --model ridge --test SHARDS`"),
-        ("ddd", "curate probe --model linear --model"),
+        ("ddd", "curate probe --folds 5 --model linear --model"),
     ],
 )
 def test_a_missing_probe_names_the_command_that_makes_it(catalog, metric, command):
@@ -173,15 +197,15 @@ def test_a_missing_probe_names_the_command_that_makes_it(catalog, metric, comman
 
 
 def test_each_metric_finds_the_probe_that_has_its_inputs(catalog):
-    probe(catalog, count=2, epochs=2)
+    probe(catalog, count=2, epochs=2, name="mlp")
     probe(catalog, model="ridge", fraction=0.5, count=8)
-    probe(catalog, model=["linear", "mlp:8"], epochs=2)
+    probe(catalog, model=["linear", "mlp:8"], epochs=2, name="diverse")
     score(catalog, ["el2n", "memorization", "ddd"])
     sources = rows(catalog, "select scoring, source from scorings order by scoring")
     assert sources == [("ddd", "diverse"), ("el2n", "mlp"), ("memorization", "ridge-0.5")]
     probe(catalog, model="mlp:8", count=2, epochs=2)
     with pytest.raises(
-        CurateError, match="several probes would do, choose one with --probe: mlp, mlp-8"
+        CurateError, match="several probes would do, choose one with --probe: mlp, mlp-8-epochs2"
     ):
         score(catalog, "forgetting")
     with pytest.raises(
@@ -197,10 +221,82 @@ def test_scores_follow_a_new_probe(catalog, caplog):
         score(catalog, "el2n")
     assert "nothing to do: 'el2n'" in caplog.text
     before = load_scores(catalog, "el2n")
-    probe(catalog, count=2, epochs=9)
+    probe(catalog, count=2, epochs=9, name="mlp-epochs2")
     assert rows(catalog, "select out_of_date from lineage where name = 'el2n'") == [(True,)]
     score(catalog, "el2n")
     assert load_scores(catalog, "el2n") != before
+
+
+def test_short_and_long_probes_and_their_scorings_stand_side_by_side(catalog):
+    names = [probe(catalog, model="mlp:8", count=2, epochs=epochs) for epochs in (1, 8)]
+    assert names == ["mlp-8-epochs1", "mlp-8-epochs8"]
+    with pytest.raises(CurateError, match="choose one with --probe: mlp-8-epochs1, mlp-8-epochs8"):
+        score(catalog, "el2n")
+    scorings = [score(catalog, "el2n", probe=name)[0] for name in names]
+    assert scorings == ["el2n-mlp-8-epochs1", "el2n-mlp-8-epochs8"]
+    assert load_scores(catalog, scorings[0]) != load_scores(catalog, scorings[1])
+    sql = "select scoring, source from scorings order by scoring"
+    assert rows(catalog, sql) == list(zip(scorings, names, strict=True))
+
+
+def test_a_stale_scoring_is_made_again_with_the_options_it_was_made_with(catalog, caplog):
+    probe(catalog, model="mlp:8", count=2, epochs=1)
+    options = {"models": "1"}
+    score(catalog, "el2n", probe="mlp-8-epochs1", options=options, name="mine")
+    probe(catalog, model="mlp:8", count=3, epochs=1)
+    select(catalog, keep=0.5, scoring="mine")
+    command = "`curate score el2n --option models=1 --probe mlp-8-epochs1 --name mine`"
+    assert f"{command} makes it again" in caplog.text
+
+
+def test_every_sample_is_left_out_by_one_fold_of_each_model(catalog):
+    name = probe(catalog, model=["mlp:8", "ridge"], folds=4, epochs=1)
+    assert name == "diverse-folds4-epochs1"
+    for part in sorted(probe_folder(catalog, name).iterdir()):
+        was_trained_on = read_part(part)["was_trained_on"]
+        assert was_trained_on.shape == (30, 4)
+        assert (was_trained_on.sum(axis=0) == 22).all()  # 30 less a fold of 8: two overlap
+        left_out = (~was_trained_on).sum(axis=1)
+        assert (left_out.min(), left_out.max(), left_out.sum()) == (1, 2, 32)
+    sql = "select distinct left_out_accuracy is not null from probe_models"
+    assert rows(catalog, sql) == [(True,)]
+    assert rows(catalog, "select fraction, num_models from probes") == [(0.75, 8)]
+    with pytest.raises(CurateError, match="--folds 31: there are 30 labelled samples"):
+        probe(catalog, model="ridge", folds=31)
+
+
+def test_folds_of_several_rounds_differ_and_networks_of_images_have_them_too(catalog):
+    name = probe(catalog, model="ridge", folds=3, count=2)
+    (part,) = probe_folder(catalog, name).iterdir()
+    was_trained_on = read_part(part)["was_trained_on"]
+    assert was_trained_on.shape == (30, 6)
+    first, second = was_trained_on[:, :3], was_trained_on[:, 3:]
+    assert (first.sum(axis=1) == 2).all()
+    assert (second.sum(axis=1) == 2).all()
+    assert (first != second).any()
+    probe(catalog, model=["conv:16", "ridge"], folds=2, epochs=1)
+    assert score(catalog, "ddd") == ["ddd"]
+    assert {value for (value,) in rows(catalog, "select score from scores")} <= {0, 1, 2}
+
+
+def test_ddd_counts_the_models_that_did_not_see_the_sample(catalog):
+    """A head that has memorized noise is right on what it saw, and guesses what it did not."""
+    models = ["mlp:64", "mlp:32", "linear"]
+    probe(catalog, model=models, epochs=60)
+    score(catalog, "ddd")
+    assert set(load_scores(catalog, "ddd")) == {0}
+    probe(catalog, model=models, epochs=60, folds=5)
+    score(catalog, "ddd")  # by the folds, where there are both
+    assert rows(catalog, "select source from scorings") == [("diverse-folds5-epochs60",)]
+    name = "diverse-folds5-epochs60"
+    wrong = [
+        (~outputs["correct"] & ~outputs["was_trained_on"]).any(axis=1)
+        for outputs in map(read_part, sorted(probe_folder(catalog, name).iterdir()))
+    ]
+    assert load_scores(catalog, "ddd") == np.sum(wrong, axis=0).tolist()
+    assert max(load_scores(catalog, "ddd")) == 3
+    with pytest.raises(CurateError, match="does not hold what 'memorization' asks for"):
+        score(catalog, "memorization", probe=name)
 
 
 def test_reliability_is_stored_and_a_low_one_is_a_warning(catalog, caplog):
@@ -253,8 +349,8 @@ def test_a_metric_of_ones_own_lives_in_any_file(catalog, tmp_path):
 
 def test_a_network_of_images_reads_them_from_the_shards(catalog, tmp_path):
     test = write_corpus(tmp_path / "test", 1, size=(14, 10))
-    probe(catalog, model="conv:16", count=2, epochs=1, test=test)
-    parts = sorted(path.name for path in probe_folder(catalog, "conv-16").iterdir())
+    name = probe(catalog, model="conv:16", count=2, epochs=1, test=test)
+    parts = sorted(path.name for path in probe_folder(catalog, name).iterdir())
     assert parts == ["conv-16-000000", "conv-16-000001"]
     score(catalog, ["el2n", "grand"])
     assert rows(catalog, "select num_null from scorings") == [(0,), (0,)]
@@ -345,7 +441,7 @@ def test_imbalance_is_amplified_by_a_metric_that_has_a_favourite(catalog):
 
 def test_a_file_of_a_probe_that_is_gone_is_an_error_and_no_null(catalog):
     probe(catalog, count=2, epochs=2)
-    part = probe_folder(catalog, "mlp") / "mlp-000000"
+    part = probe_folder(catalog, "mlp-epochs2") / "mlp-000000"
     (part / "00000001.parquet").unlink()
     with pytest.raises(CurateError, match=r"00000001\.parquet' is gone: remove its folder"):
         score(catalog, "el2n")

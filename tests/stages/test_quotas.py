@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from curate import random_hash
-from curate.stages.select.quotas import group_quotas, select_with_quotas
+from curate.stages.select.quotas import group_quotas, group_tiebreak, select_with_quotas
 
 
 def test_half_of_an_equal_share_is_sure():
@@ -43,6 +43,41 @@ def test_quotas_fit_into_any_selection(base):
         assert (quotas >= 0).all()
         assert (quotas <= sizes).all()
         assert quotas.sum() <= round(keep * sizes.sum())
+
+
+def keep_classes(groups: np.ndarray, ids: np.ndarray, keep: float, seed: int) -> np.ndarray:
+    """The quotas of classes whose ceilings are too many, by the order under a seed."""
+    tiebreak = group_tiebreak(groups, ids, seed)
+    return group_quotas(np.bincount(groups), keep, 1.0, tiebreak=tiebreak)
+
+
+def test_of_twenty_classes_of_one_image_each_is_kept_sometimes():
+    """At keep 0.2 four stay, and it is the seed that says which."""
+    groups, ids = np.arange(20), np.arange(20) << 24
+    kept = np.array([keep_classes(groups, ids, 0.2, seed) for seed in range(200)])
+    assert (kept.sum(axis=1) == 4).all()
+    assert 20 < kept.sum(axis=0).min() <= kept.sum(axis=0).max() < 60  # 40 on average
+
+
+def test_which_classes_give_way_depends_on_their_images_and_not_on_their_order():
+    ids, generator = np.arange(60), np.random.default_rng(0)
+    groups = ids // 3
+    order = generator.permutation(20)
+    for seed in range(5):
+        quotas = keep_classes(groups, ids, 0.2, seed)
+        assert keep_classes(order[groups], ids, 0.2, seed)[order].tolist() == quotas.tolist()
+
+
+def test_equal_remainders_of_unequal_classes_are_ties():
+    """0.2 · 1 and 0.2 · 6 differ in their last binary digit, which must not decide."""
+    sizes = np.array([1, 6, 11, 16, 21])
+    groups = np.repeat(np.arange(5), sizes)
+    ids = np.arange(len(groups))
+    given_way = {
+        tuple(np.flatnonzero(keep_classes(groups, ids, 0.2, seed) == sizes // 5))
+        for seed in range(100)
+    }
+    assert {group for groups in given_way for group in groups} == {0, 1, 2, 3, 4}
 
 
 # The first of each group, as many as its floor; the rest are the first of all others.

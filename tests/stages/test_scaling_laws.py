@@ -68,3 +68,39 @@ def test_the_envelope_takes_the_best_arm_that_is_not_larger():
     levels, level_errors = scaling_laws.envelope(sizes, errors)
     assert levels.tolist() == [100, 200, 300]
     np.testing.assert_allclose(level_errors, [0.2, 0.2, 0.1])
+
+
+@pytest.mark.parametrize("exponent", [0.2, 0.5, 1.0])
+def test_a_pure_power_law_has_no_asymptote(exponent):
+    law = scaling_laws.fit_law(SIZES, 3.0 * SIZES**-exponent, "pure-power")
+    assert law.exponent == pytest.approx(exponent)
+    assert law.amplitude == pytest.approx(3.0)
+    assert law.asymptote == 0
+    np.testing.assert_allclose(law(SIZES), 3.0 * SIZES**-exponent)
+    rising = scaling_laws.fit_law(SIZES, 0.01 * SIZES**0.1, "pure-power")
+    assert 0 < rising.exponent < 0.01
+
+
+@pytest.mark.parametrize("form", ["pure-power", "power"])
+def test_the_interval_of_a_difference_of_exponents_holds_the_truth_as_often_as_it_says(form):
+    """Five seeds; what a seed does to one arm it does to the other in part, so they are paired."""
+    generator = np.random.default_rng(1)
+    sizes = np.array([250, 1000, 5000, 25_000, 100_000])
+    asymptote = 0.05 if form == "power" else 0.0
+    first, second = (asymptote + 3.0 * sizes**-exponent for exponent in (0.6, 0.5))
+    num_simulations = 400 if form == "pure-power" else 25
+    num_covered, widths = 0, []
+    for _ in range(num_simulations):
+        shared = 1 + 0.01 * generator.standard_normal((len(sizes), 5))
+        own = 1 + 0.005 * generator.standard_normal((2, len(sizes), 5))
+        laws = [
+            scaling_laws.fit_arms(sizes, errors[:, None] * shared * noise, pareto=False, form=form)
+            for errors, noise in zip((first, second), own, strict=True)
+        ]
+        difference = scaling_laws.compare_exponents(*laws)
+        num_covered += abs(difference.estimate - 0.1) < difference.half_width
+        widths.append(difference.half_width)
+    assert num_covered / num_simulations >= 0.92
+    if form == "pure-power":
+        assert num_covered / num_simulations <= 0.98
+        assert np.mean(widths) < 0.01

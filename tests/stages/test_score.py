@@ -3,7 +3,7 @@ import linecache
 
 import numpy as np
 import pytest
-from conftest import load_scores, load_vectors, png, rows, write_shard
+from conftest import load_scores, load_vectors, png, rows, write_corpus, write_shard
 
 from curate import distances
 from curate.catalog.catalog import Catalog
@@ -12,6 +12,7 @@ from curate.metrics import metric, metrics
 from curate.stages.cluster.stage import cluster
 from curate.stages.embed.stage import embed
 from curate.stages.score.stage import score
+from curate.stages.select.stage import select
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ def test_ssl_prototypes_are_the_distances_of_the_clustering(catalog, distance):
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 def test_supervised_prototypes_are_distances_to_the_class_mean(catalog, distance):
-    score(catalog, "supervised_prototypes", distance=distance)
+    (name,) = score(catalog, "supervised_prototypes", distance=distance)
     samples = rows(catalog, "select label from samples order by sample_id")
     labels = np.array([int(label) for (label,) in samples])
     vectors = load_vectors(catalog)
@@ -45,8 +46,7 @@ def test_supervised_prototypes_are_distances_to_the_class_mean(catalog, distance
         expected = 1 - (vectors * distances.l2_normalize(means)[labels]).sum(axis=1)
     else:
         expected = np.linalg.norm(vectors - means[labels], axis=1)
-    scores = load_scores(catalog, "supervised_prototypes")
-    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    np.testing.assert_allclose(load_scores(catalog, name), expected, atol=1e-4)
 
 
 def test_random_depends_on_the_seed_and_the_sample_alone(catalog):
@@ -135,8 +135,92 @@ def test_distance_is_part_of_what_a_scoring_is(catalog):
 
     score(catalog, "length", distance="cosine")
     np.testing.assert_allclose(load_scores(catalog, "length"), 1, rtol=1e-3)
-    score(catalog, "length", distance="euclidean")
+    score(catalog, "length", distance="euclidean", name="length")
     assert max(load_scores(catalog, "length")) > 2
+
+
+def test_no_two_scorings_share_a_default_name(catalog):
+    """The options that were given are in it, if the metric uses them."""
+    cluster(catalog, k=2)
+    cluster(catalog, k=3, distance="euclidean", name="three")
+    options = [
+        {"distance": "euclidean"},
+        {"distance": "cosine"},
+        {"embedding": "pixels"},
+        {"seed": 1},
+    ]
+    names = [score(catalog, "supervised_prototypes", **option)[0] for option in options]
+    assert names[:2] == ["supervised_prototypes-euclidean", "supervised_prototypes"]
+    assert names[2:] == ["supervised_prototypes-pixels", "supervised_prototypes"]
+    mixed = score(catalog, ["ssl_prototypes", "random"], clustering="three", seed=1)
+    assert mixed == ["ssl_prototypes-three", "random-seed1"]
+    assert score(catalog, "ssl_prototypes", clustering="kmeans") == ["ssl_prototypes-kmeans"]
+    first, second = (load_scores(catalog, f"ssl_prototypes-{name}") for name in ("kmeans", "three"))
+    assert first != second
+
+
+def test_a_corpus_within_the_corpus_is_scored_as_if_it_were_all(tmp_path):
+    """The same scores as those of a catalog that has nothing else; the others are NULL."""
+    first_shards = write_corpus(tmp_path / "corpus", num_shards=1)
+    alone, catalog = Catalog(tmp_path / "alone"), Catalog(tmp_path / "catalog")
+    embed(alone, first_shards, encoder="pixels")
+    embed(catalog, write_corpus(tmp_path / "corpus"), encoder="pixels")
+    select(catalog, keep=1.0, strategy="random", where="shard_id = 0", name="small")
+    metrics_to_score = ["ssl_prototypes", "supervised_prototypes", "random"]
+    for small, within in ((alone, None), (catalog, "small")):
+        cluster(small, k=3, within=within)
+        names = score(small, metrics_to_score, within=within)
+    assert names == [f"{metric}-in-small" for metric in metrics_to_score]
+    for name in metrics_to_score:
+        scores = load_scores(catalog, f"{name}-in-small")
+        np.testing.assert_allclose(np.array(scores[:10]), load_scores(alone, name), atol=1e-6)
+        assert scores[10:] == [None] * 20
+    sql = "select cluster_id from assignments order by sample_id"
+    assert rows(catalog, sql) == rows(alone, sql)
+
+
+def test_a_scoring_within_takes_the_clustering_within(catalog):
+    select(catalog, keep=0.5, strategy="random", name="half")
+    cluster(catalog, k=2)
+    with pytest.raises(
+        CurateError,
+        match="no clustering within 'half': make one with `curate cluster --within half`",
+    ):
+        score(catalog, "ssl_prototypes", within="half")
+    assert cluster(catalog, k=2, within="half") == "kmeans-in-half"
+    score(catalog, "ssl_prototypes")
+    score(catalog, "ssl_prototypes", within="half")
+    sql = "select scoring, source, num_null from scorings order by scoring"
+    assert rows(catalog, sql) == [
+        ("ssl_prototypes", "kmeans", 0),
+        ("ssl_prototypes-in-half", "kmeans-in-half", 15),
+    ]
+    # As prototypes of all the corpus see the half.
+    (name,) = score(catalog, "ssl_prototypes", within="half", clustering="kmeans")
+    assert name == "ssl_prototypes-kmeans-in-half"
+    sql = (
+        "select count(*), count(half.score), max(abs(half.score - whole.score)) "
+        "from scores as half join scores as whole using (sample_id) "
+        "where half.scoring = ? and whole.scoring = 'ssl_prototypes'"
+    )
+    assert rows(catalog, sql, name) == [(30, 15, 0.0)]
+
+
+def test_a_scoring_within_follows_its_selection(catalog, caplog):
+    select(catalog, keep=0.5, strategy="random", name="half")
+    score(catalog, "random", within="half")
+    first = load_scores(catalog, "random-in-half")
+    select(catalog, keep=0.5, strategy="random", seed=1, name="half")
+    sql = "select out_of_date from lineage where name = 'random-in-half'"
+    assert rows(catalog, sql) == [(True,)]
+    score(catalog, "random", within="half")
+    assert load_scores(catalog, "random-in-half") != first
+    assert rows(catalog, sql) == [(False,)]
+    with caplog.at_level("INFO", "curate"):
+        score(catalog, "random", within="half")
+    assert "nothing to do: 'random-in-half'" in caplog.text
+    with pytest.raises(CurateError, match="no selection called 'none'; there are: half"):
+        score(catalog, "random", within="none")
 
 
 def test_an_edited_metric_scores_anew(catalog, tmp_path, monkeypatch):
@@ -186,6 +270,17 @@ def test_short_distances_keep_their_digits():
     expected = 1 - (exact_vectors @ exact_centroids.T).max(axis=1)
     scores = metrics["ssl_prototypes"](distances.l2_normalize(vectors), centroids, "cosine")
     np.testing.assert_allclose(scores.sum(dtype=np.float64), expected.sum(), rtol=1e-3)
+
+
+def test_the_length_of_a_vector_matters_to_the_euclidean_distance_alone():
+    """Two vectors of one direction: by cosine as near to the prototype, whatever their lengths."""
+    ssl_prototypes = metrics["ssl_prototypes"]
+    vectors = np.array([[0.6, 0.8], [6, 8], [0, 1]], np.float32)
+    centroids = np.array([[0.0, 1.0]], np.float32)
+    by_cosine = ssl_prototypes(distances.normalize_rows(vectors, "cosine"), centroids, "cosine")
+    np.testing.assert_allclose(by_cosine, [0.2, 0.2, 0], atol=1e-6)
+    by_length = ssl_prototypes(vectors, centroids, "euclidean")
+    np.testing.assert_allclose(by_length, [np.sqrt(0.4), np.sqrt(85), 0], rtol=1e-6)
 
 
 def test_the_number_fixtures_of_distances():

@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +18,33 @@ from curate.catalog.catalog import Catalog
 from curate.errors import CurateError, OptionError
 from curate.stages.cluster.stage import cluster
 from curate.stages.embed.stage import embed
+from curate.stages.evidence.comparisons import refresh_comparisons
 from curate.stages.score.stage import score
 from curate.stages.select.stage import select
 from curate.strategies import strategies, strategy
 
 
-@pytest.fixture
-def ten(tmp_path) -> Catalog:
-    """Ten samples 0 … 9; 8 and 9 are a rare class.
-
-    Scores fall with the sample id, so the rare class is the easiest.
-    """
+@pytest.fixture(scope="module")
+def ten_once(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("ten")
     samples = [
         (str(position), {"png": png(position), "cls": b"b" if position > 7 else b"a"})
         for position in range(10)
     ]
-    catalog = Catalog(tmp_path / "catalog")
-    embed(catalog, [str(write_shard(tmp_path / "a.tar", samples))], encoder="pixels")
+    catalog = Catalog(folder / "catalog")
+    embed(catalog, [str(write_shard(folder / "a.tar", samples))], encoder="pixels")
     add_scoring(catalog, "toy", {sample_id: 1 - sample_id / 10 for sample_id in range(10)})
-    return catalog
+    return catalog.path
+
+
+@pytest.fixture
+def ten(ten_once, tmp_path) -> Catalog:
+    """Ten samples 0 … 9; 8 and 9 are a rare class. A copy for each test.
+
+    Scores fall with the sample id, so the rare class is the easiest.
+    """
+    shutil.copytree(ten_once, tmp_path / "catalog")
+    return Catalog(tmp_path / "catalog")
 
 
 def unlabelled_catalog(folder: Path) -> Catalog:
@@ -158,6 +168,67 @@ def test_samples_without_a_score_come_last_and_are_mentioned(ten, caplog):
     assert "5 samples have no score" in caplog.text
 
 
+def test_samples_that_came_after_a_scoring_are_counted_with_the_command_that_scores_them(
+    tmp_path, caplog
+):
+    catalog = Catalog(tmp_path / "catalog")
+    for name in "ab":
+        samples = [(str(position), {"png": png(position)}) for position in range(6)]
+        embed(catalog, [str(write_shard(tmp_path / f"{name}.tar", samples))], encoder="pixels")
+        if name == "a":
+            score(catalog, "random", seed=3)
+    select(catalog, keep=0.5, scoring="random-seed3")
+    message = (
+        "6 samples have no score in 'random-seed3': they come last, whatever the strategy; "
+        "`curate score random --seed 3` scores those that came after it"
+    )
+    assert message in caplog.text
+    caplog.clear()
+    score(catalog, "random", seed=3)
+    select(catalog, keep=0.5, scoring="random-seed3")
+    assert not caplog.text
+
+
+def test_samples_without_a_score_are_kept_first_outside_the_ranking(ten, caplog):
+    # None of 0 … 2 has a score; of the others 9 is highest, and class b, 8 and 9, is rare.
+    add_scoring(ten, "gaps", {sample_id: float(sample_id) for sample_id in range(3, 10)})
+    name = select(ten, keep=0.5, scoring="gaps", unscored="keep", balance=0)
+    assert name == "gaps-hardest-0.5-balance0-unscored_keep"
+    assert members(ten, name) == [0, 1, 2, 8, 9]
+    assert "3 samples have no score in 'gaps': they are kept first" in caplog.text
+    # The quotas are of what is left: of two more samples one of each class.
+    name = select(ten, keep=0.5, scoring="gaps", unscored="keep", balance=1.0)
+    assert members(ten, name) == [0, 1, 2, 7, 9]
+    assert members(ten, select(ten, keep=0.3, scoring="gaps", unscored="keep")) == [0, 1, 2]
+    with pytest.raises(CurateError, match="3 samples have no score, and --keep 0.2 keeps 2: raise"):
+        select(ten, keep=0.2, scoring="gaps", unscored="keep")
+
+
+def test_samples_without_a_score_are_no_candidates_where_they_are_dropped(ten, caplog):
+    add_scoring(ten, "gaps", {sample_id: float(sample_id) for sample_id in range(4, 10)})
+    name = select(ten, keep=0.5, scoring="gaps", unscored="drop", balance=0, where="key <> '9'")
+    assert members(ten, name) == [7, 8]  # round(0.5 · 5), which Python rounds to even
+    assert "4 samples have no score in 'gaps': they are no candidates" in caplog.text
+    sql = "select num_candidates from selections where selection = ?"
+    assert rows(ten, sql, name) == [(5,)]
+    sql = "select arguments->>'unscored' from runs where name = ?"
+    assert rows(ten, sql, name) == [("drop",)]
+    with pytest.raises(CurateError, match="of 0 candidates keeps no sample"):
+        select(ten, keep=0.5, scoring="gaps", unscored="drop", where="key < '4'")
+
+
+def test_what_becomes_of_unscored_samples_is_part_of_what_a_selection_is(ten, caplog):
+    add_scoring(ten, "gaps", {sample_id: float(sample_id) for sample_id in range(4, 10)})
+    kept = {}
+    for unscored in ("last", "keep", "drop"):
+        select(ten, keep=0.5, scoring="gaps", unscored=unscored, balance=0, name="same")
+        kept[unscored] = members(ten, "same")
+    assert kept == {"last": [5, 6, 7, 8, 9], "keep": [0, 1, 2, 3, 9], "drop": [7, 8, 9]}
+    with caplog.at_level("INFO", "curate"):
+        select(ten, keep=0.5, scoring="gaps", unscored="drop", balance=0, name="same")
+    assert "nothing to do" in caplog.text
+
+
 def test_sizes_are_exact_for_every_keep(ten):
     for keep in np.linspace(0.06, 1, 20).tolist():
         name = select(ten, keep=keep, scoring="toy", name="sized")
@@ -215,6 +286,12 @@ def test_clusters_to_balance_by_are_those_the_scoring_was_made_from(tmp_path):
             "prunes every class equally: leave out --balance",
         ),
         ({"keep": 0.5, "scope": "class", "balance_by": "cluster"}, "prunes every class equally"),
+        ({"keep": 0.5, "unscored": "first"}, "--unscored first: choose one of last, keep, drop"),
+        ({"keep": "auto", "unscored": "drop"}, "leave out --unscored"),
+        (
+            {"keep": 0.5, "strategy": "random", "unscored": "keep"},
+            "'random' asks for no scores: leave out --unscored",
+        ),
     ],
 )
 def test_wrong_options_name_the_remedy(ten, options, reason):
@@ -315,7 +392,8 @@ def test_keep_auto_goes_by_uncontradicted_evidence_of_the_same_corpus(ten):
             ten.record_run("validate", validation, {"within": within}) as run_id,
             ten.writing() as connection,
         ):
-            insert_validation(connection, validation, run_id=run_id)
+            setting = json.dumps({"within": within})
+            insert_validation(connection, validation, run_id=run_id, setting=setting)
             num_samples = 3 if selection == "small" else 6
             for arm, arm_selection, arm_accuracy in (
                 ("full", None, 0.8),
@@ -332,6 +410,7 @@ def test_keep_auto_goes_by_uncontradicted_evidence_of_the_same_corpus(ten):
                         arm_accuracy + seed / 1000,
                         num_samples=num_samples,
                     )
+            refresh_comparisons(connection, validation)
 
     add_validation("inside", "small", 0.8, "inner")
     with pytest.raises(
@@ -345,7 +424,7 @@ def test_keep_auto_goes_by_uncontradicted_evidence_of_the_same_corpus(ten):
     assert select(ten, keep="auto") == "small"
     add_validation("against", "small", 0.7)
     assert select(ten, keep="auto") == "large"
-    with pytest.raises(CurateError, match="leave out --where and --skip-hardest"):
+    with pytest.raises(CurateError, match="leave out --where"):
         select(ten, keep="auto", where="label = 'a'")
 
 
@@ -366,23 +445,30 @@ def test_keep_auto_takes_the_smallest_selection_without_loss_and_says_why(ten, c
                     connection, "v", "pruned", name, seed, accuracy + seed / 1000, keep=keep
                 )
                 insert_training_run(connection, "v", "random", name, seed, accuracy, keep=keep)
+        refresh_comparisons(connection, "v")
     with caplog.at_level("INFO", "curate"):
         assert select(ten, keep="auto", tolerance=0.5) == "toy-easiest-0.5"
     assert (
-        "'toy-easiest-0.5' is the smallest without a loss beyond 0.5 points: +0.30 ± 0.25"
+        "'toy-easiest-0.5' is the smallest that is shown to be good enough: better, +0.30 ± "
         in caplog.text
     )
+    assert "(validation 'v', at 97.5% for 2 kinds of selection)" in caplog.text
     assert select(ten, keep="auto", name="mine") == "mine"
     assert members(ten, "mine") == members(ten, "toy-easiest-0.5")
     with ten.writing() as connection:  # as if it had been selected again since
         connection.execute(
-            "update selections set run_id = 1000 where selection = 'toy-easiest-0.5'"
+            "update selections set fingerprint = 'x' where selection = 'toy-easiest-0.5'"
         )
     assert select(ten, keep="auto", tolerance=0.5) == "toy-hardest-0.8"
     with ten.writing() as connection:
-        connection.execute("update training_runs set accuracy = 0.9 where arm = 'full'")
-    with pytest.raises(
-        CurateError,
-        match="no validated selection is sure to lose no more than 0.5 points; nearest is",
-    ):
+        connection.execute("delete from training_runs where arm = 'full'")
+        for seed in range(3):
+            insert_training_run(connection, "v", "full", None, seed, 0.9, keep=1.0)
+        refresh_comparisons(connection, "v")
+    reason = "is shown to lose no more than 0.5 points; nearest is .*worse by more than 0.5 points"
+    with pytest.raises(CurateError, match=reason):
+        select(ten, keep="auto")
+    with ten.writing() as connection:
+        connection.execute("update selections set fingerprint = 'x'")
+    with pytest.raises(CurateError, match="no evidence that is up to date: .* anew since its"):
         select(ten, keep="auto")

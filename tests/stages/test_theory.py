@@ -6,6 +6,7 @@ from PIL import Image
 
 import curate
 from curate.errors import OptionError
+from curate.stages.theory.figures import draw_errors
 
 
 def test_a_point_is_printed_as_a_table_or_as_json():
@@ -17,13 +18,21 @@ def test_a_point_is_printed_as_a_table_or_as_json():
 
 
 def test_a_figure_is_a_png_and_an_svg_and_the_same_twice(tmp_path):
-    path = curate.theory(figure="1b", out=tmp_path)
-    assert path == f"{tmp_path}/theory-1b.png"
+    path = curate.theory(figure="2a", out=tmp_path)
+    assert path == f"{tmp_path}/theory-2a.png"
     with Image.open(path) as image:
-        assert image.width > 1000
-    svg = (tmp_path / "theory-1b.svg").read_bytes()
-    curate.theory(figure="1b", out=tmp_path / "again")
-    assert (tmp_path / "again" / "theory-1b.svg").read_bytes() == svg
+        assert image.width > 900
+    svg = (tmp_path / "theory-2a.svg").read_bytes()
+    curate.theory(figure="2a", out=tmp_path / "again")
+    assert (tmp_path / "again" / "theory-2a.svg").read_bytes() == svg
+
+
+def test_the_line_of_the_best_keep_ends_where_none_is_best_and_the_figure_says_so(tmp_path):
+    quick = {"keeps": (1.0, 0.5), "dimensions": 20, "seeds": 2}
+    note = draw_errors(tmp_path / "1a", name="1a", theta=0, highest_alpha=2.5, **quick)
+    assert "Best keep: of all from 0.001 to 1; it ends at α_prune = 1.999" in note
+    assert "2 simulated perceptrons each, N = 20" in note
+    assert "α_prune = 1.999" in (tmp_path / "1a.svg").read_text()
 
 
 @pytest.mark.parametrize(

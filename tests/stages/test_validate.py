@@ -1,26 +1,28 @@
 import io
+import itertools
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import insert_training_run, members, rows, write_shard
+from conftest import members, rows, write_shard
 from PIL import Image
-from scipy import stats
 
 import curate
 from curate import models
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import SelectionRecord
 from curate.errors import CurateError, OptionError
+from curate.formats.samples import iterate_samples
+from curate.formats.tar import TarReader
 from curate.stages.embed.stage import embed
+from curate.stages.evidence.verdicts import read_verdicts
 from curate.stages.score.stage import score
 from curate.stages.select.stage import select
 from curate.stages.validate import arms
 from curate.stages.validate.arms import ArmBuilder
 from curate.stages.validate.split import held_out_by_key
 from curate.stages.validate.stage import validate
-from curate.stages.validate.verdicts import make_verdict, read_verdicts
 from curate.stages.validate.worker import Arm
 
 
@@ -55,19 +57,32 @@ def write_dark_and_light(folder: Path, name: str, count: int, seed: int) -> str:
     return str(write_shard(folder / f"{name}.tar", samples))
 
 
-@pytest.fixture
-def coloured(tmp_path: Path) -> Catalog:
-    """A catalog of 300 colours, scored by supervised prototypes."""
-    catalog = Catalog(tmp_path / "catalog")
-    shards = [write_colours(tmp_path, "a", 150, 0), write_colours(tmp_path, "b", 150, 1)]
+@pytest.fixture(scope="module")
+def coloured_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("coloured")
+    catalog = Catalog(folder / "catalog")
+    shards = [write_colours(folder, "a", 150, 0), write_colours(folder, "b", 150, 1)]
     embed(catalog, shards, encoder="pixels")
     score(catalog, "supervised_prototypes")
-    return catalog
+    return catalog.path
+
+
+@pytest.fixture
+def coloured(coloured_once: Path, tmp_path: Path) -> Catalog:
+    """A catalog of 300 colours, scored by supervised prototypes; a copy for each test."""
+    shutil.copytree(coloured_once, tmp_path / "catalog")
+    return Catalog(tmp_path / "catalog")
 
 
 def load_sample_ids(catalog: Catalog) -> np.ndarray:
     samples = rows(catalog, "select sample_id from samples order by sample_id")
     return np.array([sample_id for (sample_id,) in samples])
+
+
+def load_classes(catalog: Catalog) -> list[int]:
+    return [
+        int(label) for (label,) in rows(catalog, "select label from samples order by sample_id")
+    ]
 
 
 TRAINING = {"model": "mlp:16", "seeds": 3, "epochs": 4}
@@ -78,7 +93,7 @@ def test_every_arm_trains_as_often_and_pruned_and_random_on_as_many(coloured, tm
     test = write_colours(tmp_path, "test", 90, 2)
     strategies = ["hardest", "easiest"]
     name = validate(coloured, keep=[0.5, 0.2], strategy=strategies, test=test, **OPTIONS)
-    assert name == "mlp-16"
+    assert name == "mlp-16-epochs4"
     counts = rows(
         coloured,
         "select arm, selection, num_samples, count(*), count(distinct seed) "
@@ -123,22 +138,24 @@ def test_without_test_shards_a_fifth_is_held_out_by_key_from_every_class(coloure
     assert held_out_by_key(coloured, load_sample_ids(coloured)).sum() == num_test
 
 
-def test_a_random_arm_is_what_select_draws(coloured, tmp_path):
+def test_a_random_arm_has_the_selections_quotas_and_is_drawn_apart_from_select(coloured, tmp_path):
     name = select(coloured, keep=0.3, strategy="random", balance=0.8, seed=7)
     ids = load_sample_ids(coloured)
     builder = ArmBuilder(
         coloured,
-        models.make_model("mlp:16"),
-        [7, 8],
-        1,
         ids,
         np.ones(len(ids), bool),
         tmp_path,
-        equal_iterations=False,
+        epochs_for=lambda num_rows: 1,
+        stack_size=50,
     )
     draw = builder._random_draw(coloured.require(SelectionRecord, name), 90)
-    assert ids[np.sort(draw(7))].tolist() == members(coloured, name)
-    assert ids[np.sort(draw(8))].tolist() != members(coloured, name)
+    drawn = draw(7)
+    assert len(drawn) == 90
+    assert (np.bincount(np.array(load_classes(coloured))[drawn]) >= 24).all(), "0.8 · 30 each"
+    assert drawn.tolist() == draw(7).tolist() != draw(8).tolist()
+    # Otherwise the difference of such a selection from random would be 0 by construction.
+    assert ids[np.sort(drawn)].tolist() != members(coloured, name)
 
 
 def test_the_same_command_trains_nothing_again_and_an_interrupted_one_what_is_missing(
@@ -148,7 +165,7 @@ def test_the_same_command_trains_nothing_again_and_an_interrupted_one_what_is_mi
     first = rows(coloured, "select arm, seed, accuracy, seconds from training_runs order by 1, 2")
     with caplog.at_level("INFO", "curate"):
         validate(coloured, keep=0.5, **OPTIONS)
-    assert "nothing to do: 'mlp-16' is this validation already (9 training runs)" in caplog.text
+    assert "nothing to do: 'mlp-16-epochs4' has these arms already (9 training runs)" in caplog.text
     with coloured.writing() as connection:  # as if it had been interrupted before its last arm
         connection.execute("delete from training_runs where arm = 'random'")
         connection.execute("delete from class_accuracies where arm = 'random'")
@@ -162,7 +179,7 @@ def test_the_same_command_trains_nothing_again_and_an_interrupted_one_what_is_mi
 def test_equal_iterations_mean_more_epochs_for_less_data(coloured, tmp_path):
     test = write_colours(tmp_path, "test", 30, 2)
     name = validate(coloured, keep=0.25, schedule="iterations", test=test, **OPTIONS)
-    assert name == "mlp-16-iterations"
+    assert name == "mlp-16-iterations-epochs4"
     trained = rows(
         coloured,
         "select arm, any_value(epochs), any_value(num_samples) from training_runs group by arm",
@@ -219,74 +236,6 @@ def test_what_was_trained_on_is_no_test(coloured):
         validate(coloured, keep=0.5, test=url, **OPTIONS)
 
 
-def add_training_runs(
-    catalog: Catalog, pruned: list[float], random: list[float], full: list[float]
-) -> None:
-    """Runs of a validation v of a selection s, with one accuracy a seed."""
-    with catalog.writing() as connection:
-        for arm, accuracies in (("pruned", pruned), ("random", random), ("full", full)):
-            selection = None if arm == "full" else "s"
-            for seed, accuracy in enumerate(accuracies):
-                insert_training_run(connection, "v", arm, selection, seed, accuracy)
-
-
-@pytest.mark.parametrize("seeds", [2, 5, 12, 40])
-def test_intervals_are_those_of_students_t(catalog, seeds):
-    generator = np.random.default_rng(seeds)
-    pruned, random, full = (0.7 + 0.01 * generator.standard_normal(seeds) for _ in range(3))
-    add_training_runs(catalog, pruned.tolist(), random.tolist(), full.tolist())
-    (row,) = curate.query(catalog, "from pruned_vs_random").to_pylist()
-    for name, accuracies in (("random", random), ("full", full)):
-        difference = 100 * (pruned - accuracies)
-        assert row[f"delta_vs_{name}"] == pytest.approx(difference.mean())
-        half_width = stats.t.ppf(0.975, seeds - 1) * stats.sem(difference)
-        assert row[f"delta_vs_{name}_interval"] == pytest.approx(half_width, rel=2e-3)
-
-
-def test_a_selection_that_does_much_worse_than_random_is_an_alarm(catalog):
-    add_training_runs(catalog, [0.20, 0.21, 0.19], [0.75, 0.76, 0.75], [0.80, 0.80, 0.81])
-    (verdict,) = read_verdicts(catalog, "v")
-    assert verdict.is_alarming
-    assert "Do not train on this one" in verdict.text
-
-
-@pytest.mark.parametrize(
-    ("loss", "gain", "text"),
-    [
-        (
-            -0.2,
-            0.5,
-            "s: 79.5% right; against everything: no loss found, -0.20 ± 0.30 points; "
-            "beats random, +0.50 ± 0.20",
-        ),
-        (
-            -0.6,
-            0.1,
-            "s: 79.5% right; against everything: loses, -0.60 ± 0.30 points; "
-            "no difference from random found, +0.10 ± 0.20",
-        ),
-        (
-            0.6,
-            -0.5,
-            "s: 79.5% right; against everything: gains, +0.60 ± 0.30 points; "
-            "worse than random, -0.50 ± 0.20",
-        ),
-    ],
-)
-def test_verdicts_are_plain(loss, gain, text):
-    assert make_verdict("s", 79.5, loss, 0.3, gain, 0.2).text == text
-
-
-def test_a_verdict_on_members_that_were_replaced_says_so():
-    verdict = make_verdict("s", 79.5, -0.2, 0.3, 0.5, 0.2, is_replaced=True)
-    assert verdict.text.endswith("made anew since: validate it again")
-
-
-def test_half_a_validation_has_no_verdict_without_an_interval(catalog):
-    add_training_runs(catalog, [0.7], [0.75], [0.80])
-    assert read_verdicts(catalog, "v") == []
-
-
 def test_random_samples_come_from_the_candidates_that_the_selection_had(coloured):
     select(coloured, keep=0.5, strategy="random", name="inner")
     select(coloured, keep=0.5, strategy="random", within="inner", name="mine")
@@ -301,8 +250,9 @@ def test_empty_shards_are_no_copies_of_each_other(coloured, tmp_path):
     for name in ("empty-train", "empty-test"):
         write_shard(tmp_path / f"{name}.tar", [])
     embed(coloured, str(tmp_path / "empty-train.tar"), encoder="pixels")
-    test = [write_colours(tmp_path, "test", 30, 2), str(tmp_path / "empty-test.tar")]
-    assert validate(coloured, keep=0.5, test=test, **OPTIONS) == "mlp-16"
+    write_colours(tmp_path, "coloured-test", 30, 2)
+    test = str(tmp_path / "*-test.tar")
+    assert validate(coloured, keep=0.5, test=test, **OPTIONS) == "mlp-16-epochs4"
 
 
 def test_a_copy_of_a_shard_that_was_trained_on_is_no_test(coloured, tmp_path):
@@ -317,12 +267,15 @@ def test_a_corpus_within_the_corpus_is_all_that_is_seen(coloured, tmp_path):
     select(coloured, keep=0.4, strategy="random", balance=0, name="small")
     inside = set(members(coloured, "small"))
     probe = curate.probe(coloured, model="mlp:8", count=2, epochs=2, within="small")
-    assert probe == "mlp-8-in-small"
+    assert probe == "mlp-8-epochs2-in-small"
     score(coloured, "el2n")
     sql = "select sample_id from scores where scoring = 'el2n' and score is not null"
     assert {sample_id for (sample_id,) in rows(coloured, sql)} == inside
     options = {**OPTIONS, "scoring": "el2n"}
-    assert validate(coloured, keep=0.5, within="small", test=test, **options) == "mlp-16-in-small"
+    assert (
+        validate(coloured, keep=0.5, within="small", test=test, **options)
+        == "mlp-16-epochs4-in-small"
+    )
     pruned = set(members(coloured, "el2n-hardest-0.5-in-small"))
     assert len(pruned) == 60
     assert pruned < inside
@@ -335,7 +288,7 @@ def test_a_corpus_within_the_corpus_is_all_that_is_seen(coloured, tmp_path):
 def test_networks_of_images_validate_too(coloured):
     options = {"model": "conv:16", "seeds": 2, "epochs": 1}
     name = validate(coloured, keep=0.5, scoring="supervised_prototypes", **options)
-    assert name == "conv-16"
+    assert name == "conv-16-epochs1"
     assert rows(coloured, "select arm, count(*) from training_runs group by arm order by arm") == [
         ("full", 2),
         ("pruned", 2),
@@ -347,7 +300,7 @@ def test_networks_of_images_validate_too(coloured):
 def test_what_was_trained_is_fine_tuned_on_another_task_and_tested_for_it(
     coloured, tmp_path, model
 ):
-    other = write_dark_and_light(tmp_path, "other", 160, 3)
+    other = write_dark_and_light(tmp_path, "other", 80, 3)
     test = write_dark_and_light(tmp_path, "tests", 60, 4)
     options = {
         "keep": 0.5,
@@ -357,7 +310,7 @@ def test_what_was_trained_is_fine_tuned_on_another_task_and_tested_for_it(
         "epochs": 2,
     }
     name = validate(coloured, transfer=other, test=test, **options)
-    assert name == f"{model.replace(':', '-')}-transfer"
+    assert name == f"{model.replace(':', '-')}-epochs2-transfer"
     sql = "select num_test, num_samples, num_training_runs, transfer from validations"
     assert rows(coloured, sql) == [(60, 300, 6, [other])]
     tested = rows(coloured, "select distinct label from class_accuracies")
@@ -381,6 +334,143 @@ def test_without_test_shards_a_fifth_of_the_other_task_is_held_out(coloured, tmp
         select(coloured, keep="auto", scoring="supervised_prototypes")
 
 
+def test_a_validation_grows_and_what_was_trained_stays(coloured, tmp_path, caplog):
+    test = write_colours(tmp_path, "test", 120, 2)
+    name = validate(coloured, keep=0.8, test=test, **OPTIONS)
+    sql = "select arm, selection, seed, accuracy, seconds from training_runs order by all"
+    first = rows(coloured, sql)
+    assert validate(coloured, keep=0.5, test=test, **{**OPTIONS, "seeds": 5}) == name
+    grown = rows(coloured, sql)
+    assert set(first) < set(grown), "nothing was trained again"
+    counts = rows(
+        coloured, "select arm, selection, count(*) from training_runs group by all order by all"
+    )
+    small, large = (f"supervised_prototypes-hardest-{keep}" for keep in (0.5, 0.8))
+    assert counts == [
+        ("full", None, 5),
+        ("pruned", small, 5),
+        ("pruned", large, 3),
+        ("random", small, 5),
+        ("random", large, 3),
+    ]
+    sql = "select selection, baseline, seeds from comparisons order by all"
+    assert rows(coloured, sql) == [
+        (selection, baseline, seeds)
+        for selection, seeds in ((small, 5), (large, 3))
+        for baseline in ("full", "random")
+    ]
+    assert rows(coloured, "select seeds, num_training_runs from validations") == [(5, 21)]
+    with caplog.at_level("INFO", "curate"):
+        validate(coloured, keep=[0.8, 0.5], test=test, **OPTIONS)
+    assert f"nothing to do: '{name}' has these arms already (21 training runs)" in caplog.text
+
+
+def test_a_growth_that_was_killed_ends_in_the_same_table(coloured, tmp_path):
+    """As if two arms had been lost on the way: the same runs, and the same accuracies."""
+    validate(coloured, keep=0.8, **OPTIONS)
+    validate(coloured, keep=0.5, **{**OPTIONS, "seeds": 5})
+    sql = "select * exclude (seconds) from training_runs order by all"
+    comparisons = rows(coloured, "from comparisons order by all")
+    expected = rows(coloured, sql)
+    for condition in ("arm = 'pruned' and seed > 2", "arm = 'random' and keep = 0.5"):
+        with coloured.writing() as connection:
+            connection.execute(f"delete from training_runs where {condition}")
+        validate(coloured, keep=0.5, **{**OPTIONS, "seeds": 5})
+        assert rows(coloured, sql) == expected
+        assert rows(coloured, "from comparisons order by all") == comparisons
+
+
+def test_another_setting_is_another_validation_and_says_so(coloured, tmp_path, caplog):
+    test = write_colours(tmp_path, "test", 120, 2)
+    first = validate(coloured, keep=0.5, **OPTIONS)
+    with caplog.at_level("INFO", "curate"):
+        second = validate(coloured, keep=0.5, test=test, **OPTIONS)
+    assert (first, second) == ("mlp-16-epochs4", "mlp-16-epochs4-2")
+    assert "'mlp-16-epochs4' has another setting: this validation is" in caplog.text
+    assert validate(coloured, keep=0.5, **OPTIONS) == first
+    assert validate(coloured, keep=0.5, test=test, **OPTIONS) == second
+    sql = "select validation, count(*) from training_runs group by all order by all"
+    assert rows(coloured, sql) == [(first, 9), (second, 9)]
+    reason = r"'mlp-16-epochs4' has another setting \(test\): choose another --name"
+    with pytest.raises(CurateError, match=reason):
+        validate(coloured, keep=0.5, test=test, name=first, **OPTIONS)
+
+
+def test_a_corpus_that_has_grown_is_validated_anew(coloured, tmp_path, caplog):
+    validate(coloured, keep=0.5, **OPTIONS)
+    embed(coloured, write_colours(tmp_path, "c", 30, 5), encoder="pixels")
+    score(coloured, "supervised_prototypes")
+    validate(coloured, keep=0.5, **OPTIONS)
+    assert "is of an earlier state of the corpus or the code: its 9 training runs" in caplog.text
+    assert rows(coloured, "select num_samples + num_test from validations") == [(330,)]
+    assert rows(coloured, "select count(*) from training_runs") == [(9,)]
+
+
+def test_an_arm_smaller_than_its_classes_and_a_task_of_one_class_are_refused(coloured, tmp_path):
+    score(coloured, "random")
+    with pytest.raises(CurateError, match="'random-hardest-0.005-balance0' has [12] samples? to"):
+        validate(coloured, keep=0.005, balance=0, scoring="random", **TRAINING)
+    same = [(f"{index}", {"png": encode(np.full((6, 6, 3), 9)), "cls": b"a"}) for index in range(9)]
+    transfer = str(write_shard(tmp_path / "same.tar", same))
+    with pytest.raises(CurateError, match="the task of --transfer has one class, 'a'"):
+        validate(coloured, keep=0.5, transfer=transfer, **OPTIONS)
+    assert rows(coloured, "select count(*) from validations") == [(0,)]
+
+
+def test_test_samples_with_a_near_duplicate_in_the_corpus_are_counted(coloured, tmp_path, caplog):
+    ((url,),) = rows(coloured, "select url from shards where shard_id = 0")
+    fresh = write_colours(tmp_path, "fresh", 60, 9)
+    with Path(url).open("rb") as first, Path(fresh).open("rb") as second:
+        samples = [
+            (f"{sample.key}-{number}", sample.members)
+            for number, stream in enumerate((first, second))
+            for sample in itertools.islice(iterate_samples(TarReader(stream)), 5 + 55 * number)
+        ]
+    mixed = str(write_shard(tmp_path / "mixed.tar", samples))
+    validate(coloured, keep=0.5, test=mixed, **OPTIONS)
+    assert "5 of 65 test samples examined have a near-duplicate" in caplog.text
+    caplog.clear()
+    validate(coloured, keep=0.5, test=fresh, **OPTIONS)
+    assert "near-duplicate" not in caplog.text
+
+
+def test_several_test_sets_are_tested_with_one_training(coloured, tmp_path):
+    tests = [write_colours(tmp_path, "one", 120, 2), write_colours(tmp_path, "two", 150, 3)]
+    name = validate(coloured, keep=0.5, test=tests, **OPTIONS)
+    sql = "select test, num_test, count(*) from training_runs group by all order by num_test"
+    assert rows(coloured, sql) == [(tests[0], 120, 9), (tests[1], 150, 9)]
+    sql = "select num_test, num_training_runs from validations"
+    assert rows(coloured, sql) == [(270, 9)]
+    verdicts = read_verdicts(coloured, name)
+    assert {verdict.comparison.test for verdict in verdicts} == set(tests)
+    assert all(f"on {verdict.comparison.test}" in verdict.text for verdict in verdicts)
+    assert rows(coloured, "select distinct num_test from comparisons order by 1") == [
+        (120,),
+        (150,),
+    ]
+
+
+def test_clusters_of_another_embedding_are_predicted_where_there_are_no_labels(tmp_path, caplog):
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, write_colours(tmp_path, "a", 300, 0), encoder="pixels", label="json:none")
+    embed(catalog, str(tmp_path / "a.tar"), encoder="pixels@2", label="json:none")
+    curate.cluster(catalog, embedding="pixels@2", k=3, name="colours")
+    curate.cluster(catalog, embedding="pixels", k=4, name="own")
+    score(catalog, "ssl_prototypes", clustering="own")
+    with caplog.at_level("INFO", "curate"):
+        options = {"scoring": "ssl_prototypes-own", "embedding": "pixels", **TRAINING}
+        name = validate(catalog, keep=0.5, **options)
+    assert name == "mlp-16-clusters-epochs4"
+    assert "no labels or captions, but clusters of another embedding" in caplog.text
+    sql = "select task, setting->>'clustering' from validations"
+    assert rows(catalog, sql) == [("clusters", "colours")]
+    assert rows(catalog, "select min(accuracy) > 0.5 from training_runs where arm = 'full'") == [
+        (True,)
+    ]
+    with pytest.raises(OptionError, match="--task clusters tests on held-out samples"):
+        validate(catalog, keep=0.5, task="clusters", test="x.tar")
+
+
 def test_selections_of_one_size_share_their_random_samples(coloured, tmp_path, monkeypatch):
     names = []
 
@@ -399,3 +489,89 @@ def test_selections_of_one_size_share_their_random_samples(coloured, tmp_path, m
     )
     assert counts == [(2, 1)] * 3
     assert rows(coloured, "select count(*) from pruned_vs_random where seeds = 3") == [(2,)]
+
+
+def write_captioned(folder: Path, name: str, count: int, seed: int) -> str:
+    """One shard of images that are dark or light, red or blue, and whose captions say so."""
+    generator = np.random.default_rng(seed)
+    samples = []
+    for position in range(count):
+        level, colour = int(generator.integers(8)), position % 2
+        pixels = np.zeros((6, 6, 3))
+        pixels[..., 2 * colour] = 40 + 25 * level
+        image = encode(pixels + generator.normal(0, 4, (6, 6, 3)))
+        caption = f"a {('red', 'blue')[colour]} square of level {'abcdefgh'[level]}"
+        samples.append((f"{name}{position:04d}", {"png": image, "txt": caption.encode()}))
+    return str(write_shard(folder / f"{name}.tar", samples))
+
+
+def test_coverage_trains_nothing_and_sees_a_selection_that_misses_a_colour(tmp_path):
+    """Without labels: a selection of the red images leaves the blue ones uncovered."""
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, write_captioned(tmp_path, "a", 600, 0), encoder="pixels")
+    select(catalog, keep=1.0, strategy="random", where="caption like '%red%'", name="red")
+    with catalog.writing() as connection:  # as if it had been taken from everything
+        connection.execute("update selections set where_sql = null, num_candidates = 600")
+    name = validate(catalog, ["red"], seeds=3)
+    assert name == "coverage"
+    against_full, against_random = read_verdicts(catalog, name)
+    assert against_full.comparison.baseline_accuracy == pytest.approx(95, abs=1)
+    assert against_full.word == against_random.word == "worse"
+    sql = (
+        "select arm, max(epochs), avg(loss), avg(distance_99) "
+        "from training_runs group by arm order by arm"
+    )
+    (_, epochs, full, _), (_, _, pruned, pruned_far), (_, _, random, random_far) = rows(
+        catalog, sql
+    )
+    assert epochs == 0
+    assert full < random < pruned
+    assert random_far < pruned_far
+    assert validate(catalog, ["red"], seeds=3) == name
+
+
+def test_captions_are_retrieved_where_there_are_no_labels(tmp_path):
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, write_captioned(tmp_path, "a", 600, 0), encoder="pixels", captions=True)
+    select(catalog, keep=1.0, strategy="random", where="caption like '%red%'", name="red")
+    with catalog.writing() as connection:
+        connection.execute("update selections set where_sql = null, num_candidates = 600")
+    name = validate(catalog, ["red"], seeds=3, epochs=6)
+    assert name == "captions-epochs6"
+    verdicts = {
+        (verdict.comparison.test, verdict.comparison.baseline): verdict
+        for verdict in read_verdicts(catalog, name)
+    }
+    assert len(verdicts) == 8
+    for kind in ("image to text @1", "text to image @1"):
+        verdict = verdicts[f"held out, {kind}", "full"]
+        assert verdict.comparison.baseline_accuracy > 2 * 100 / 16, "well above chance"
+        assert verdict.comparison.difference < 0
+    assert validate(catalog, ["red"], seeds=3, epochs=6) == name
+    with pytest.raises(OptionError, match="--task captions trains none of the models"):
+        validate(catalog, ["red"], task="captions", model="mlp")
+    other = Catalog(tmp_path / "other")
+    embed(other, str(tmp_path / "a.tar"), encoder="pixels")
+    select(other, keep=0.5, strategy="random", name="half")
+    with pytest.raises(CurateError, match="has no vectors of captions: embed with --captions"):
+        validate(other, ["half"], task="captions")
+
+
+def test_a_network_trains_without_labels_and_is_tested_on_another_task(coloured, tmp_path):
+    transfer = write_dark_and_light(tmp_path, "other", 200, 3)
+    options = {"task": "self-supervised", "model": "conv:16", "seeds": 2, "epochs": 1}
+    with pytest.raises(OptionError, match="give its shards with --transfer"):
+        validate(coloured, keep=0.5, **options)
+    with coloured.writing() as connection:
+        connection.execute("update samples set label = null")
+    select(coloured, keep=0.5, strategy="random", name="half")
+    name = validate(coloured, ["half"], transfer=transfer, **options)
+    assert name == "conv-16-self-supervised-epochs1"
+    sql = (
+        "select arm, count(*), min(num_samples), min(accuracy) > 0.8 from training_runs group by 1"
+    )
+    assert sorted(rows(coloured, sql)) == [
+        ("full", 2, 300, True),
+        ("pruned", 2, 150, True),
+        ("random", 2, 150, True),
+    ]

@@ -31,7 +31,7 @@ def sound(tmp_path_factory) -> Path:
     """A folder with a catalog that has a set of every kind, its corpus, and two exports."""
     folder = tmp_path_factory.mktemp("sound")
     catalog = Catalog(folder / "catalog")
-    embed(catalog, write_corpus(folder / "corpus"), encoder="pixels", workers=1)
+    embed(catalog, write_corpus(folder / "corpus"), encoder="pixels", captions=True, workers=1)
     cluster(catalog, k=3)
     probe(catalog, model=["ridge"])
     score(catalog, ["ssl_prototypes", "random"])
@@ -110,11 +110,27 @@ def truncate_shard(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-512])
 
 
+def drop_caption_vector(folder: Path) -> None:
+    """A file that lacks the vector of one caption, in a catalog that agrees with its checksum."""
+    location = str(folder / CAPTION_FILE)
+    shard = read_vectors(location)
+    checksum = write_vectors(location, shard.sample_ids[1:], shard.vectors[1:].astype(np.float16))
+    sql = f"update embedded_shards set captions_checksum = '{checksum}' where shard_id = 0"
+    execute(sql)(folder)
+
+
 VECTOR_FILE = "catalog/embeddings/pixels/00000000.parquet"
+CAPTION_FILE = "catalog/embeddings/pixels/captions/00000000.parquet"
 FAULTS: dict[str, tuple[Damage, str]] = {
     "a byte of vectors": (flip_bit_of(VECTOR_FILE), "bytes are not those that were written"),
     "vectors gone": (remove(VECTOR_FILE), "00000000.parquet: it is gone"),
     "vectors of other samples": (reverse_vectors, "rows are not those of the shard's samples"),
+    "a byte of caption vectors": (flip_bit_of(CAPTION_FILE), "bytes are not those"),
+    "caption vectors gone": (remove(CAPTION_FILE), "captions/00000000.parquet: it is gone"),
+    "a caption without a vector": (
+        drop_caption_vector,
+        "captions/00000000.parquet: its rows are not those of the shard's samples",
+    ),
     "a byte of centroids": (flip_bit_of("catalog/clusterings/*.npy"), "bytes are not those"),
     "a byte of a probe": (flip_bit_of("catalog/probes/*/*/*/*.parquet"), "bytes are not those"),
     "a part of a probe": (remove("catalog/probes/*/*/*-000000"), "summary cannot be read"),

@@ -48,7 +48,8 @@ def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def run_chain(catalog: Path, corpus: str, out: str, **options: str) -> Catalog:
-    curate.embed(catalog, f"{corpus}/*.tar", encoder="pixels@16", workers=2, **options)
+    pattern = f"{corpus}/*.tar"
+    curate.embed(catalog, pattern, encoder="pixels@16", captions=True, workers=2, **options)
     curate.cluster(catalog, k=3)
     curate.score(catalog, "ssl_prototypes")
     curate.select(catalog, keep=0.5, name="half")

@@ -158,17 +158,18 @@ class ClusterSums:
 class SumClusters:
     """The task: the sums of a group of files under the centroids in a file.
 
-    That is all of an iteration but its last step.
+    That is all of an iteration but its last step. See `read_vectors` for `within`.
     """
 
     centroids_file: str
     distance: str
+    within: str | None = None
 
     def __call__(self, group: tuple[str, ...]) -> ClusterSums:
         centroids = load_centroids(self.centroids_file)
         sums = ClusterSums.zeros(centroids)
         for file in group:
-            rows = read_vectors(file).vectors
+            rows = read_vectors(file, self.within).vectors
             sums.add_rows(normalize_rows(rows, self.distance), centroids, self.distance)
             report_progress(len(rows))
         return sums
@@ -184,12 +185,13 @@ class AssignClusters:
     centroids_file: str
     distance: str
     folder: str
+    within: str | None = None
 
     def __call__(self, file: str) -> float:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        shard = read_vectors(file)
+        shard = read_vectors(file, self.within)
         rows = normalize_rows(shard.vectors, self.distance)
         centroids = load_centroids(self.centroids_file)
         clusters, distances = nearest_centroids(rows, centroids, self.distance)

@@ -55,17 +55,19 @@ def refine_centroids(
     *,
     checkpoint_file: str,
     centroids_file: str,
+    within: str | None = None,
 ) -> np.ndarray:
     """Continue from a checkpoint up to so many iterations over every row: float32 [k, dim].
 
-    Workers read the centroids from `centroids_file`, a file of this run alone. The order of the
-    sums depends on the files alone, so the result does not depend on the engine.
+    Workers read the centroids from `centroids_file`, a file of this run alone, and only the rows
+    of the ids in the file `within`, if it is given. The order of the sums depends on the files
+    alone, so the result does not depend on the engine.
     """
     remaining = full_iterations - checkpoint.iterations
     with progress_bar("iterate", remaining * sum(files.values())) as advance:
         while checkpoint.iterations < full_iterations:
             save_centroids(centroids_file, checkpoint.centroids)
-            task = SumClusters(centroids_file, distance)
+            task = SumClusters(centroids_file, distance, within)
             group, sums, error = engine.reduce(
                 task, group_files(files), ClusterSums.merge, resources, advance=advance
             )

@@ -9,16 +9,17 @@ import numpy as np
 
 from curate.catalog import provenance, sets
 from curate.catalog.catalog import Catalog
-from curate.catalog.records import ClusteringRecord, EmbeddingRecord
+from curate.catalog.records import ClusteringRecord, EmbeddingRecord, SelectionRecord
+from curate.catalog.samples import load_members
 from curate.distances import DISTANCES, normalize_rows
 from curate.errors import CurateError, OptionError
 from curate.execution import engine
 from curate.execution.limits import memory_limit
 from curate.execution.types import Resources
 from curate.formats.centroids import save_centroids
-from curate.formats.vectors import sample_rows
+from curate.formats.vectors import sample_rows, write_sample_ids
 from curate.formatting import format_bytes
-from curate.options import EmbeddingName, Option, Seed, Workers, verb
+from curate.options import EmbeddingName, Option, Seed, SetName, Within, Workers, verb
 from curate.progress import log, progress_bar
 from curate.stages.cluster.kmeans import (
     AssignClusters,
@@ -33,6 +34,7 @@ from curate.stages.cluster.refinement import (
     refine_centroids,
     save_checkpoint,
 )
+from curate.stages.staleness import warn_if_stale
 from curate.storage import files as storage
 from curate.storage.locks import TEMPORARY_PREFIX
 
@@ -75,33 +77,45 @@ def cluster(
         float | None,
         Option("Memory that the fit may take, in GiB.", above=0, default="3/4 of the memory"),
     ] = None,
+    within: Within = None,
     embedding: EmbeddingName = None,
     seed: Seed = 0,
     workers: Workers = 1,
-    name: Annotated[str, Option("Name of the result.")] = "kmeans",
+    name: SetName = None,
 ) -> str:
     """Cluster an embedding into `k` clusters, and return the clustering's name.
 
     The centroids are fitted by `iterations` on a sample of the rows, then refined by
-    `full_iterations` over every row; then every sample is assigned. `memory` bounds the default
-    sample. A killed run continues from its last finished iteration over every row.
+    `full_iterations` over every row; then every sample is assigned. `within` names a selection that
+    is all of the corpus for this clustering: other samples are in no cluster. `memory` bounds the
+    default sample. A killed run continues from its last finished iteration over every row. The
+    default name is kmeans, or kmeans-in-SELECTION.
     """
     catalog = Catalog(catalog)
+    name = name or (f"kmeans-in-{within}" if within else "kmeans")
     catalog.check_column_name(ClusteringRecord, name)
     parent = catalog.require(EmbeddingRecord, embedding)
+    selection = catalog.require(SelectionRecord, within) if within else None
     # Before the files are listed: shards that come later make the clustering out of date.
-    content = catalog.embedding_fingerprint(parent.embedding)
-    files = catalog.vector_files(parent.embedding)
+    content = [catalog.embedding_fingerprint(parent.embedding)]
+    all_files = catalog.vector_files(parent.embedding)
+    files = catalog.vector_files(parent.embedding, within) if within else all_files
     num_samples = sum(files.values())
-    if not files:
+    if not all_files:
         raise CurateError(
             f"the embedding '{parent.embedding}' is empty: look at `curate query failures`"
+        )
+    if not files:
+        raise CurateError(
+            f"no sample of the selection '{within}' is in the embedding '{parent.embedding}': "
+            "choose another --within or --embedding"
         )
     num_clusters = auto_k(num_samples) if isinstance(k, str) else k
     if num_clusters > num_samples:
         raise OptionError(f"--k {k}: give auto, or a number from 1 to the {num_samples:,} samples")
     limit = int(memory * (1 << 30)) if memory else memory_limit() * 3 // 4
-    num_rows = _choose_fit_rows(files, num_clusters, parent.dim, fit_rows, limit)
+    largest_file = max(all_files.values())  # files are read whole
+    num_rows = _choose_fit_rows(files, num_clusters, parent.dim, fit_rows, limit, largest_file)
     settings = {
         "embedding": parent.embedding,
         "k": num_clusters,
@@ -111,7 +125,12 @@ def cluster(
         "full_iterations": full_iterations,
         "seed": seed,
     }
-    fingerprint = provenance.fingerprint("cluster", settings, content)
+    parents = [parent.run_id]
+    if selection:
+        settings["within"] = selection.selection
+        content.append(selection.fingerprint)
+        parents.append(selection.run_id)
+    fingerprint = provenance.fingerprint("cluster", settings, *content)
     existing = catalog.find_up_to_date(ClusteringRecord, name, fingerprint)
     if existing and storage.is_file(catalog.centroids_file(existing)):
         _remove_old_files(catalog, name)
@@ -121,11 +140,15 @@ def cluster(
             existing.objective,
         )
         return name
+    if selection:
+        warn_if_stale(catalog, selection)
     previous = catalog.find(ClusteringRecord, name)
-    resources = Resources(workers)
-    with catalog.record_run(
-        "cluster", name, settings, parents=[parent.run_id], fingerprint=fingerprint
-    ) as run_id:
+    with (
+        catalog.record_run(
+            "cluster", name, settings, parents=parents, fingerprint=fingerprint
+        ) as run_id,
+        catalog.shared_tempdir(run_id) as folder,
+    ):
         record = ClusteringRecord(
             clustering=name,
             embedding=parent.embedding,
@@ -142,8 +165,14 @@ def cluster(
             full_iterations=full_iterations,
             centroids_checksum=None,
         )
-        job = _ClusteringJob(catalog, record, files, parent.dim, resources)
-        record = job.assign(job.fit())
+        members_file = None
+        if within:
+            members_file = storage.join(folder, "members.npy")
+            write_sample_ids(members_file, load_members(catalog, within))
+        job = _ClusteringJob(
+            catalog, record, files, largest_file, parent.dim, Resources(workers), members_file
+        )
+        record = job.assign(job.fit(), folder)
     log.info(
         "clustering '%s'%s: %s samples, k = %s, fitted on %s rows, objective %.6g",
         name,
@@ -167,16 +196,17 @@ def default_fit_rows(k: int) -> int:
 
 
 def _choose_fit_rows(
-    files: dict[str, int], k: int, dim: int, fit_rows: int | None, limit: int
+    files: dict[str, int], k: int, dim: int, fit_rows: int | None, limit: int, largest_file: int
 ) -> int:
     """How many rows are sampled within a memory limit in bytes. CurateError where it is too low."""
     num_rows = min(fit_rows or default_fit_rows(k), sum(files.values()))
-    fit_bytes, worker_bytes = _estimate_memory(files, num_rows, k, dim)
+    num_groups = len(group_files(files))
+    fit_bytes, worker_bytes = estimate_memory(num_rows, largest_file, dim, k, num_groups)
     if fit_bytes > limit and not fit_rows:
-        fixed_bytes, _ = _estimate_memory(files, 0, k, dim)
+        fixed_bytes, _ = estimate_memory(0, largest_file, dim, k, num_groups)
         affordable = num_rows * (limit - fixed_bytes) // (fit_bytes - fixed_bytes)
         num_rows = max(affordable, 0)
-        fit_bytes, _ = _estimate_memory(files, num_rows, k, dim)
+        fit_bytes, _ = estimate_memory(num_rows, largest_file, dim, k, num_groups)
         log.warning(
             "fitting on %s rows, %.1f per centroid: no more fit into %s (see --memory)",
             f"{num_rows:,}",
@@ -192,24 +222,25 @@ def _choose_fit_rows(
     return num_rows
 
 
-def _estimate_memory(files: dict[str, int], num_rows: int, k: int, dim: int) -> tuple[int, int]:
-    return estimate_memory(num_rows, max(files.values()), dim, k, len(group_files(files)))
-
-
 @dataclass(frozen=True)
 class _ClusteringJob:
-    """One clustering in the making."""
+    """One clustering in the making; `members_file` has the ids of `within`, for its workers."""
 
     catalog: Catalog
     record: ClusteringRecord
     files: dict[str, int]
+    largest_file: int  # rows
     dim: int
     resources: Resources
+    members_file: str | None
 
     def fit(self) -> np.ndarray:
         """The centroids, from where a killed run of just this clustering stopped."""
         record = self.record
-        fit_bytes, worker_bytes = _estimate_memory(self.files, record.fit_rows, record.k, self.dim)
+        num_groups = len(group_files(self.files))
+        fit_bytes, worker_bytes = estimate_memory(
+            record.fit_rows, self.largest_file, self.dim, record.k, num_groups
+        )
         log.info(
             "memory: %s for the fit on %s rows, then %s per worker",
             format_bytes(fit_bytes),
@@ -235,6 +266,7 @@ class _ClusteringJob:
             self.resources,
             checkpoint_file=checkpoint_file,
             centroids_file=self.catalog.centroids_file(record),
+            within=self.members_file,
         )
 
     def _fit_sample(self) -> np.ndarray:
@@ -246,28 +278,28 @@ class _ClusteringJob:
                 record.seed,
                 advance,
                 lambda rows: normalize_rows(rows, record.distance),
+                self.members_file,
             )
         return fit_centroids(rows, record.k, record.distance, record.iterations, record.seed)
 
-    def assign(self, centroids: np.ndarray) -> ClusteringRecord:
-        """Assign every sample and commit; returns the finished record."""
+    def assign(self, centroids: np.ndarray, folder: str) -> ClusteringRecord:
+        """Assign every sample by files in `folder` and commit; returns the finished record."""
         catalog, record = self.catalog, self.record
         centroids_file = catalog.centroids_file(record)
         checksum = save_centroids(centroids_file, centroids)
-        with catalog.shared_tempdir(record.run_id) as folder:
-            task = AssignClusters(centroids_file, record.distance, folder)
-            objective = 0.0
-            with progress_bar("assign", record.num_samples) as advance:
-                for _, share in engine.map_or_raise(
-                    task,
-                    self.files,
-                    self.resources,
-                    advance=advance,
-                    describe_item=lambda file: f"cannot assign {storage.filename(file)}",
-                ):
-                    objective += share
-            record = replace(record, objective=objective, centroids_checksum=checksum)
-            self._commit(record, folder)
+        task = AssignClusters(centroids_file, record.distance, folder, self.members_file)
+        objective = 0.0
+        with progress_bar("assign", record.num_samples) as advance:
+            for _, share in engine.map_or_raise(
+                task,
+                self.files,
+                self.resources,
+                advance=advance,
+                describe_item=lambda file: f"cannot assign {storage.filename(file)}",
+            ):
+                objective += share
+        record = replace(record, objective=objective, centroids_checksum=checksum)
+        self._commit(record, folder)
         _remove_old_files(catalog, record.clustering, finished_run=record.run_id)
         return record
 

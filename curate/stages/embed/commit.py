@@ -87,7 +87,7 @@ def _reject_invalid(
     checksums = dict(rows)
     for shard_id in shard_ids:
         if shard_id not in checksums:  # its bytes have changed since: it is a new shard now
-            files.delete_file(catalog.vector_file(embedding, shard_id))
+            catalog.delete_shard_files(embedding, shard_id)
             del metadata[shard_id]
         elif problem := _find_problem(checksums[shard_id], metadata[shard_id]):
             connection.execute(_INSERT_SHARD_FAILURE, [embedding, shard_id, problem])
@@ -131,8 +131,8 @@ def _commit(
     connection.register("finished", pa.Table.from_pylist(rows))
     connection.execute(
         "insert into embedded_shards "
-        "(embedding, shard_id, num_embedded, num_failed, vectors_checksum) "
-        "select ?, shard_id, num_embedded, num_failed, vectors_checksum "
+        "(embedding, shard_id, num_embedded, num_failed, vectors_checksum, captions_checksum) "
+        "select ?, shard_id, num_embedded, num_failed, vectors_checksum, captions_checksum "
         "from finished order by shard_id",
         [embedding],
     )

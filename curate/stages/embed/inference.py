@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from curate.encoders import Encoder, make_encoder
+from curate.encoders import Encoder, make_encoder, make_text_tower
 from curate.formats.images import Preprocessing
 from curate.progress import log
 from curate.storage.files import is_url, read_bytes, upload
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 Forward = Callable[[np.ndarray], np.ndarray]
+EncodeTexts = Callable[[list[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,15 @@ def load_forward(plan: EncoderPlan) -> Forward:
         return _make_torch_forward(cast("torch.nn.Module", network), plan)
     function = cast(Forward, network)
     return lambda pixels: function(normalize(pixels))
+
+
+@functools.cache
+def load_text_encoder(plan: EncoderPlan) -> EncodeTexts:
+    """The function from n texts to float32 [n, dim]; made once in each worker.
+
+    It is not exported to ONNX as the network for images is: its tokenizer needs torch anyhow.
+    """
+    return make_text_tower(plan.spec, plan.checkpoint, plan.device).encode
 
 
 def measure_dim(plan: EncoderPlan) -> int:

@@ -42,6 +42,7 @@ class SampleRecord:
     members: dict[str, bytes] = field(default_factory=dict)
     pixels: np.ndarray | None = None
     vector: np.ndarray | None = None
+    caption_vector: np.ndarray | None = None
 
     def fail(self, stage: str, error: str) -> Self:
         """Mark it as failed at a stage, and drop its pixels."""
@@ -51,7 +52,11 @@ class SampleRecord:
 
 @dataclass(frozen=True)
 class ShardMetadata:
-    """Counts and checksums of a whole shard; `vectors_checksum` is empty without vectors."""
+    """Counts and checksums of a whole shard.
+
+    `vectors_checksum` is empty without vectors, `captions_checksum` without captions, and None
+    where captions are not embedded.
+    """
 
     num_samples: int
     num_embedded: int
@@ -61,17 +66,19 @@ class ShardMetadata:
     checksum: str
     complete: bool
     vectors_checksum: str
+    captions_checksum: str | None
 
     def to_parquet(self) -> dict[str, str]:
-        return {name: str(value) for name, value in asdict(self).items()}
+        return {name: str(value) for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_parquet(cls, metadata: dict[bytes, bytes]) -> Self:
-        texts = {key.decode(): value.decode() for key, value in metadata.items()}
+        texts: dict[str, Any] = {key.decode(): value.decode() for key, value in metadata.items()}
         # Files of a run that an older version began have other names for the checksums.
         texts.setdefault("etag", texts.get("version", ""))
         texts.setdefault("checksum", texts.get("fingerprint", ""))
         texts.setdefault("vectors_checksum", texts.get("vectors", ""))
+        texts.setdefault("captions_checksum", None)  # which to_parquet leaves out
         values: dict[str, Any] = {}
         for column in fields(cls):
             text = texts[column.name]

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ShardRecord
 from curate.errors import CurateError
-from curate.formats.sample_ids import SHARD_FILES, shard_filename
+from curate.formats.sample_ids import SHARD_FILES, captions_folder, shard_filename
 from curate.progress import log
 from curate.stages.embed.worker import ShardTask
 from curate.storage import files
@@ -54,19 +54,30 @@ def register_shards(
     shards = _list_shards(catalog)
     with catalog.reading() as connection:
         rows = connection.execute(
-            "select shard_id, num_embedded from embedded_shards where embedding = ?", [embedding]
+            "select shard_id, num_embedded > 0, captions_checksum <> '' "
+            "from embedded_shards where embedding = ?",
+            [embedding],
         ).fetchall()
-    # A shard whose vector file has disappeared is embedded again. One without any vector has none.
-    vector_files = files.list_files(catalog.embedding_folder(embedding), SHARD_FILES)
-    existing = set(map(files.filename, vector_files))
+    # A shard of which a file has disappeared is embedded again. One without any vector has none.
+    folder = catalog.embedding_folder(embedding)
+    vector_files = _list_shard_files(folder)
+    caption_files = _list_shard_files(captions_folder(folder))
     finished = {
-        shard_id for shard_id, count in rows if not count or shard_filename(shard_id) in existing
+        shard_id
+        for shard_id, has_vectors, has_captions in rows
+        if (not has_vectors or shard_filename(shard_id) in vector_files)
+        and (not has_captions or shard_filename(shard_id) in caption_files)
     }
     missing = [shards[url] for url in stats if shards[url].shard_id not in finished]
     return [
         ShardTask(shard.shard_id, shard.url, stats[shard.url].num_bytes, shard.checksum)
         for shard in missing
     ]
+
+
+def _list_shard_files(folder: str) -> set[str]:
+    """The names of the files in a folder that hold the rows of a shard."""
+    return set(map(files.filename, files.list_files(folder, SHARD_FILES)))
 
 
 def _list_shards(catalog: Catalog) -> dict[str, ShardRecord]:
@@ -112,7 +123,7 @@ def _delete_shard(catalog: Catalog, shard: ShardRecord) -> None:
         for table in ("samples", "failures", "embedded_shards", "shards"):
             connection.execute(f"delete from {table} where shard_id = ?", [shard.shard_id])
     for (embedding,) in rows:
-        files.delete_file(catalog.vector_file(embedding, shard.shard_id))
+        catalog.delete_shard_files(embedding, shard.shard_id)
 
 
 def _relink_moved(

@@ -1,6 +1,10 @@
-"""`curate embed`: stream shards through an encoder; one Parquet file of vectors per shard."""
+"""`curate embed`: stream shards through an encoder; one Parquet file of vectors per shard.
+
+With --captions, one more file per shard has the vectors of the captions.
+"""
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -14,7 +18,13 @@ from curate.catalog import provenance, sets
 from curate.catalog.catalog import Catalog
 from curate.catalog.database import CatalogLockedError
 from curate.catalog.records import EmbeddingRecord
-from curate.encoders import check_checkpoint, check_spec, make_encoder
+from curate.encoders import (
+    check_checkpoint,
+    check_spec,
+    check_text_tower,
+    make_encoder,
+    make_text_tower,
+)
 from curate.errors import CurateError, OptionError
 from curate.execution import engine
 from curate.execution.timing import add_seconds, format_shares
@@ -46,6 +56,12 @@ def check_label_source(label: str) -> None:
         )
 
 
+def _check_captions(arguments: Mapping[str, Any]) -> None:
+    """OptionError for --captions with an encoder that has no text tower."""
+    if arguments["captions"]:
+        check_text_tower(arguments["encoder"])
+
+
 Shards = Annotated[
     list[str] | str,
     Option("Paths, folders, globs, brace ranges, or URLs (s3://, gs://, https://, hf://)."),
@@ -62,7 +78,7 @@ Checkpoint = Annotated[
 DEFAULT_ENCODER = "open_clip:ViT-B-32/laion2b_s34b_b79k"
 
 
-@verb()
+@verb(check=_check_captions)
 def embed(
     catalog: Catalog | str | Path,
     shards: Shards,
@@ -72,6 +88,9 @@ def embed(
     label: Annotated[
         str, Option("Where labels come from: cls, or json:FIELD.", check=check_label_source)
     ] = "cls",
+    captions: Annotated[
+        bool, Option("Embed the captions (.txt) too, by the encoder's own text tower.")
+    ] = False,
     batch_size: Annotated[
         int | None, Option("Images per batch.", minimum=1, default="8 on a CPU, 256 on a GPU")
     ] = None,
@@ -97,8 +116,9 @@ def embed(
     """Embed every sample of the shards, and return the embedding's name.
 
     Shards that are in the embedding already are left alone; new ones are added. Samples that cannot
-    be read go to `failures`: for every shard, samples = embedded + failed. Raises CurateError if a
-    shard's bytes have changed, or if an embedding of that name has another encoder.
+    be read go to `failures`: for every shard, samples = embedded + failed. An embedding that was
+    begun with `captions` continues with them. Raises CurateError if a shard's bytes have changed,
+    or if an embedding of that name has another encoder, or was begun without `captions`.
     """
     encoder, checkpoint = _absolute_files(encoder, checkpoint)
     embedding = sets.check_name(name or default_name(encoder))
@@ -108,10 +128,11 @@ def embed(
     stats = stat_shards(urls)
     catalog = Catalog(catalog).create(files)
     folder = catalog.embedding_folder(embedding)
-    settings = EmbedSettings(embedding, encoder, checkpoint, label, decode or "fast")
+    settings = EmbedSettings(embedding, encoder, checkpoint, label, decode or "fast", captions)
     with catalog.write_lock(folder, f"the embedding '{embedding}'"):
         _remove_temporary_files(folder)
         _check_same_encoder(catalog, settings)
+        settings = settings._replace(captions=_with_captions(catalog, embedding, captions))
         commit_pending(catalog, embedding)
         shard_tasks = register_shards(catalog, embedding, stats)
         if shard_tasks:
@@ -135,6 +156,7 @@ class EmbedSettings(NamedTuple):
     checkpoint: str | None
     label: str
     decode: str
+    captions: bool
 
 
 def default_name(encoder: str) -> str:
@@ -145,12 +167,12 @@ def default_name(encoder: str) -> str:
 
 
 def preprocessing_of(record: EmbeddingRecord) -> dict[str, Any]:
-    """How an embedding's images were prepared.
+    """How an embedding's images were prepared, and whether it has captions.
 
-    Older catalogs, where all decoding was exact, do not say so.
+    Older catalogs, where all decoding was exact and captions were not embedded, do not say so.
     """
     stored: dict[str, Any] = json.loads(record.preprocessing)
-    return {"decode": "exact"} | stored
+    return {"decode": "exact", "captions": False} | stored
 
 
 def num_failures(catalog: Catalog | str | Path, embedding: str | None = None) -> int:
@@ -211,6 +233,18 @@ def _decoding(catalog: Catalog, embedding: str, decode: str | None) -> str:
     return begun_with
 
 
+def _with_captions(catalog: Catalog, embedding: str, captions: bool) -> bool:
+    """Whether captions are embedded. Raises CurateError if the embedding was begun without."""
+    record = catalog.find(EmbeddingRecord, embedding)
+    begun_with = bool(preprocessing_of(record)["captions"]) if record else captions
+    if captions and not begun_with:
+        raise CurateError(
+            f"the embedding '{embedding}' was begun without --captions: "
+            "give the one with captions another --name"
+        )
+    return begun_with
+
+
 def _embed(
     catalog: Catalog,
     settings: EmbedSettings,
@@ -225,7 +259,7 @@ def _embed(
 
     `patterns` is what the user gave, for the record of the run.
     """
-    embedding, spec, checkpoint, label, decode = settings
+    embedding, spec, checkpoint, label, decode, captions = settings
     device = "cuda" if resources.gpus else "cpu"
     previous = catalog.find(EmbeddingRecord, embedding)
     arguments = {
@@ -234,6 +268,7 @@ def _embed(
         "checkpoint": checkpoint,
         "label": label,
         "decode": decode,
+        "captions": captions,
     }
     if previous:
         warn_if_stale(catalog, previous)
@@ -248,6 +283,11 @@ def _embed(
         encoder = make_encoder(spec, checkpoint)
         preprocessing = replace(encoder.preprocessing, decode=decode)  # type: ignore[arg-type]
         encoder = replace(encoder, preprocessing=preprocessing)
+        weights_sha256, preparation = encoder.weights_sha256, asdict(preprocessing)
+        if captions:
+            text_sha256 = make_text_tower(spec, checkpoint).weights_sha256
+            weights_sha256 = hashlib.sha256(f"{weights_sha256}\n{text_sha256}".encode()).hexdigest()
+            preparation["captions"] = True
         with catalog.shared_tempdir(run_id) as folder:
             onnx = storage.join(folder, "encoder.onnx")
             plan = plan_encoder(encoder, spec, checkpoint, device, resources.threads, onnx)
@@ -255,9 +295,9 @@ def _embed(
                 embedding=embedding,
                 encoder=spec,
                 checkpoint=checkpoint,
-                weights_sha256=encoder.weights_sha256,
+                weights_sha256=weights_sha256,
                 dim=measure_dim(plan),
-                preprocessing=provenance.canonical_json(asdict(preprocessing)),
+                preprocessing=provenance.canonical_json(preparation),
                 label_source=label,
                 run_id=run_id,
             )
@@ -270,6 +310,7 @@ def _embed(
                 batch_size or default_batch,
                 # For a GPU, threads decode ahead of it; on a CPU each core is busy with a worker.
                 decode_threads=resources.threads if device == "cuda" else 0,
+                captions=captions,
             )
             _map_shards(catalog, embedding, run_id, task, shard_tasks, resources, profile)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import Empty, Queue
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -24,11 +24,17 @@ from curate.formats.images import (
     decode_image,
     find_image_member,
 )
-from curate.formats.sample_ids import first_sample_id, shard_filename
+from curate.formats.sample_ids import caption_file, first_sample_id, shard_filename
 from curate.formats.samples import CorruptShardError, iterate_samples, split_name, to_unicode
 from curate.formats.tar import TarReader
 from curate.formats.vectors import write_vectors
-from curate.stages.embed.inference import EncoderPlan, Forward, load_forward
+from curate.stages.embed.inference import (
+    EncoderPlan,
+    EncodeTexts,
+    Forward,
+    load_forward,
+    load_text_encoder,
+)
 from curate.stages.embed.pending import (
     SampleRecord,
     ShardMetadata,
@@ -36,6 +42,10 @@ from curate.stages.embed.pending import (
     write_pending,
 )
 from curate.storage import files
+
+# Characters of a caption that are encoded: no text tower reads so many, and tokenizers take time
+# that grows with the square of a word's length.
+_MAX_CAPTION = 2_000
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -89,8 +99,8 @@ class GroupResult(NamedTuple):
 class EmbedShards:
     """The task: embed a group of shards; batches span them.
 
-    It writes two files per shard, in this order: the vectors, and the pending file with the rows
-    for the catalog. When the second exists, both are complete.
+    It writes up to three files per shard, in this order: the vectors, the vectors of the captions,
+    and the pending file with the rows for the catalog. When the last exists, all are complete.
     """
 
     encoder: EncoderPlan
@@ -98,6 +108,7 @@ class EmbedShards:
     label: str
     batch_size: int
     decode_threads: int
+    captions: bool = False  # whether they are embedded too
 
     def __call__(self, shards: Iterable[ShardTask]) -> GroupResult:
         stopwatch = Stopwatch()
@@ -184,30 +195,35 @@ class EmbedShards:
         """Give every decoded record its vector, in batches that span shards."""
         with stopwatch.measure("load the encoder"):
             forward = load_forward(self.encoder)
+            encode_texts = load_text_encoder(self.encoder) if self.captions else None
         batch: list[SampleRecord | ShardEnd] = []
         num_images = 0
         for record in records:
             batch.append(record)
             num_images += isinstance(record, SampleRecord) and record.pixels is not None
             if num_images == self.batch_size:
-                _encode_batch(batch, forward, stopwatch)
+                _encode_batch(batch, forward, encode_texts, stopwatch)
                 yield from batch
                 batch, num_images = [], 0
-        _encode_batch(batch, forward, stopwatch)
+        _encode_batch(batch, forward, encode_texts, stopwatch)
         yield from batch
 
     def _write_shard(self, records: list[SampleRecord], end: ShardEnd) -> str | None:
-        """Write the shard's two files, or return the problem of one that is not usable at all."""
+        """Write the shard's files, or return the problem of one that is not usable at all."""
         shard_id = end.shard_id
         if end.problem and (end.is_unusable or not records):
             return end.problem
         embedded = [record for record in records if not record.error]
-        vectors_checksum = ""
-        if embedded:
-            sample_ids = np.array([record.sample_id for record in embedded])
-            vectors = np.stack([record.vector for record in embedded if record.vector is not None])
-            location = files.join(self.folder, shard_filename(shard_id))
-            vectors_checksum = write_vectors(location, sample_ids, vectors)
+        location = files.join(self.folder, shard_filename(shard_id))
+        vectors_checksum = _write_vectors(location, embedded, [one.vector for one in embedded])
+        captions_checksum = None
+        if self.captions:
+            captioned = [record for record in embedded if record.caption]
+            captions_checksum = _write_vectors(
+                caption_file(self.folder, shard_id),
+                captioned,
+                [record.caption_vector for record in captioned],
+            )
         metadata = ShardMetadata(
             num_samples=len(records),
             num_embedded=len(embedded),
@@ -217,12 +233,23 @@ class EmbedShards:
             checksum=end.checksum,
             complete=not end.problem,
             vectors_checksum=vectors_checksum,
+            captions_checksum=captions_checksum,
         )
         if end.problem:
             failure = SampleRecord(shard_id, None, None).fail("shard", end.problem)
             records = [*records, failure]
         write_pending(pending_file(self.folder, shard_id), records, metadata)
         return None
+
+
+def _write_vectors(
+    location: str, records: list[SampleRecord], vectors: list[np.ndarray | None]
+) -> str:
+    """Write a vector for each record; returns the file's checksum, and no text without records."""
+    if not records:
+        return ""
+    sample_ids = np.array([record.sample_id for record in records])
+    return write_vectors(location, sample_ids, np.stack(cast("list[np.ndarray]", vectors)))
 
 
 def _is_read(name: str) -> bool:
@@ -244,8 +271,7 @@ def _decode_members(record: SampleRecord, label: str, preprocessing: Preprocessi
         raise SampleError("decode", str(error)) from error
     record.pixels, record.width, record.height = image
     record.label = read_label(record.members, label)
-    caption = record.members.get("txt")
-    record.caption = caption.decode("utf-8", "replace").strip() if caption is not None else None
+    record.caption = record.members.get("txt", b"").decode("utf-8", "replace").strip() or None
 
 
 def read_label(members: dict[str, bytes], source: str) -> str | None:
@@ -270,9 +296,12 @@ def read_label(members: dict[str, bytes], source: str) -> str | None:
 
 
 def _encode_batch(
-    records: list[SampleRecord | ShardEnd], forward: Forward, stopwatch: Stopwatch
+    records: list[SampleRecord | ShardEnd],
+    forward: Forward,
+    encode_texts: EncodeTexts | None,
+    stopwatch: Stopwatch,
 ) -> None:
-    """Set the vectors of the decoded records, in half precision."""
+    """Set the vectors of the decoded records, and those of their captions, in half precision."""
     batch = [
         record
         for record in records
@@ -283,11 +312,28 @@ def _encode_batch(
     with np.errstate(over="ignore"), stopwatch.measure("encode"):
         pixels = np.stack([record.pixels for record in batch if record.pixels is not None])
         vectors = forward(pixels).astype(np.float16)
-    report_progress(0, len(batch))
     for record, vector in zip(batch, vectors, strict=True):
         record.pixels, record.vector = None, vector
         if not np.isfinite(vector).all():
             record.fail("encode", "the encoder's vector is not finite in half precision")
+    if encode_texts is not None:
+        with stopwatch.measure("encode captions"):
+            _encode_captions([record for record in batch if not record.error], encode_texts)
+    report_progress(0, len(batch))
+
+
+def _encode_captions(records: list[SampleRecord], encode_texts: EncodeTexts) -> None:
+    """Set the vectors of the captions of the records that have one, in half precision."""
+    captioned = [record for record in records if record.caption]
+    captions = [record.caption[:_MAX_CAPTION] for record in captioned if record.caption]
+    if not captions:
+        return
+    with np.errstate(over="ignore"):
+        vectors = encode_texts(captions).astype(np.float16)
+    for record, vector in zip(captioned, vectors, strict=True):
+        record.caption_vector = vector
+        if not np.isfinite(vector).all():
+            record.fail("encode", "the vector of its caption is not finite in half precision")
 
 
 def prefetch(

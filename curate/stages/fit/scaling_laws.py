@@ -3,6 +3,10 @@
 The Pareto envelope of Sorscher et al. 2022 (arXiv:2206.14486, section 3) is the least error for a
 number of samples over all initial sizes and fractions kept. The least of many noisy errors is too
 low, so here an arm is chosen by other seeds than it is measured by.
+
+Intervals are the jackknife's over seeds: each seed left out in turn, and with it its part in the
+choice of arms (Efron and Tibshirani, An Introduction to the Bootstrap, 11.5), with Student's t.
+They cover chance between seeds, and not that the errors may follow another law.
 """
 
 from typing import NamedTuple
@@ -10,12 +14,19 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, stats
 
-FORMS = ("power", "exponential")
-_CONFIDENCE = 0.95
+FORMS = ("power", "pure-power", "exponential")
+# A law needs one size more than it has parameters, or nothing could contradict it.
+MIN_SIZES = {"power": 4, "pure-power": 3, "exponential": 4}
+MIN_SEEDS = 3
+CONFIDENCE = 0.95
+_LEAST_EXPONENT = 1e-3
 
 
 class Law(NamedTuple):
-    """error = asymptote + amplitude · n^−exponent, or · exp(−exponent · n) (exponential)."""
+    """error = asymptote + amplitude · n^−exponent (power; pure-power has no asymptote).
+
+    Exponential: asymptote + amplitude · exp(−exponent · n).
+    """
 
     form: str
     exponent: float
@@ -24,15 +35,17 @@ class Law(NamedTuple):
 
     def __call__(self, sizes: np.ndarray) -> np.ndarray:
         """The error at sizes [n] -> [n]."""
-        if self.form == "power":
-            decay = sizes**-self.exponent
-        else:
+        if self.form == "exponential":
             decay = np.exp(-self.exponent * sizes)
+        else:
+            decay = sizes**-self.exponent
         return np.asarray(self.asymptote + self.amplitude * decay)
 
 
 def fit_law(sizes: np.ndarray, errors: np.ndarray, form: str = "power") -> Law:
     """Least squares of the relative error: sizes [n], errors [n]. The asymptote is at least 0."""
+    if form == "pure-power":
+        return _fit_line(np.log(sizes), np.log(errors))
     # Sizes in units of their mean keep the three parameters of one magnitude.
     scale = float(np.exp(np.log(sizes).mean()))
     scaled_sizes = sizes / scale
@@ -56,7 +69,7 @@ def fit_law(sizes: np.ndarray, errors: np.ndarray, form: str = "power") -> Law:
         for share in (0.1, 0.9)
     ]
     bounds = (
-        [np.log(1e-3), np.log(1e-9), np.log(1e-9)],
+        [np.log(_LEAST_EXPONENT), np.log(1e-9), np.log(1e-9)],
         [np.log(50.0), np.log(1e3), np.log(1.0)],
     )
     solutions = [optimize.least_squares(residuals, start, bounds=bounds) for start in starts]
@@ -64,6 +77,14 @@ def fit_law(sizes: np.ndarray, errors: np.ndarray, form: str = "power") -> Law:
     if form == "power":
         return law._replace(amplitude=law.amplitude * scale**law.exponent)
     return law._replace(exponent=law.exponent / scale)
+
+
+def _fit_line(log_sizes: np.ndarray, log_errors: np.ndarray) -> Law:
+    """The pure power law is a line of logarithms; an error that does not fall is a flat one."""
+    slope = float(np.polyfit(log_sizes, log_errors, 1)[0])
+    exponent = max(-slope, _LEAST_EXPONENT)
+    amplitude = float(np.exp((log_errors + exponent * log_sizes).mean()))
+    return Law("pure-power", exponent, amplitude, 0.0)
 
 
 def envelope(sizes: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -80,12 +101,20 @@ def envelope(sizes: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndar
     return levels.astype(float), errors[best_arm, np.arange(num_seeds)].mean(axis=1)
 
 
+class Interval(NamedTuple):
+    """An estimate and the half width of its 95% interval."""
+
+    estimate: float
+    half_width: float
+
+
 class FittedLaw(NamedTuple):
-    """A law, and the 95% interval of its exponent over seeds."""
+    """A law, the 95% interval of its exponent, and the laws without each seed in turn."""
 
     law: Law
     low: float
     high: float
+    without_seed: list[Law]
 
 
 def fit_arms(
@@ -93,9 +122,7 @@ def fit_arms(
 ) -> FittedLaw:
     """Fit arms, sizes [arms] and errors [arms, seeds]: their mean, or their envelope.
 
-    The interval is Student's t around the logarithm of the exponent, with the jackknife's standard
-    error: each seed left out in turn, and with it its part in the choice of arms (Efron and
-    Tibshirani, An Introduction to the Bootstrap, 11.5). Needs three seeds.
+    The interval is of the logarithm of the exponent, so that it stays above 0. Needs three seeds.
     """
 
     def fit(errors: np.ndarray) -> Law:
@@ -105,10 +132,29 @@ def fit_arms(
             levels, means = sizes.astype(float), errors.mean(axis=1)
         return fit_law(levels, means, form)
 
-    num_seeds = errors.shape[1]
     law = fit(errors)
-    without_seed = [fit(np.delete(errors, seed, axis=1)).exponent for seed in range(num_seeds)]
-    standard_error = np.sqrt((num_seeds - 1) * np.log(without_seed).var())
-    half_width = stats.t.ppf((1 + _CONFIDENCE) / 2, num_seeds - 1) * standard_error
-    factor = np.exp(half_width)
-    return FittedLaw(law, float(law.exponent / factor), float(law.exponent * factor))
+    without_seed = [fit(np.delete(errors, seed, axis=1)) for seed in range(errors.shape[1])]
+    log_exponents = np.log([law_without.exponent for law_without in without_seed])
+    factor = np.exp(jackknife_half_width(log_exponents))
+    return FittedLaw(law, float(law.exponent / factor), float(law.exponent * factor), without_seed)
+
+
+def jackknife_half_width(without_seed: np.ndarray, num_comparisons: int = 1) -> float:
+    """Half the width of the 95% interval of an estimate, from its values without each seed [seeds].
+
+    With several comparisons all intervals together hold the truth in 95 of 100 cases (Bonferroni).
+    """
+    num_seeds = len(without_seed)
+    standard_error = np.sqrt((num_seeds - 1) * without_seed.var())
+    level = (1 - CONFIDENCE) / num_comparisons
+    return float(stats.t.ppf(1 - level / 2, num_seeds - 1) * standard_error)
+
+
+def compare_exponents(first: FittedLaw, second: FittedLaw) -> Interval:
+    """The first law's exponent less the second's, paired: both are fitted to the same seeds."""
+    differences = [
+        first_law.exponent - second_law.exponent
+        for first_law, second_law in zip(first.without_seed, second.without_seed, strict=True)
+    ]
+    estimate = first.law.exponent - second.law.exponent
+    return Interval(estimate, jackknife_half_width(np.array(differences)))

@@ -1,209 +1,187 @@
 """`curate fit`: how the test error falls with the number of training samples."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import numpy as np
 
 from curate.catalog import provenance, sets
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import FitPointRecord, FitRecord
-from curate.errors import CurateError
 from curate.formatting import file_safe
 from curate.options import Option, verb
 from curate.progress import log
-from curate.stages.fit import charts
-from curate.stages.fit.scaling_laws import FORMS, Law, envelope, fit_arms
+from curate.stages.fit import figures
+from curate.stages.fit.arms import RunFilter, SelectionKind
+from curate.stages.fit.laws import ArmLaw, fit_laws, load_arms
+from curate.stages.fit.scaling_laws import FORMS, MIN_SIZES, compare_exponents, envelope
+from curate.stages.select.stage import check_strategy
 from curate.stages.validate.stage import SCHEDULES
 
-_MIN_SIZES = 4  # a law has three parameters
-_MIN_SEEDS = 3
-
-
-class ArmErrors(NamedTuple):
-    """Training runs of one model by arm: sizes int [arms], errors float [arms, seeds], names."""
-
-    sizes: np.ndarray
-    errors: np.ndarray
-    names: list[str]
+Schedule = Annotated[str, Option("Validations with this schedule.", choices=SCHEDULES)]
+FitEpochs = Annotated[
+    int | None,
+    Option("Validations of so many epochs.", minimum=1, default="all; they must agree"),
+]
+Form = Annotated[
+    str,
+    Option("The law: power (with an asymptote), pure-power (without), exponential.", choices=FORMS),
+]
+Scorings = Annotated[
+    list[str] | str | None,
+    Option(
+        "Only selections by these scorings: a name, a pattern such as 'el2n_*', or a metric; "
+        "repeatable.",
+        default="all",
+    ),
+]
+Strategies = Annotated[
+    list[str] | str | None,
+    Option("Only selections by these strategies; repeatable.", default="all", check=check_strategy),
+]
 
 
 @verb()
 def fit(
     catalog: Catalog | str | Path,
     *,
-    model: Annotated[str, Option("Validations by this model.")] = "mlp",
-    schedule: Annotated[
-        str, Option("Validations with this schedule.", choices=SCHEDULES)
-    ] = "epochs",
-    form: Annotated[
-        str, Option("power (with an asymptote) or exponential.", choices=FORMS)
-    ] = "power",
+    model: Annotated[
+        list[str] | str,
+        Option("Validations by this model; repeatable: laws of several, side by side."),
+    ] = "mlp",
+    schedule: Schedule = "epochs",
+    epochs: FitEpochs = None,
+    form: Form = "power",
+    scoring: Scorings = None,
+    strategy: Strategies = None,
 ) -> list[str]:
-    """Fit the error of random samples, and of the Pareto envelope over initial sizes and keeps.
+    """Fit the error of random samples, of the Pareto envelope over initial sizes and keeps, and of
+    each kind of selection (strategy, keep and metric) by itself.
 
     From all validations by the model, so compare selections within corpora of several sizes first
-    (`--within`). The 95% intervals of the exponents are over seeds, by the jackknife, and the
-    envelope's points are chosen and measured by different seeds. Draws figures/scaling-MODEL and
-    figures/crossover-MODEL. Returns the fits' names. Raises CurateError for fewer than 4 sizes or 3
-    seeds.
+    (`--within`). All must have been trained by the same rule: equal epochs are the same number at
+    every size, equal iterations as many presentations. The 95% intervals of the exponents, and of
+    what each exceeds that of random samples by, are over seeds, by the jackknife, and the
+    envelope's points are chosen and measured by different seeds. A kind of selection has a law
+    where it was compared within corpora of four sizes (three for pure-power). Draws
+    figures/scaling-MODEL and crossover-MODEL, and from one corpus on metrics-MODEL, compute-MODEL
+    and classes-MODEL. Returns the fits' names; `curate query exponents` has a row per model. Raises
+    CurateError for one corpus, fewer than 4 sizes or fewer than 3 seeds.
     """
     catalog = Catalog(catalog)
-    arm_errors = {
-        arms: _load_errors(catalog, model, schedule, arms) for arms in ("random", "pareto")
-    }
-    suffix = "" if form == "power" else f"-{form}"
-    laws: dict[str, Law] = {}
-    names = []
-    for arms, errors in arm_errors.items():
-        name = sets.check_name(f"{file_safe(model)}-{arms}{suffix}")
-        if len(np.unique(errors.sizes)) < _MIN_SIZES:
-            raise CurateError(
-                f"the validations by '{model}' ({schedule}) have fewer than {_MIN_SIZES} sizes: "
-                "compare more, within smaller selections (curate validate --within SELECTION)"
-            )
-        laws[arms] = _fit(catalog, name, model, arms, errors, form)
-        names.append(name)
-    _draw(catalog, f"{file_safe(model)}{suffix}", model, schedule, arm_errors, laws)
+    names: list[str] = []
+    for spec in dict.fromkeys(as_list(model)):
+        runs = RunFilter(spec, schedule, epochs, tuple(as_list(scoring)), tuple(as_list(strategy)))
+        names += _fit_model(catalog, runs, form)
     return names
 
 
-def _load_errors(catalog: Catalog, model: str, schedule: str, arms: str) -> ArmErrors:
-    """Everything and random draws, and for pareto the selections too; seeds that all arms have.
-
-    As many random samples are a corpus of that size of which everything is kept, so the envelope is
-    over them as well.
-    """
-    arm_names = ["full", "random"] if arms == "random" else ["full", "random", "pruned"]
-    with catalog.reading() as connection:
-        rows = connection.execute(
-            "select training_runs.num_samples, training_runs.seed, 1 - avg(accuracy), "
-            "case arm "
-            "when 'pruned' then concat_ws(' ', strategy, training_runs.keep, 'by ' || metric) "
-            "when 'full' then 'everything' else arm end as name, "
-            "validation || coalesce(selection, '') || arm as key "
-            "from training_runs join validations using (validation) "
-            "left join selections using (selection) "
-            "left join scorings on scorings.scoring = selections.scoring "
-            "where model = $1 and schedule = $2 and len(transfer) = 0 "
-            "and arm in (select unnest($3)) "
-            "group by all order by 1, key, 2",
-            [model, schedule, arm_names],
-        ).fetchall()
-    if not rows:
-        raise CurateError(
-            f"no validation by '{model}' ({schedule}) yet: "
-            f"make some with `curate validate --model {model}`"
-        )
-    errors_by_arm: dict[str, dict[int, float]] = {}
-    sizes_and_names: dict[str, tuple[int, str]] = {}
-    for size, seed, error, name, key in rows:
-        errors_by_arm.setdefault(key, {})[seed] = error
-        sizes_and_names[key] = (size, name)
-    seeds = sorted(set.intersection(*map(set, errors_by_arm.values())))
-    if len(seeds) < _MIN_SEEDS:
-        raise CurateError(
-            "the validations have fewer than three seeds in common: "
-            "run them with the same --seed and --seeds"
-        )
-    errors = np.array(
-        [[arm_errors[seed] for seed in seeds] for arm_errors in errors_by_arm.values()]
-    )
-    if not errors.mean(axis=1).all():
-        raise CurateError(
-            "an arm makes no error, and a law is of errors above 0: "
-            "validate with harder test shards"
-        )
-    sizes, names = zip(*sizes_and_names.values(), strict=True)
-    return ArmErrors(np.array(sizes), errors, list(names))
+def as_list(value: list[str] | str | None) -> list[str]:
+    """One value, several or none, as a list."""
+    return [value] if isinstance(value, str) else list(value or [])
 
 
-def _fit(
-    catalog: Catalog, name: str, model: str, arms: str, arm_errors: ArmErrors, form: str
-) -> Law:
-    is_pareto = arms == "pareto"
-    law, low, high = fit_arms(arm_errors.sizes, arm_errors.errors, pareto=is_pareto, form=form)
-    if is_pareto:
-        sizes, errors = envelope(arm_errors.sizes, arm_errors.errors)
+def _fit_model(catalog: Catalog, runs: RunFilter, form: str) -> list[str]:
+    base_name, suffix = _base_name(runs), "" if form == "power" else f"-{form}"
+    figures.draw_arms(catalog, base_name, load_arms(catalog, runs))
+    laws = fit_laws(catalog, runs, form)
+    random_law = laws.random
+    names = [
+        _commit(catalog, f"{base_name}-random{suffix}", runs, "random", random_law),
+        _commit(catalog, f"{base_name}-pareto{suffix}", runs, "pareto", laws.pareto, random_law),
+    ]
+    for kind, law in laws.kinds.items():
+        words = (base_name, kind.strategy, f"{kind.keep:g}", kind.metric)
+        name = f"{'-'.join(_name_safe(word) for word in words if word)}{suffix}"
+        names.append(_commit(catalog, name, runs, "pruned", law, random_law, kind))
+    if not laws.kinds:
+        log.info(
+            "no law of one keep: that takes corpora of %d sizes, and there are %d",
+            MIN_SIZES[form],
+            len(laws.corpus_sizes),
+        )
+    figures.draw_laws(catalog, f"{base_name}{suffix}", laws)
+    return names
+
+
+def _base_name(runs: RunFilter) -> str:
+    """What distinguishes the fits of some training runs."""
+    words = [
+        file_safe(runs.model),
+        runs.schedule if runs.schedule != "epochs" else None,
+        f"{runs.epochs}epochs" if runs.epochs else None,
+        *runs.scorings,
+        *runs.strategies,
+    ]
+    return "-".join(_name_safe(word) for word in words if word)
+
+
+def _name_safe(word: str) -> str:
+    """Without the characters of patterns and paths, which no name has."""
+    return re.sub(r"[^A-Za-z0-9@_.,+=-]", "", word)
+
+
+def _commit(
+    catalog: Catalog,
+    name: str,
+    runs: RunFilter,
+    arms: str,
+    arm_law: ArmLaw,
+    random_law: ArmLaw | None = None,
+    kind: SelectionKind | None = None,
+) -> str:
+    """Put a law and its points into the catalog."""
+    sets.check_name(name)
+    fitted, errors = arm_law
+    law = fitted.law
+    if arms == "pareto":
+        sizes, mean_errors = envelope(errors.sizes, errors.errors)
     else:
-        sizes, errors = arm_errors.sizes, arm_errors.errors.mean(axis=1)
-    settings = {"model": model, "arms": arms, "form": form}
-    fingerprint = provenance.fingerprint("fit", settings, str(arm_errors.errors.tolist()))
+        sizes, mean_errors = errors.sizes.astype(float), errors.errors.mean(axis=1)
+    steeper = compare_exponents(fitted, random_law.fitted) if random_law else None
+    settings = {**runs._asdict(), "arms": arms, "form": law.form}
+    fingerprint = provenance.fingerprint("fit", settings, str(errors.errors.tolist()))
+    record = FitRecord(
+        fit=name,
+        model=runs.model,
+        arms=arms,
+        form=law.form,
+        exponent=law.exponent,
+        exponent_low=fitted.low,
+        exponent_high=fitted.high,
+        amplitude=law.amplitude,
+        asymptote=law.asymptote,
+        num_points=len(sizes),
+        seeds=errors.errors.shape[1],
+        fingerprint=fingerprint,
+        run_id=0,
+        schedule=runs.schedule,
+        epochs=runs.epochs,
+        strategy=kind.strategy if kind else None,
+        keep=kind.keep if kind else None,
+        metric=kind.metric if kind else None,
+        exponent_vs_random=steeper.estimate if steeper else None,
+        exponent_vs_random_interval=steeper.half_width if steeper else None,
+    )
     with (
         catalog.record_run("fit", name, settings, fingerprint=fingerprint) as run_id,
         catalog.writing() as connection,
     ):
-        record = FitRecord(
-            fit=name,
-            model=model,
-            arms=arms,
-            form=form,
-            exponent=law.exponent,
-            exponent_low=low,
-            exponent_high=high,
-            amplitude=law.amplitude,
-            asymptote=law.asymptote,
-            num_points=len(sizes),
-            seeds=arm_errors.errors.shape[1],
-            fingerprint=fingerprint,
-            run_id=run_id,
-        )
-        sets.replace_set(connection, record)
-        fitted_errors = law(np.asarray(sizes, float))
-        for size, error, fitted in zip(sizes, errors, fitted_errors, strict=True):
-            point = FitPointRecord(name, float(size), float(error), float(fitted))
+        sets.replace_set(connection, replace(record, run_id=run_id))
+        for size, error, fitted_error in zip(sizes, mean_errors, law(sizes), strict=True):
+            point = FitPointRecord(name, float(size), float(error), float(fitted_error))
             sets.insert_row(connection, "fit_points", point._asdict())
+    against = f", {steeper.estimate:+.3g} ± {steeper.half_width:.2g} over random" if steeper else ""
     log.info(
-        "fit '%s': exponent %.3g (95%%: %.3g to %.3g), asymptote %.3g, %d sizes",
+        "fit '%s': exponent %.3g (95%%: %.3g to %.3g)%s; asymptote %.3g, %d sizes",
         name,
         law.exponent,
-        low,
-        high,
+        fitted.low,
+        fitted.high,
+        against,
         law.asymptote,
         len(np.unique(sizes)),
     )
-    return law
-
-
-def _draw(
-    catalog: Catalog,
-    base_name: str,
-    model: str,
-    schedule: str,
-    arm_errors: dict[str, ArmErrors],
-    laws: dict[str, Law],
-) -> None:
-    folder = catalog.path / "figures"
-    points: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for errors in arm_errors.values():
-        for name in dict.fromkeys(errors.names):
-            is_named = np.array([arm_name == name for arm_name in errors.names])
-            points[name] = (errors.sizes[is_named], errors.errors[is_named].mean(axis=1))
-    all_sizes = arm_errors["random"].sizes
-    sizes = np.geomspace(all_sizes.min(), all_sizes.max(), 100)
-    lines = {arms: (sizes, law(sizes)) for arms, law in laws.items()}
-    charts.draw_scaling(folder / f"scaling-{base_name}", points, lines)
-    gains = _load_gains(catalog, model, schedule)
-    charts.draw_crossover(folder / f"crossover-{base_name}", gains)
-
-
-def _load_gains(
-    catalog: Catalog, model: str, schedule: str
-) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each kind of selection the corpus sizes, gains over random in points, and intervals."""
-    with catalog.reading() as connection:
-        rows = connection.execute(
-            "select concat_ws(' ', strategy, pruned_vs_random.keep, 'by ' || metric), "
-            "validations.num_samples, delta_vs_random, delta_vs_random_interval "
-            "from pruned_vs_random join validations using (validation) "
-            "join selections using (selection) "
-            "left join scorings on scorings.scoring = selections.scoring "
-            "where model = ? and schedule = ? and len(transfer) = 0 "
-            "order by pruned_vs_random.keep desc, strategy desc, validations.num_samples",
-            [model, schedule],
-        ).fetchall()
-    gains = {}
-    for name in dict.fromkeys(row[0] for row in rows):
-        columns = np.array([row[1:] for row in rows if row[0] == name], float).T
-        gains[name] = (columns[0], columns[1], columns[2])
-    return gains
+    return name

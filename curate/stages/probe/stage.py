@@ -1,5 +1,6 @@
 """`curate probe`: train small models on the corpus, and keep what they predict for every sample."""
 
+import functools
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from curate.catalog import provenance, sets
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import EmbeddingRecord, ProbeModelRecord, ProbeRecord, SelectionRecord
-from curate.catalog.samples import class_to_index
+from curate.catalog.samples import class_to_index, load_labels
 from curate.errors import CurateError, OptionError
 from curate.execution import engine
 from curate.execution.types import Resources
@@ -43,6 +44,10 @@ def _check_models(arguments: Mapping[str, Any]) -> None:
     specs = _list_models(arguments["model"])
     if not specs or len(set(specs)) != len(specs):
         raise OptionError("--model: name each kind of model once; --count trains more of a kind")
+    if arguments["folds"] and arguments["fraction"] < 1:
+        raise OptionError("--folds and --fraction are two ways to leave samples out: give one")
+    if (arguments["folds"] or 1) * (arguments["count"] or 1) > _MODELS_PER_SEED:
+        raise OptionError(f"--folds times --count: at most {_MODELS_PER_SEED:,} models of a kind")
 
 
 @verb(check=_check_models)
@@ -59,7 +64,10 @@ def probe(
             "Models of each kind.",
             minimum=1,
             maximum=_MODELS_PER_SEED,
-            default="10, 1 each of several kinds, or 2,000 ridge and 200 other subset models",
+            default=(
+                "10, 1 each of several kinds or for each fold, "
+                "or 2,000 ridge and 200 other subset models"
+            ),
         ),
     ] = None,
     epochs: Epochs = None,
@@ -67,6 +75,14 @@ def probe(
         float,
         Option("Train each model on a random subset; 0.7 for memorization.", above=0, maximum=1),
     ] = 1.0,
+    folds: Annotated[
+        int | None,
+        Option(
+            "Train each model so many times, without another share of the samples every time; "
+            "for ddd.",
+            minimum=2,
+        ),
+    ] = None,
     within: Within = None,
     test: TestShards = None,
     embedding: EmbeddingName = None,
@@ -77,28 +93,33 @@ def probe(
     """Train `count` models of each kind, each on a random `fraction` of the labelled samples.
 
     Models are heads on an embedding (linear, mlp, ridge) or read the images (conv, resnet18,
-    timm:NAME). Influence is measured on the samples of the shards `test`. `within` names a
-    selection that is all of the corpus for this probe: other samples get no score from it. Parts
-    that are finished when a run is killed are kept. Returns the probe's name.
+    timm:NAME). With `folds`, every sample is judged by models that were not trained on it.
+    Influence is measured on the samples of the shards `test`. `within` names a selection that is
+    all of the corpus for this probe: other samples get no score from it. Parts that are finished
+    when a run is killed are kept. Returns the probe's name, by default the model's with those of
+    `fraction`, `folds`, `epochs` and `within` that were given.
     """
     specs = _list_models(model)
     device, gpus = engine.current_engine().find_devices(device)
     catalog = Catalog(catalog)
     parent = catalog.require(EmbeddingRecord, embedding)
-    name = sets.check_name(name or default_name(specs, fraction, within))
+    name = sets.check_name(name or default_name(specs, fraction, folds, epochs, within))
     test_set = _embed_test_set(catalog, parent, test) if test else None
     if epochs is None:
-        epochs = _max_epochs(catalog, parent.embedding, specs, fraction, within)
+        epochs = _max_epochs(catalog, parent.embedding, specs, fraction, folds, within)
     plan = ProbePlan(
         specs,
-        _counts(specs, count, fraction),
+        _counts(specs, count, fraction, folds),
         epochs,
         fraction,
         seed,
         test_set.urls if test_set else [],
         within,
+        folds,
     )
     settings = {"embedding": parent.embedding, **plan._asdict()}
+    if not folds:  # probes that were made before there were folds stay what they are
+        del settings["folds"]
     content = [catalog.embedding_fingerprint(parent.embedding)]
     parents = [parent.run_id]
     if test_set:
@@ -145,7 +166,7 @@ def probe(
             models=specs,
             num_models=sum(plan.counts),
             epochs=plan.epochs,
-            fraction=fraction,
+            fraction=1 - 1 / folds if folds else fraction,
             seed=seed,
             test=plan.test,
             num_classes=result.num_classes,
@@ -170,6 +191,7 @@ class ProbePlan(NamedTuple):
     seed: int
     test: list[str]
     within: str | None
+    folds: int | None
 
 
 class _TrainingResult(NamedTuple):
@@ -179,11 +201,15 @@ class _TrainingResult(NamedTuple):
     num_test: int
 
 
-def default_name(specs: list[str], fraction: float, within: str | None = None) -> str:
-    """The model's name, or diverse for several; the fraction, if it is not all; the selection."""
+def default_name(
+    specs: list[str], fraction: float, folds: int | None, epochs: int | None, within: str | None
+) -> str:
+    """The model's name, or diverse for several; what it is trained on, and how long if given."""
     words = [
         "diverse" if len(specs) > 1 else file_safe(specs[0]),
         f"{fraction:g}" if fraction < 1 else None,
+        f"folds{folds}" if folds else None,
+        f"epochs{epochs}" if epochs else None,
         f"in-{within}" if within else None,
     ]
     return "-".join(filter(None, words))
@@ -211,12 +237,14 @@ def _is_complete(catalog: Catalog, record: ProbeRecord) -> bool:
         return False
 
 
-def _counts(specs: list[str], count: int | None, fraction: float) -> list[int]:
+def _counts(specs: list[str], count: int | None, fraction: float, folds: int | None) -> list[int]:
     """Models of each kind. A closed form on all samples has no randomness, so there is one."""
     counts = []
     for spec in specs:
         is_closed_form = make_model(spec).build is None
-        if fraction == 1 and is_closed_form:
+        if folds:
+            counts.append((count or 1) * folds)
+        elif fraction == 1 and is_closed_form:
             counts.append(1)
         elif fraction < 1:
             counts.append(count or (_RIDGE_SUBSETS if is_closed_form else _TRAINED_SUBSETS))
@@ -226,7 +254,12 @@ def _counts(specs: list[str], count: int | None, fraction: float) -> list[int]:
 
 
 def _max_epochs(
-    catalog: Catalog, embedding: str, specs: list[str], fraction: float, within: str | None
+    catalog: Catalog,
+    embedding: str,
+    specs: list[str],
+    fraction: float,
+    folds: int | None,
+    within: str | None,
 ) -> int:
     """The most epochs that any of the models needs on a corpus of this size."""
     with catalog.reading() as connection:
@@ -236,7 +269,8 @@ def _max_epochs(
             "sample_id in (select sample_id from members where selection = $2))",
             [embedding, within],
         ).fetchall()
-    num_rows = max(round(fraction * num_labelled), 1)
+    share = 1 - 1 / folds if folds else fraction
+    num_rows = max(round(share * num_labelled), 1)
     return max(num_epochs(make_model(spec, fraction), num_rows) for spec in specs)
 
 
@@ -281,7 +315,12 @@ def _train(
     with catalog.temporary_folder() as folder:
         inputs, test = TrainingInputs(folder / "corpus"), None
         reduction = write_training_data(
-            catalog, embedding, inputs.folder, models, classes, within=plan.within
+            catalog,
+            embedding,
+            inputs.folder,
+            models,
+            functools.partial(load_labels, catalog, classes=classes),
+            within=plan.within,
         )
         if test_set:
             test = TrainingInputs(folder / "test")
@@ -290,18 +329,34 @@ def _train(
                 embedding,
                 test.folder,
                 models,
-                classes,
+                functools.partial(load_labels, test_set.catalog, classes=classes),
                 reduction=reduction,
                 urls=plan.test,
             )
         num_labelled = int((inputs.labels >= 0).sum())
         num_trained = round(plan.fraction * num_labelled)
+        if plan.folds:
+            num_trained = num_labelled - -(-num_labelled // plan.folds)
         if num_labelled < 2 or num_trained < 1:
             raise CurateError(
                 f"the embedding '{embedding}' has {num_labelled} labelled samples: "
                 "too few to train on"
             )
-        task = TrainPart(inputs, test, len(classes), plan.fraction, plan.epochs, device, out)
+        if plan.folds and plan.folds > num_labelled:
+            raise CurateError(
+                f"--folds {plan.folds}: there are {num_labelled:,} labelled samples; give fewer"
+            )
+        task = TrainPart(
+            inputs,
+            test,
+            len(classes),
+            plan.fraction,
+            plan.folds,
+            plan.seed * _MODELS_PER_SEED,
+            plan.epochs,
+            device,
+            out,
+        )
         parts = _list_parts(plan)
         passes = sum(
             len(part.seeds) * (plan.epochs if make_model(part.spec).build else 1) for part in parts

@@ -47,6 +47,8 @@ class TrainPart:
     test: TrainingInputs | None
     num_classes: int
     fraction: float
+    folds: int | None
+    first_seed: int  # that of the first model of each architecture
     epochs: int
     device: str
     out: Path
@@ -77,9 +79,17 @@ class TrainPart:
     def _train(self, part: ProbePart, folder: Path) -> list[ModelSummary]:
         """Fit the models, and write a file for each shard and one for the test samples."""
         sample_ids, labels = self.inputs.sample_ids, self.inputs.labels
-        subsets = np.stack(
-            [draw_subset(sample_ids, labels, self.fraction, seed) for seed in part.seeds]
-        )
+        if self.folds:
+            draws = [
+                draw_all_but_one_fold(
+                    sample_ids, labels, self.folds, seed - self.first_seed, self.first_seed
+                )
+                for seed in part.seeds
+            ]
+        else:
+            draws = [draw_subset(sample_ids, labels, self.fraction, seed) for seed in part.seeds]
+        subsets = np.stack(draws)
+        on_all_rows = self.fraction == 1 and not self.folds
         request = FitRequest(
             make_model(part.spec, self.fraction),
             self.inputs,
@@ -88,7 +98,7 @@ class TrainPart:
             self.num_classes,
             self.epochs,
             self.device,
-            on_all_rows=self.fraction == 1,
+            on_all_rows=on_all_rows,
             has_test=self.test is not None,
         )
         started = time.monotonic()
@@ -100,7 +110,7 @@ class TrainPart:
         for shard_id, rows in _iterate_shards(sample_ids):
             correct[rows], columns = fitted.predict_rows(rows)
             columns["correct"] = correct[rows]
-            if self.fraction < 1:
+            if not on_all_rows:
                 columns["was_trained_on"] = was_trained_on[rows]
             write_outputs(folder / shard_filename(shard_id), sample_ids[rows], columns)
         test_correct = np.empty((len(part.seeds), 0), bool)
@@ -136,6 +146,22 @@ def draw_subset(
         return labelled
     bits = random_bits(sample_ids[labelled], seed)
     return np.sort(labelled[np.argpartition(bits, count)[:count]])
+
+
+def draw_all_but_one_fold(
+    sample_ids: np.ndarray, labels: np.ndarray, folds: int, index: int, seed: int
+) -> np.ndarray:
+    """Row indices of the labelled samples without a fold, another for each of `folds` models.
+
+    int64 [n − ceil(n / folds)] for model `index`. The folds are ranges in the order of a hash of
+    the ids; every `folds` models have another order. Where they cannot be equal, some overlap by a
+    sample.
+    """
+    labelled = np.flatnonzero(labels >= 0)
+    repetition, fold = divmod(index, folds)
+    order = labelled[np.argsort(random_bits(sample_ids[labelled], seed + repetition))]
+    size = -(-len(order) // folds)
+    return np.sort(np.roll(order, -(fold * len(order) // folds))[size:])
 
 
 def _iterate_shards(sample_ids: np.ndarray) -> Iterator[tuple[int, slice]]:

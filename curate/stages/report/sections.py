@@ -20,11 +20,11 @@ from curate.catalog.records import (
 from curate.errors import CurateError
 from curate.package_data import read_sql
 from curate.progress import log, progress_bar
+from curate.stages.evidence.verdicts import Verdict, read_verdicts
 from curate.stages.gallery import ImageLocation, read_thumbnail
 from curate.stages.report import charts
 from curate.stages.score.correlations import correlations
 from curate.stages.staleness import find_stale
-from curate.stages.validate.verdicts import Verdict, read_verdicts
 
 _MAX_ROWS = 200  # of a table; the rest is for `curate query`
 _BINS = 40
@@ -130,16 +130,22 @@ class SectionBuilder:
     def validations(self) -> Section | None:
         """How selections compare with random samples and with everything."""
         rows = self._query(
-            "select validation, selection, delta_vs_random, delta_vs_random_interval, "
+            "select validation, selection, test, delta_vs_random, delta_vs_random_interval, "
             "delta_vs_full, delta_vs_full_interval "
             "from pruned_vs_random where delta_vs_full_interval is not null "
-            "order by validation, keep desc, selection"
+            "order by validation, keep desc, selection, test"
         )
         if not rows:
             return None
         has_several = len({row[0] for row in rows}) > 1
-        names = [f"{row[0]}: {row[1]}" if has_several else row[1] for row in rows]
-        columns = np.array([row[2:] for row in rows], float).T
+        has_several_tests = len({(row[0], row[2]) for row in rows}) > len({row[0] for row in rows})
+        names = [
+            (f"{validation}: " if has_several else "")
+            + selection
+            + (f" on {test}" if has_several_tests else "")
+            for validation, selection, test, *_ in rows
+        ]
+        columns = np.array([row[3:] for row in rows], float).T
         differences = {
             "pruned − random": (columns[0], columns[1]),
             "pruned − everything": (columns[2], columns[3]),
@@ -158,8 +164,9 @@ class SectionBuilder:
         return Section(
             "validation",
             "Pruned against random",
-            "Small models trained on each selection, on as many random samples and on everything; "
-            "paired by seed.",
+            "Models trained on each selection, on as many random samples and on everything, paired "
+            "by seed and by test sample. The 95% intervals count the chance of the seeds and that "
+            "of the test samples; a verdict is against the margin of the validation.",
             verdicts=verdicts,
             figures=[chart],
             tables=[table] if table else [],
@@ -170,13 +177,17 @@ class SectionBuilder:
         table = self._table(
             "select fit, form, round(exponent, 4) as exponent, round(exponent_low, 4) as low, "
             "round(exponent_high, 4) as high, round(asymptote, 4) as asymptote, "
-            "num_points, seeds from fits order by fit"
+            "round(exponent_vs_random, 4) as over_random, "
+            'round(exponent_vs_random_interval, 4) as "±", num_points, seeds '
+            "from fits order by fit"
         )
         if table is None:
             return None
         folder = self.catalog.path / "figures"
         paths = sorted(
-            path for kind in ("scaling", "crossover") for path in folder.glob(f"{kind}-*.svg")
+            path
+            for kind in ("scaling", "crossover", "metrics", "compute", "classes")
+            for path in folder.glob(f"{kind}-*.svg")
         )
         return Section(
             "scaling",

@@ -4,12 +4,17 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from curate.catalog.catalog import Catalog
-from curate.catalog.records import ClusteringRecord, EmbeddingRecord, ProbeRecord
+from curate.catalog.records import (
+    ClusteringRecord,
+    EmbeddingRecord,
+    ProbeRecord,
+    SelectionRecord,
+)
 from curate.catalog.samples import class_to_index, encode_labels
 from curate.distances import normalize_rows
 from curate.errors import CurateError, OptionError
@@ -19,6 +24,10 @@ from curate.formats.probe_outputs import read_summary
 from curate.formats.sample_ids import shard_filename, shard_id_of
 from curate.stages.score.metric_lookup import input_names
 from curate.stages.score.worker import PROBE_COLUMNS, ShardSamples, SumClasses
+
+SetWithin = TypeVar("SetWithin", ClusteringRecord, ProbeRecord)
+
+DEFAULT_DISTANCE = "cosine"
 
 _SHARDS_PER_QUERY = 64
 _VECTOR_INPUTS = {"vectors", "class_means", "centroids"}
@@ -39,6 +48,7 @@ class MetricInputs:
     probe_option: str | None
     distance_option: str | None
     seed: int
+    within_option: str | None
 
     @functools.cached_property
     def names(self) -> list[str]:
@@ -58,8 +68,40 @@ class MetricInputs:
         return bool(set(PROBE_COLUMNS) & set(self.names))
 
     @functools.cached_property
+    def within(self) -> SelectionRecord | None:
+        """The selection that is all of the corpus for this scoring."""
+        if self.within_option is None:
+            return None
+        return self.catalog.require(SelectionRecord, self.within_option)
+
+    def _made_within(self, record_type: type[SetWithin]) -> list[SetWithin]:
+        """The sets made within the same selection.
+
+        Of the whole corpus where there is none; and then, if there are no such sets, all.
+        """
+        records = [
+            self.catalog.require(record_type, name) for name in self.catalog.list_names(record_type)
+        ]
+        same = [
+            record
+            for record in records
+            if self.catalog.run_arguments(record.run_id).get("within") == self.within_option
+        ]
+        return same if same or self.within_option else records
+
+    @functools.cached_property
     def clustering(self) -> ClusteringRecord:
-        record = self.catalog.require(ClusteringRecord, self.clustering_option)
+        """The named clustering, or the only one of the same corpus."""
+        name = self.clustering_option
+        if name is None:
+            candidates = self._made_within(ClusteringRecord)
+            if self.within_option and not candidates:
+                raise CurateError(
+                    f"no clustering within '{self.within_option}': "
+                    f"make one with `curate cluster --within {self.within_option}`"
+                )
+            name = candidates[0].clustering if len(candidates) == 1 else None
+        record = self.catalog.require(ClusteringRecord, name)
         if self.distance_option not in (None, record.distance):
             raise OptionError(
                 f"the clustering '{record.clustering}' is {record.distance}: make another with "
@@ -69,35 +111,56 @@ class MetricInputs:
 
     @functools.cached_property
     def probe(self) -> ProbeRecord:
-        """The named probe, or the only one that has what the metric asks for."""
+        """The named probe, or the only one of the same corpus with what the metric asks for."""
         names = self.names
+        command = _probe_command(names, self.within_option)
         if self.probe_option is not None:
             record = self.catalog.require(ProbeRecord, self.probe_option)
-            if not _provides(record, names):
+            if not self._provides(record):
                 raise CurateError(
                     f"the probe '{self.probe_option}' does not hold what '{self.metric}' asks for: "
-                    f"make one with `{_probe_command(names)}`"
+                    f"make one with `{command}`"
                 )
             return record
-        probes = [
-            self.catalog.require(ProbeRecord, name) for name in self.catalog.list_names(ProbeRecord)
-        ]
-        candidates = [probe for probe in probes if _provides(probe, names)]
+        candidates = [probe for probe in self._made_within(ProbeRecord) if self._provides(probe)]
         # Many models of one kind are better than one each of many, or one at all.
-        if "correct_by_architecture" not in names:
+        # Influence has two estimates, which are not of one kind.
+        if not {"correct_by_architecture", "influence"} & set(names):
             many_of_one = [
                 probe for probe in candidates if len(probe.models) == 1 and probe.num_models > 1
             ]
             candidates = many_of_one or candidates
+        if "correct_by_architecture" in names:
+            candidates = list(filter(self._has_folds, candidates)) or candidates
         if not candidates:
+            corpus = f" within '{self.within_option}'" if self.within_option else ""
             raise CurateError(
-                f"no probe holds what '{self.metric}' asks for: "
-                f"make one with `{_probe_command(names)}`"
+                f"no probe{corpus} holds what '{self.metric}' asks for: make one with `{command}`"
             )
         if len(candidates) > 1:
             names_text = ", ".join(probe.probe for probe in candidates)
             raise CurateError(f"several probes would do, choose one with --probe: {names_text}")
         return candidates[0]
+
+    def _has_folds(self, probe: ProbeRecord) -> bool:
+        """Whether each sample was left out by some model of every kind."""
+        return bool(self.catalog.run_arguments(probe.run_id).get("folds"))
+
+    def _provides(self, probe: ProbeRecord) -> bool:
+        """Whether a probe was made so that it has the metric's inputs."""
+        names = self.names
+        is_ridge, has_folds = probe.models == ["ridge"], self._has_folds(probe)
+        if "correct_by_architecture" in names:
+            return len(probe.models) > 1 and (has_folds or probe.fraction == 1)
+        if has_folds:
+            return False
+        if "was_trained_on" in names:
+            return probe.fraction < 1
+        if "influence" in names:
+            return bool(probe.test) and (probe.fraction < 1 or is_ridge)
+        if _TRAINING_INPUTS & set(names) and is_ridge:
+            return False
+        return probe.fraction == 1
 
     @functools.cached_property
     def embedding(self) -> str:
@@ -115,7 +178,7 @@ class MetricInputs:
     def distance(self) -> str:
         if self.uses_clustering:
             return self.clustering.distance
-        return self.distance_option or "cosine"
+        return self.distance_option or DEFAULT_DISTANCE
 
     @functools.cached_property
     def centroids(self) -> np.ndarray:
@@ -175,6 +238,7 @@ class MetricInputs:
             labels = encode_labels(rows["label"], self.classes)
         else:
             labels = np.full(len(sample_ids), -1)
+        is_included = self._are_within(sample_ids)
         bounds = np.flatnonzero(np.diff(shard_ids)) + 1
         for row_indices in np.split(np.arange(len(sample_ids)), bounds):
             if len(row_indices):
@@ -182,9 +246,21 @@ class MetricInputs:
                 yield ShardSamples(
                     sample_ids[row_indices],
                     labels[row_indices],
+                    is_included[row_indices],
                     self._vector_files.get(shard_id),
                     self._probe_files(shard_id),
                 )
+
+    def _are_within(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Which sorted ids are of the corpus that is scored: [n] -> bool [n]."""
+        if self.within is None:
+            return np.ones(len(sample_ids), bool)
+        with self.catalog.reading() as connection:
+            rows = connection.execute(
+                "select sample_id from members where selection = ? and sample_id between ? and ?",
+                [self.within.selection, int(sample_ids[0]), int(sample_ids[-1])],
+            ).fetchnumpy()
+        return np.isin(sample_ids, rows["sample_id"])
 
     @functools.cached_property
     def _vector_files(self) -> dict[int, str]:
@@ -218,29 +294,17 @@ class MetricInputs:
         return num_models > 1 or ("influence" in self.names and self.probe.num_test > 1)
 
 
-def _provides(probe: ProbeRecord, inputs: list[str]) -> bool:
-    """Whether a probe was made so that it has these inputs."""
-    is_ridge = probe.models == ["ridge"]
-    if "was_trained_on" in inputs:
-        return probe.fraction < 1
-    if "influence" in inputs:
-        return bool(probe.test) and (probe.fraction < 1 or is_ridge)
-    if "correct_by_architecture" in inputs:
-        return probe.fraction == 1 and len(probe.models) > 1
-    if _TRAINING_INPUTS & set(inputs) and is_ridge:
-        return False
-    return probe.fraction == 1
-
-
-def _probe_command(inputs: list[str]) -> str:
+def _probe_command(inputs: list[str], within: str | None) -> str:
     """The command that makes a probe with these inputs."""
+    command = "curate probe"
     if "was_trained_on" in inputs:
-        return "curate probe --fraction 0.7"
-    if "influence" in inputs:
-        return "curate probe --model ridge --test SHARDS"
-    if "correct_by_architecture" in inputs:
-        return "curate probe --model linear --model ridge --model mlp:64 --model mlp"
-    return "curate probe"
+        command += " --fraction 0.7"
+    elif "influence" in inputs:
+        command += " --model ridge --test SHARDS"
+    elif "correct_by_architecture" in inputs:
+        models = ("linear", "ridge", "mlp:32", "mlp:64", "mlp", "mlp:64x64")
+        command += " --folds 5" + "".join(f" --model {model}" for model in models)
+    return command + (f" --within {within}" if within else "")
 
 
 # What a metric may ask for of the whole corpus, by the parameter's name. The table for the shard at

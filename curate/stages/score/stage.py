@@ -15,16 +15,17 @@ from curate.catalog.records import (
     EmbeddingRecord,
     ProbeRecord,
     ScoringRecord,
+    SelectionRecord,
     SetRecord,
 )
 from curate.distances import DISTANCES
 from curate.errors import OptionError
 from curate.execution import engine
 from curate.execution.types import Resources
-from curate.options import EmbeddingName, Option, Seed, SetName, Workers, verb
+from curate.options import EmbeddingName, Option, Seed, SetName, Within, Workers, verb
 from curate.package_data import read_sql
 from curate.progress import log, progress_bar
-from curate.stages.score.inputs import CORPUS_INPUTS, MetricInputs
+from curate.stages.score.inputs import CORPUS_INPUTS, DEFAULT_DISTANCE, MetricInputs
 from curate.stages.score.metric_lookup import find_metric, split_spec
 from curate.stages.score.worker import SHARD_INPUTS, ScoreShard
 from curate.stages.staleness import metric_checksum, warn_if_stale
@@ -108,14 +109,18 @@ def score(
             short="-o",
         ),
     ] = None,
+    within: Within = None,
     seed: Seed = 0,
     workers: Workers = 1,
     name: SetName = None,
 ) -> list[str]:
     """Score every sample by each metric, and return the scorings' names, by default the metrics'.
 
-    A sample that a metric cannot score gets NULL. Raises CurateError that names the command which
-    makes a missing input.
+    A sample that a metric cannot score gets NULL, and so does every sample that is not in the
+    selection `within`, which is all of the corpus for these scorings; probe and clustering are then
+    those made within it. The default name has the options that were given and are not the defaults,
+    so that scorings from several probes stand side by side: `el2n-mlp-epochs4` is that by
+    `--probe mlp-epochs4`. Raises CurateError that names the command which makes a missing input.
     """
     specs = [_absolute_spec(metric) for metric in _list_metrics(metrics, metric_file)]
     catalog = Catalog(catalog)
@@ -123,21 +128,21 @@ def score(
         (EmbeddingRecord, embedding),
         (ClusteringRecord, clustering),
         (ProbeRecord, probe),
+        (SelectionRecord, within),
     )
     for record_type, option in required:
         if option is not None:
             catalog.require(record_type, option)
-    names = [name or split_spec(spec)[1] for spec in specs]
+    all_inputs = [
+        MetricInputs(catalog, spec, embedding, clustering, probe, distance, seed, within)
+        for spec in specs
+    ]
+    names = [name or _default_name(inputs, options or {}) for inputs in all_inputs]
     for scoring in names:
         catalog.check_column_name(ScoringRecord, scoring)
     return [
-        _score_one(
-            MetricInputs(catalog, spec, embedding, clustering, probe, distance, seed),
-            scoring,
-            options or {},
-            Resources(workers),
-        )
-        for spec, scoring in zip(specs, names, strict=True)
+        _score_one(inputs, scoring, options or {}, Resources(workers))
+        for inputs, scoring in zip(all_inputs, names, strict=True)
     ]
 
 
@@ -174,6 +179,53 @@ def _metric_options(metric: str, values: dict[str, str]) -> dict[str, Any]:
     return options
 
 
+class _GivenOption(NamedTuple):
+    """An option that was given: its flag and value, and how it shows in the scoring's name."""
+
+    flag: str
+    value: str
+    label: str
+
+
+def _given_options(inputs: MetricInputs, values: dict[str, str]) -> list[_GivenOption]:
+    """The options that the metric uses, which were given and are not the defaults."""
+    defaults = _metric_defaults(inputs.metric)
+    given = [
+        _GivenOption("--option", f"{name}={value}", f"{name}={value}")
+        for name, value in _metric_options(inputs.metric, values).items()
+        if value != defaults[name]
+    ]
+    has_own_distance = inputs.uses_vectors and not inputs.uses_clustering
+    distance = inputs.distance_option if inputs.distance_option != DEFAULT_DISTANCE else None
+    sources = [
+        ("--embedding", inputs.embedding_option, has_own_distance),
+        ("--clustering", inputs.clustering_option, inputs.uses_clustering),
+        ("--probe", inputs.probe_option, inputs.uses_probe),
+        ("--distance", distance, has_own_distance),
+    ]
+    given += [
+        _GivenOption(flag, value, value) for flag, value, is_used in sources if value and is_used
+    ]
+    if inputs.seed and "seed" in inputs.names:
+        given.append(_GivenOption("--seed", str(inputs.seed), f"seed{inputs.seed}"))
+    if inputs.within_option:
+        given.append(_GivenOption("--within", inputs.within_option, f"in-{inputs.within_option}"))
+    return given
+
+
+def _default_name(inputs: MetricInputs, values: dict[str, str]) -> str:
+    labels = [option.label for option in _given_options(inputs, values)]
+    return "-".join([split_spec(inputs.metric)[1], *labels])
+
+
+def _command_options(inputs: MetricInputs, name: str, values: dict[str, str]) -> list[str]:
+    """The words after the metric that make this scoring again."""
+    words = [
+        word for option in _given_options(inputs, values) for word in (option.flag, option.value)
+    ]
+    return words if name == _default_name(inputs, values) else [*words, "--name", name]
+
+
 def _score_one(
     inputs: MetricInputs, name: str, given_options: dict[str, str], resources: Resources
 ) -> str:
@@ -185,6 +237,8 @@ def _score_one(
         arguments["distance"] = inputs.distance
     if "seed" in inputs.names:
         arguments["seed"] = inputs.seed
+    if inputs.within:
+        arguments["within"] = inputs.within.selection
     code_checksum = metric_checksum(metric)
     fingerprint = provenance.fingerprint("score", arguments, source.content, code_checksum)
     existing = catalog.find_up_to_date(ScoringRecord, name, fingerprint)
@@ -203,7 +257,11 @@ def _score_one(
         catalog.record_run(
             "score",
             name,
-            {**arguments, "source": source.name},
+            {
+                **arguments,
+                "source": source.name,
+                "given": _command_options(inputs, name, given_options),
+            },
             parents=source.parents,
             fingerprint=fingerprint,
             code_checksum=code_checksum,
@@ -236,6 +294,17 @@ class _Source(NamedTuple):
 
 
 def _find_source(inputs: MetricInputs) -> _Source:
+    source = _find_main_source(inputs)
+    if inputs.within is None:
+        return source
+    warn_if_stale(inputs.catalog, inputs.within)
+    return source._replace(
+        parents=[*source.parents, inputs.within.run_id],
+        content=source.content + inputs.within.fingerprint,
+    )
+
+
+def _find_main_source(inputs: MetricInputs) -> _Source:
     catalog = inputs.catalog
     if inputs.uses_probe or inputs.uses_clustering:
         record = inputs.probe if inputs.uses_probe else inputs.clustering

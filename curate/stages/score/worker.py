@@ -28,11 +28,13 @@ _BLOCK_SAMPLES = 1024
 class ShardSamples(NamedTuple):
     """The samples of one shard, and the files with what is known of them.
 
-    Ids in tar order and class numbers (−1 without a label), int64 [n] each.
+    Ids in tar order and class numbers (−1 without a label), int64 [n] each; `is_included` says
+    which samples are of the corpus that is scored, bool [n].
     """
 
     sample_ids: np.ndarray
     labels: np.ndarray
+    is_included: np.ndarray
     vector_file: str | None
     probe_files: tuple[Path, ...] = ()  # one for each part of the probe
 
@@ -78,13 +80,26 @@ class SampleBlock:
         return self._select_half(np.concatenate(columns, axis=1))
 
     def correct_by_architecture(self) -> np.ndarray:
-        """What the first model of each architecture gets right: bool [n, architectures]."""
-        columns = [
-            part["correct"][:, :1]
-            for path, part in self.parts.items()
-            if path.parent.name.endswith("-000000")
-        ]
-        return self._select_half(np.concatenate(columns, axis=1))
+        """The share of each architecture's models that are right: float64 [n, architectures].
+
+        Of those that were not trained on the sample, at least one of every fold; where all were
+        trained on all samples, of the first, which is right or wrong.
+        """
+        by_architecture: dict[str, list[dict[str, np.ndarray]]] = {}
+        for path, part in self.parts.items():  # in the order of their names, ARCHITECTURE-NUMBER
+            architecture, _, _ = path.parent.name.rpartition("-")
+            by_architecture.setdefault(architecture, []).append(part)
+        columns = []
+        for parts in by_architecture.values():
+            correct = np.concatenate([part["correct"] for part in parts], axis=1)
+            if "was_trained_on" in parts[0]:
+                trained = np.concatenate([part["was_trained_on"] for part in parts], axis=1)
+                # A sample without a label was left out by all; none was left out by no model.
+                num_left_out = (~trained).sum(axis=1)
+                columns.append((correct & ~trained).sum(axis=1) / num_left_out)
+            else:
+                columns.append(correct[:, 0].astype(np.float64))
+        return self._select_half(np.stack(columns, axis=1))
 
     def influence(self) -> np.ndarray:
         """The influence of each sample on each test sample, float [n, t]."""
@@ -132,7 +147,7 @@ PROBE_COLUMNS: dict[str, tuple[str, ...]] = {
     "history": ("history",),
     "margins": ("margins",),
     "feature_norms": ("feature_norms",),
-    "correct_by_architecture": ("correct",),
+    "correct_by_architecture": ("correct", "was_trained_on"),
     "influence": ("leave_one_out", "was_trained_on"),
 }
 
@@ -141,14 +156,14 @@ def load_block(
     shard: ShardSamples, inputs: list[str], distance: str
 ) -> tuple[np.ndarray, SampleBlock]:
     """Which samples of a shard can be scored, bool [n], and what is known of these."""
-    is_scorable = np.ones(len(shard.sample_ids), bool)
+    is_scorable = shard.is_included.copy()
     needs_vectors = "vectors" in inputs
     vector_ids, vectors = np.array([], np.int64), np.empty((0, 1), np.float32)
     if needs_vectors:
         if shard.vector_file:
             vector_ids, vectors = read_vectors(shard.vector_file)
         # Another embedding may have brought samples that this one lacks, and the reverse.
-        is_scorable = np.isin(shard.sample_ids, vector_ids)
+        is_scorable &= np.isin(shard.sample_ids, vector_ids)
     names = sorted({name for key in inputs for name in PROBE_COLUMNS.get(key, ())})
     outputs = {path: read_outputs(path, names) for path in shard.probe_files}
     if names:

@@ -11,8 +11,13 @@ import numpy as np
 
 from curate.catalog import sets
 from curate.catalog.catalog import Catalog
-from curate.catalog.records import ClusteringRecord, ScoringRecord
-from curate.catalog.sql import check_is_condition, check_reads_only, quote_literal
+from curate.catalog.records import ScoringRecord
+from curate.catalog.sql import (
+    check_is_condition,
+    check_reads_only,
+    quote_identifier,
+    quote_literal,
+)
 from curate.errors import CurateError
 
 if TYPE_CHECKING:
@@ -54,6 +59,16 @@ def load_candidates(
             )
             _fill_column(connection, sample_ids, groups, query)
     return Candidates(sample_ids, groups, scores)
+
+
+def count_unscored(catalog: Catalog, scoring: str, where: str | None) -> int:
+    """How many samples that meet the condition `where` have no score of `scoring`."""
+    condition = f"{quote_identifier(scoring)} is null" + (f" and ({where}\n)" if where else "")
+    with catalog.reading(sandboxed=True) as connection:
+        ((count,),) = connection.execute(
+            f"select count(*) from sample_scores where {condition}"
+        ).fetchall()
+    return int(count)
 
 
 def check_where(catalog: Catalog, where: str) -> None:
@@ -134,8 +149,15 @@ def _fill_column(
 
 
 def _choose_clustering(connection: "duckdb.DuckDBPyConnection", scoring: str | None) -> str:
-    """The clustering that the scoring was made from, else the newest."""
-    names = sets.list_sets(connection, ClusteringRecord)
+    """The clustering that the scoring was made from, else the newest of the whole corpus.
+
+    One of a selection only where there is no other.
+    """
+    rows = connection.execute(
+        "select clustering from clusterings left join runs using (run_id) "
+        "order by arguments->>'within' is null, clusterings.run_id"
+    ).fetchall()
+    names = [str(name) for (name,) in rows]
     if not names:
         raise CurateError("the catalog has no clustering yet: make one with `curate cluster`")
     record = sets.find_set(connection, ScoringRecord, scoring) if scoring else None

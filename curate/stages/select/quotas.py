@@ -13,14 +13,19 @@ _SORT_BLOCK = 1 << 22  # samples
 
 
 def group_quotas(
-    sizes: np.ndarray, keep: float, balance: float, base: str = "proportional"
+    sizes: np.ndarray,
+    keep: float,
+    balance: float,
+    base: str = "proportional",
+    tiebreak: np.ndarray | None = None,
 ) -> np.ndarray:
     """The least number of samples that each group keeps: int [groups] -> int [groups].
 
     proportional: ceil(balance · keep · size), so that no small group vanishes; balance 1 prunes
     every group equally. uniform: balance · total / (non-empty groups) for every group, where the
     total is round(keep · n). Where the ceilings add up to more than that, those that were rounded
-    up the most are lowered by one.
+    up the most are lowered by one; of equal ones those first in the order of `tiebreak` [groups]
+    (`group_tiebreak`), which must not be the order of the classes.
     """
     total = round(keep * int(sizes.sum()))
     if base == "proportional":
@@ -34,8 +39,25 @@ def group_quotas(
         # Only what was rounded up can be lowered, each by one: the shares together never exceed
         # the total by 1.
         remainders = np.where(quotas > shares + 1e-9, shares - np.floor(shares), np.inf)
-        quotas[np.argsort(remainders, kind="stable")[:excess]] -= 1
+        if tiebreak is None:
+            tiebreak = np.arange(len(sizes))
+        # 0.2 · 1 and 0.2 · 6 have the same remainder, but for the last binary digits.
+        order = np.lexsort((tiebreak, np.round(remainders, 9)))
+        quotas[order[:excess]] -= 1
     return np.asarray(quotas)
+
+
+def group_tiebreak(groups: np.ndarray, sample_ids: np.ndarray, seed: int) -> np.ndarray:
+    """A seeded order of the groups by their members alone: int [n], ids int64 [n] -> uint64 [g].
+
+    Each group has the random bits of its smallest id, so that neither the names of the classes nor
+    their order matter. Groups without a member come in any order.
+    """
+    first_ids = np.full(int(groups.max(initial=-1)) + 1, np.iinfo(np.int64).max)
+    for start in range(0, len(groups), _SORT_BLOCK):
+        block = slice(start, start + _SORT_BLOCK)
+        np.minimum.at(first_ids, groups[block], sample_ids[block])
+    return random_bits(first_ids, seed)
 
 
 def select_with_quotas(

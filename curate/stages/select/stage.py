@@ -12,33 +12,65 @@ import numpy as np
 from curate.catalog import provenance, sets
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ClusteringRecord, ScoringRecord, SelectionRecord
-from curate.catalog.sql import quote_literal
+from curate.catalog.sql import quote_identifier, quote_literal
 from curate.errors import CurateError, OptionError
 from curate.options import Option, Seed, SetName, Within, verb
-from curate.package_data import read_sql
 from curate.progress import log
 from curate.random_hash import random_bits
-from curate.stages.select.candidates import Candidates, check_where, load_candidates
-from curate.stages.select.quotas import BASES, group_quotas, select_with_quotas
-from curate.stages.staleness import strategy_checksum, warn_if_stale
+from curate.stages.evidence.smallest import find_smallest
+from curate.stages.select.candidates import (
+    Candidates,
+    check_where,
+    count_unscored,
+    load_candidates,
+)
+from curate.stages.select.quotas import (
+    BASES,
+    group_quotas,
+    group_tiebreak,
+    select_with_quotas,
+)
+from curate.stages.staleness import remake_command, strategy_checksum, warn_if_stale
 from curate.storage.checksums import Checksum
 from curate.strategies import strategies
 
 SCOPES = ("global", "class", "cluster")
 GROUPS = ("label", "cluster", "none")
+UNSCORED = ("last", "keep", "drop")
 DEFAULT_BALANCE = 0.5
+# What becomes of samples without a score, in messages.
+_UNSCORED_OUTCOMES = {
+    "last": "they come last, whatever the strategy",
+    "keep": "they are kept first",
+    "drop": "they are no candidates",
+}
 # What --balance-by is under each --scope that prunes every group equally.
 _SCOPE_GROUPS = {"class": "label", "cluster": "cluster"}
 
-ScoringName = Annotated[str, Option("Scoring to rank by.")]
+_DEFAULT_SCORING, _DEFAULT_STRATEGY = "ssl_prototypes", "hardest"
 Balance = Annotated[
-    float,
+    float | None,
     Option(
         "Quota of each class, as a share of an equal pruning: 0 no quotas, 1 all classes equally.",
         minimum=0,
         maximum=1,
+        default=f"{DEFAULT_BALANCE:g}",
     ),
 ]
+Tolerance = Annotated[
+    float, Option("The loss that is accepted, in points of accuracy: the margin.", above=0)
+]
+
+
+_NOT_WITH_AUTO = {
+    "balance_by": None,
+    "balance_base": "proportional",
+    "scope": "global",
+    "where": None,
+    "skip_hardest": 0.0,
+    "unscored": "last",
+    "seed": 0,
+}
 
 
 def check_strategy(strategy: str) -> None:
@@ -49,17 +81,25 @@ def check_strategy(strategy: str) -> None:
 def _check_options(arguments: Mapping[str, Any]) -> None:
     scope = arguments["scope"]
     if scope in _SCOPE_GROUPS:
-        is_equal = arguments["balance"] in (DEFAULT_BALANCE, 1)
+        is_equal = arguments["balance"] in (None, 1)
         if not is_equal or arguments["balance_by"] not in (None, _SCOPE_GROUPS[scope]):
             raise OptionError(
                 f"--scope {scope} prunes every {scope} equally: "
                 "leave out --balance and --balance-by"
             )
-    if arguments["keep"] == "auto" and (arguments["where"] or arguments["skip_hardest"]):
-        raise OptionError(
-            "--keep auto takes a selection as it was validated: "
-            "leave out --where and --skip-hardest"
-        )
+    if arguments["keep"] == "auto":
+        excluded_names = [
+            name for name, default in _NOT_WITH_AUTO.items() if arguments[name] != default
+        ]
+        if excluded_names:
+            raise OptionError(
+                "--keep auto takes a selection as it was validated: "
+                f"leave out --{excluded_names[0].replace('_', '-')}"
+            )
+    elif arguments["unscored"] != "last":
+        strategy = arguments["strategy"] or _DEFAULT_STRATEGY
+        if not _uses_scores(strategy) and not arguments["skip_hardest"]:
+            raise OptionError(f"the strategy '{strategy}' asks for no scores: leave out --unscored")
 
 
 @verb(check=_check_options)
@@ -75,12 +115,16 @@ def select(
             metavar="F",
         ),
     ],
-    scoring: ScoringName = "ssl_prototypes",
+    scoring: Annotated[str | None, Option("Scoring to rank by.", default=_DEFAULT_SCORING)] = None,
     strategy: Annotated[
-        str,
-        Option("Which samples to keep first; see `curate list strategies`.", check=check_strategy),
-    ] = "hardest",
-    balance: Balance = DEFAULT_BALANCE,
+        str | None,
+        Option(
+            "Which samples to keep first; see `curate list strategies`.",
+            default=_DEFAULT_STRATEGY,
+            check=check_strategy,
+        ),
+    ] = None,
+    balance: Balance = None,
     balance_by: Annotated[
         str | None,
         Option(
@@ -110,9 +154,21 @@ def select(
             below=1,
         ),
     ] = 0.0,
+    unscored: Annotated[
+        str,
+        Option(
+            "Samples without a score: last, kept first and outside the ranking, or no candidates.",
+            choices=UNSCORED,
+        ),
+    ] = "last",
     tolerance: Annotated[
-        float, Option("Loss in points of accuracy that --keep auto accepts.", minimum=0)
-    ] = 0.5,
+        float | None,
+        Option(
+            "The loss that --keep auto accepts, in points of accuracy.",
+            above=0,
+            default="the validation's",
+        ),
+    ] = None,
     seed: Seed = 0,
     name: SetName = None,
 ) -> str:
@@ -123,16 +179,29 @@ def select(
     priorities in any class. Without labels, clusters take the place of classes. `where` narrows the
     candidates by SQL, `within` by another selection; `keep` is then the fraction of these. Samples
     without a score come last, whatever the strategy and the balance, and so does the fraction
-    `skip_hardest` of each class: they are kept only where the budget needs them. `seed` breaks
-    ties. `keep` auto takes the smallest selection, validated as it is (`within` the same corpus),
-    whose 95% interval shows no loss beyond `tolerance` points of accuracy. The default name has the
-    options that are not the defaults.
+    `skip_hardest` of each class: they are kept only where the budget needs them. `unscored` keep
+    keeps all samples without a score, and fills the rest of the budget with the others; drop takes
+    the fraction of those that have a score. `seed` breaks ties. `keep` auto takes the smallest
+    selection that a validation of the same corpus (`within`) has shown to lose no more than
+    `tolerance` points of accuracy against everything, of those with the given `scoring`,
+    `strategy` and `balance`: fractions are tested from the largest down, at 95% divided by the
+    number of kinds of selection. The default name has the options that are not the defaults.
     """
     catalog = Catalog(catalog)
     if isinstance(keep, str):
-        return _select_by_evidence(catalog, tolerance, within, name)
+        return _select_by_evidence(
+            catalog,
+            tolerance,
+            name,
+            within=within,
+            scoring=scoring,
+            strategy=strategy,
+            balance=balance,
+        )
+    scoring, strategy = scoring or _DEFAULT_SCORING, strategy or _DEFAULT_STRATEGY
+    balance = DEFAULT_BALANCE if balance is None else balance
     function = strategies[strategy]
-    uses_scores = "scores" in inspect.signature(function).parameters or skip_hardest > 0
+    uses_scores = _uses_scores(strategy) or skip_hardest > 0
     parent = catalog.require(ScoringRecord, scoring) if uses_scores else None
     settings: dict[str, Any] = {
         "scoring": scoring if uses_scores else None,
@@ -146,8 +215,11 @@ def select(
         "skip_hardest": skip_hardest,
         "seed": seed,
     }
-    name = sets.check_name(name or _default_name(settings, within))
+    name = sets.check_name(name or _default_name(settings, within, unscored))
     settings |= _resolve_settings(catalog, settings, within)
+    all_candidates = settings["where_sql"]
+    if unscored == "drop":
+        settings["where_sql"] = _restrict_to_scored(all_candidates, scoring)
     candidates = load_candidates(
         catalog, settings["scoring"], settings["balance_by"], settings["where_sql"]
     )
@@ -160,10 +232,22 @@ def select(
         )
     if parent:
         warn_if_stale(catalog, parent)
+        if unscored == "drop":
+            num_unscored = count_unscored(catalog, scoring, all_candidates)
+        else:
+            num_unscored = int(np.isnan(candidates.scores).sum())
+        if _uses_scores(strategy) or unscored != "last":
+            _log_unscored(catalog, parent, num_unscored, unscored)
+        if unscored == "keep" and num_unscored > num_kept:
+            raise CurateError(
+                f"--unscored keep: {num_unscored:,} samples have no score, and --keep {keep:g} "
+                f"keeps {num_kept:,}: raise it, or take --unscored drop or last"
+            )
     code_checksum = strategy_checksum(strategy)
     # The scoring's fingerprint stands for its scores.
     content = (parent.fingerprint if parent else "", _candidates_checksum(candidates))
-    fingerprint = provenance.fingerprint("select", settings, *content, code_checksum)
+    arguments = settings if unscored == "last" else {**settings, "unscored": unscored}
+    fingerprint = provenance.fingerprint("select", arguments, *content, code_checksum)
     existing = catalog.find_up_to_date(SelectionRecord, name, fingerprint)
     if existing:
         log.info(
@@ -183,7 +267,7 @@ def select(
     with catalog.record_run(
         "select",
         name,
-        settings,
+        arguments,
         parents=parents,
         fingerprint=fingerprint,
         code_checksum=code_checksum,
@@ -196,7 +280,8 @@ def select(
             fingerprint=fingerprint,
             run_id=run_id,
         )
-        _store(catalog, record, _choose_members(candidates, priorities, record))
+        choose = _choose_after_unscored if unscored == "keep" else _choose_members
+        _store(catalog, record, choose(candidates, priorities, record))
     log.info(
         "selection '%s'%s: %s of %s samples",
         name,
@@ -222,7 +307,7 @@ def _resolve_settings(
     return {"where_sql": where, "balance_by": settings["balance_by"] or _default_groups(catalog)}
 
 
-def _default_name(settings: dict[str, Any], within: str | None) -> str:
+def _default_name(settings: dict[str, Any], within: str | None, unscored: str) -> str:
     """Scoring, strategy, keep, and every option that is not the default: no two share a name."""
     where = settings["where_sql"]
     words = [
@@ -236,6 +321,7 @@ def _default_name(settings: dict[str, Any], within: str | None) -> str:
         f"where{hashlib.sha256(where.encode()).hexdigest()[:6]}" if where else None,
         f"in-{within}" if within else None,
         f"skip{settings['skip_hardest']:.10g}" if settings["skip_hardest"] else None,
+        f"unscored_{unscored}" if unscored != "last" else None,
         f"seed{settings['seed']}" if settings["seed"] else None,
     ]
     return "-".join(filter(None, words))
@@ -245,6 +331,35 @@ def _restrict_to_selection(where: str | None, within: str) -> str:
     members = f"select sample_id from members where selection = {quote_literal(within)}"
     condition = f"sample_id in ({members})"
     return f"{condition} and ({where}\n)" if where else condition
+
+
+def _restrict_to_scored(where: str | None, scoring: str) -> str:
+    condition = f"{quote_identifier(scoring)} is not null"
+    return f"{condition} and ({where}\n)" if where else condition
+
+
+def _uses_scores(strategy: str) -> bool:
+    return "scores" in inspect.signature(strategies[strategy]).parameters
+
+
+def _log_unscored(
+    catalog: Catalog, scoring: ScoringRecord, num_unscored: int, unscored: str
+) -> None:
+    """How many candidates have no score, what becomes of them, and the command that mends it."""
+    if not num_unscored:
+        return
+    with catalog.reading() as connection:
+        ((num_samples,),) = connection.execute("select count(*) from samples").fetchall()
+    remedy = ""
+    if num_samples > scoring.num_samples:
+        remedy = f"; `{remake_command(catalog, scoring)}` scores those that came after it"
+    log.warning(
+        "%s samples have no score in '%s': %s%s",
+        f"{num_unscored:,}",
+        scoring.scoring,
+        _UNSCORED_OUTCOMES[unscored],
+        remedy,
+    )
 
 
 def _candidates_checksum(candidates: Candidates) -> str:
@@ -271,12 +386,7 @@ def _compute_priorities(function: Any, candidates: Candidates, seed: int) -> np.
     scores, sample_ids = candidates.scores, candidates.sample_ids
     is_scored: Any = ~np.isnan(scores) if "scores" in inputs else np.ones(len(scores), bool)
     num_scored = int(is_scored.sum())
-    if num_scored < len(scores):
-        log.warning(
-            "%s samples have no score: they come last, whatever the strategy",
-            f"{len(scores) - num_scored:,}",
-        )
-    else:
+    if num_scored == len(scores):
         is_scored = slice(None)  # a view of all of them, not a copy
     available = {"scores": scores[is_scored], "sample_ids": sample_ids[is_scored], "seed": seed}
     unavailable = [name for name in inputs if name not in available]
@@ -323,7 +433,8 @@ def _choose_members(
     sizes = np.bincount(groups)
     # A quota is filled with samples that have a score only.
     num_scored = sizes - np.bincount(groups[np.isnan(priorities)], minlength=len(sizes))
-    quotas = group_quotas(sizes, record.keep, record.balance, record.balance_base)
+    tiebreak = group_tiebreak(groups, sample_ids, record.seed)
+    quotas = group_quotas(sizes, record.keep, record.balance, record.balance_base, tiebreak)
     quotas = np.minimum(quotas, num_scored)
     is_kept = select_with_quotas(
         groups, priorities, sample_ids, quotas, record.num_samples, record.seed
@@ -335,6 +446,20 @@ def _choose_members(
             "please report this as a bug"
         )
     return np.asarray(member_ids)
+
+
+def _choose_after_unscored(
+    candidates: Candidates, priorities: np.ndarray, record: SelectionRecord
+) -> np.ndarray:
+    """All candidates without a score, and of the others as many as are left to keep."""
+    is_scored = ~np.isnan(candidates.scores)
+    unscored_ids = candidates.sample_ids[~is_scored]
+    scored = Candidates(*(column[is_scored] for column in candidates))
+    num_left = record.num_samples - len(unscored_ids)
+    share = num_left / max(len(scored.sample_ids), 1)
+    rest = replace(record, keep=share, num_samples=num_left)
+    chosen_ids = _choose_members(scored, priorities[is_scored], rest)
+    return np.sort(np.concatenate([unscored_ids, chosen_ids]))
 
 
 def _store(catalog: Catalog, record: SelectionRecord, member_ids: np.ndarray) -> None:
@@ -350,38 +475,40 @@ def _store(catalog: Catalog, record: SelectionRecord, member_ids: np.ndarray) ->
 
 
 def _select_by_evidence(
-    catalog: Catalog, tolerance: float, within: str | None, name: str | None
+    catalog: Catalog,
+    tolerance: float | None,
+    name: str | None,
+    *,
+    within: str | None,
+    scoring: str | None,
+    strategy: str | None,
+    balance: float | None,
 ) -> str:
-    """The smallest selection validated without a loss beyond `tolerance` points; also as `name`."""
-    with catalog.reading() as connection:
-        rows = connection.execute(
-            read_sql("stages/evidence"), {"tolerance": tolerance, "within": within}
-        ).fetchall()
-    if not rows:
-        option = f" --within {within}" if within else ""
+    """The smallest selection validated without a loss beyond the tolerance; also as `name`."""
+    choice = find_smallest(
+        catalog, tolerance, within=within, scoring=scoring, strategy=strategy, balance=balance
+    )
+    selection, validation = choice.candidate.selection, choice.candidate.validation
+    if not choice.is_shown:
         raise CurateError(
-            f"no selection was validated yet: run `curate validate{option} --keep 0.8 --keep 0.5 "
-            "--strategy hardest --strategy easiest`"
+            f"no validated selection is shown to lose no more than {choice.margin:g} points; "
+            f"nearest is '{selection}' ({choice.evidence}): "
+            "keep more, add --seeds or test samples, or raise --tolerance"
         )
-    validation, selection, delta, interval, is_lossless = rows[0]
-    if not is_lossless:
-        raise CurateError(
-            f"no validated selection is sure to lose no more than {tolerance:g} points; nearest is "
-            f"'{selection}' ({delta:+.2f} ± {interval:.2f}): "
-            "keep more, add --seeds, or raise --tolerance"
-        )
+    corrected = ""
+    if choice.num_chains > 1:
+        corrected = f", at {100 * choice.level:g}% for {choice.num_chains} kinds of selection"
     log.info(
-        "'%s' is the smallest without a loss beyond %g points: "
-        "%+.2f ± %.2f against everything (validation '%s')",
+        "'%s' is the smallest that is shown to be good enough: %s against everything "
+        "(validation '%s'%s)",
         selection,
-        tolerance,
-        delta,
-        interval,
+        choice.evidence,
         validation,
+        corrected,
     )
     if name not in (None, selection):
         _copy_selection(catalog, catalog.require(SelectionRecord, selection), str(name))
-    return name or str(selection)
+    return name or selection
 
 
 def _copy_selection(catalog: Catalog, record: SelectionRecord, name: str) -> None:

@@ -36,6 +36,23 @@ class Solution(NamedTuple):
     kappa: float
 
 
+class _Pruning(NamedTuple):
+    """What is kept, and the ranges that u, the margin to the probe times the label, has there."""
+
+    keep: float
+    theta: float
+    strategy: str
+    margin: str
+    ranges: tuple[tuple[float, float], ...]
+
+    def with_keep(self, keep: float) -> "_Pruning":
+        return _pruning(keep, self.theta, self.strategy, self.margin)
+
+
+# A, B and k of the student.
+_State = tuple[float, float, float]
+
+
 def solve(
     alpha_tot: float,
     keep: float = 1.0,
@@ -48,190 +65,106 @@ def solve(
 
     Raises ValueError for what is out of range.
     """
-    if not (alpha_tot > 0 and 0 < keep <= 1 and 0 <= theta < np.pi / 2):
-        raise ValueError("alpha_tot must be above 0, keep in (0, 1], theta in [0°, 90°)")
+    if not alpha_tot > 0:
+        raise ValueError("alpha_tot must be above 0")
+    pruning = _pruning(keep, theta, strategy, margin)
+    return _solution(_first_state(keep * alpha_tot, pruning), pruning.theta)
+
+
+def solve_curve(
+    alphas: np.ndarray,
+    keep: float = 1.0,
+    *,
+    theta: float = 0.0,
+    strategy: str = "hardest",
+    margin: str = "absolute",
+) -> np.ndarray:
+    """Test errors at rising values of alpha_tot, [n] -> [n].
+
+    Each solution is sought from the one before, which is many times as fast as n calls of `solve`.
+    """
+    pruning = _pruning(keep, theta, strategy, margin)
+    states = _curve_states(keep * alphas, pruning)
+    return np.array([_solution(state, pruning.theta).error for state in states])
+
+
+def _pruning(keep: float, theta: float, strategy: str, margin: str) -> _Pruning:
+    if not (0 < keep <= 1 and 0 <= theta < np.pi / 2):
+        raise ValueError("keep must be in (0, 1], and theta in [0°, 90°)")
     if strategy not in STRATEGIES or margin not in MARGINS:
         raise ValueError(
             f"strategy is one of {', '.join(STRATEGIES)}; margin one of {', '.join(MARGINS)}"
         )
-    alpha = keep * alpha_tot
-    if strategy == "random":
-        keep = 1.0  # so many examples, drawn from all
-    if theta == 0:
-        return _perfect_probe(alpha, keep, strategy)
-    return _imperfect_probe(alpha, keep, theta, strategy, margin)
+    if strategy == "random" or keep == 1:  # drawn from all, and no matter what the probe is
+        return _Pruning(1.0, 0.0, "random", margin, ((0.0, _REACH),))
+    return _Pruning(keep, theta, strategy, margin, _ranges(keep, theta, strategy, margin))
 
 
-# -- the probe is the teacher ----------------------------------------------------------------------
-
-
-def _perfect_probe(alpha: float, keep: float, strategy: str) -> Solution:
-    """theta = 0, where b = 0: two equations, by nested bisection."""
+def _ranges(
+    keep: float, theta: float, strategy: str, margin: str
+) -> tuple[tuple[float, float], ...]:
+    is_hardest = strategy == "hardest"
+    if margin == "signed" and theta > 0:
+        cut = _signed_cut(keep if is_hardest else 1 - keep, theta)
+        return ((-_REACH, cut),) if is_hardest else ((cut, _REACH),)
     low, high = _kept_range(keep, strategy)
-
-    def averages(slope: float, k: float) -> tuple[float, float, float]:
-        u, weights = _grid(
-            _panels(low, high, [k / slope, *(k + np.array([-8, -3, -1, 1, 3, 8])) / slope])
-        )
-        weights = weights * 2 * _normal(u) / keep
-        r = k - slope * u
-        squares, first, below = _truncated(r)
-        return float(weights @ squares), float(weights @ (first * u)), float(weights @ below)
-
-    def height(slope: float) -> float:
-        """k for a slope A, from the first equation, whose right side grows with k."""
-        return float(
-            optimize.brentq(
-                lambda k: alpha * averages(slope, k)[0] - 1,
-                -60 - 10 * slope,
-                60 + 10 * slope,
-                xtol=1e-13,
-            )
-        )
-
-    def excess(log_slope: float) -> float:
-        slope = np.exp(log_slope)
-        _, first, below = averages(slope, height(slope))
-        return float(slope * (1 - alpha * below) - alpha * first)
-
-    slope = float(np.exp(optimize.brentq(excess, *_bracket(excess), xtol=1e-12)))
-    return _solution(slope, 0.0, height(slope), 0.0)
-
-
-def _bracket(function: Callable[[float], float]) -> tuple[float, float]:
-    """Neighbouring points of a coarse grid between which the function changes its sign."""
-    low = -7.0
-    first = function(low)
-    while low < 12:
-        high = low + 0.5
-        second = function(high)
-        if first <= 0 <= second or second <= 0 <= first:
-            return low, high
-        low, first = high, second
-    raise ArithmeticError("no solution was found")
-
-
-# -- the probe is at an angle ----------------------------------------------------------------------
-
-
-def _imperfect_probe(
-    alpha: float, keep: float, theta: float, strategy: str, margin: str
-) -> Solution:
-    """theta > 0: three equations, followed from small alpha.
-
-    There the student is the sum of the examples.
-    """
-    cut = _cut(keep, theta, strategy, margin)
-    points, weights = _plane(keep, theta, strategy, margin, cut, np.array([0.0]))
-    means = points @ weights
-    current = 0.05 if alpha > 0.05 else alpha
-    state = np.array([*(np.sqrt(current) * means), -0.5 * np.log(current)])
-    factor = 2.0
-    state = _newton(current, keep, theta, strategy, margin, cut, state)
-    while current < alpha:
-        following = min(current * factor, alpha)
-        try:
-            state = _newton(following, keep, theta, strategy, margin, cut, state)
-            current, factor = following, min(factor * 1.2, 2.0)
-        except ArithmeticError:
-            factor = 1 + (factor - 1) / 2
-            if factor < 1.001:
-                raise
-    return _solution(state[0], state[1], float(np.exp(state[2])), theta)
-
-
-def _newton(
-    alpha: float,
-    keep: float,
-    theta: float,
-    strategy: str,
-    margin: str,
-    cut: float,
-    start: np.ndarray,
-) -> np.ndarray:
-    slope, k = max(abs(start[0]), 1e-3), np.exp(start[2])
-    breaks = np.concatenate([[0.0, k / slope, -k / slope], (k + np.array([-6, -2, 2, 6])) / slope])
-    points, weights = _plane(keep, theta, strategy, margin, cut, breaks)
-
-    def residuals(state: np.ndarray) -> np.ndarray:
-        r = np.exp(np.clip(state[2], -30, 30)) - state[:2] @ points
-        squares, first, below = _truncated(r)
-        share = 1 - alpha * float(weights @ below)
-        return np.array(
-            [
-                alpha * float(weights @ squares) - 1,
-                *(state[:2] * share - alpha * (points * first) @ weights),
-            ]
-        )
-
-    solution = optimize.root(residuals, start, method="hybr", options={"xtol": 1e-11})
-    if not solution.success and np.abs(solution.fun).max() > 1e-8:
-        raise ArithmeticError("the equations were not solved")
-    return np.asarray(solution.x)
-
-
-def _plane(
-    keep: float, theta: float, strategy: str, margin: str, cut: float, breaks: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes (u, v) and weights of the kept inputs times their labels: [2, n], [n].
-
-    They lie in u cosθ + v sinθ > 0.
-    """
-    edges = {
-        ("hardest", "absolute"): [(-cut, cut)],
-        ("easiest", "absolute"): [(-_REACH, -cut), (cut, _REACH)],
-        ("hardest", "signed"): [(-_REACH, cut)],
-        ("easiest", "signed"): [(cut, _REACH)],
-    }
-    steps = np.tan(theta) * np.array([1, 3, 6, 9])
-    all_breaks = np.concatenate([breaks, steps, -steps, [-4, -2, -1, 1, 2, 4]])
-    us, vs, weights = [], [], []
-    for low, high in edges.get((strategy, margin), [(-_REACH, _REACH)]):
-        for u, weight in zip(*_grid(_panels(low, high, all_breaks)), strict=True):
-            lowest = -u / np.tan(theta)  # below, the label would be the other
-            if lowest >= _REACH:
-                continue
-            v, across = _grid(_panels(max(lowest, -_REACH), _REACH, [-3, -1, 0, 1, 3]))
-            us.append(np.full(len(v), u))
-            vs.append(v)
-            weights.append(2 * weight * across * _normal(u) * _normal(v) / keep)
-    return np.stack([np.concatenate(us), np.concatenate(vs)]), np.concatenate(weights)
-
-
-def _cut(keep: float, theta: float, strategy: str, margin: str) -> float:
-    """Where the margins are cut, so that the fraction `keep` remains."""
-    if strategy == "random" or keep == 1:
-        return _REACH if strategy != "easiest" else (-_REACH if margin == "signed" else 0.0)
-    if margin == "absolute":
-        return float(_kept_range(keep, strategy)[1 if strategy == "hardest" else 0])
-    # The density of u = y z is 2 φ(u) Φ(u cotθ).
-    share = keep if strategy == "hardest" else 1 - keep
-    nodes, weights = _grid(np.linspace(-_REACH, _REACH, 60))
-    density = weights * 2 * _normal(nodes) * special.ndtr(nodes / np.tan(theta))
-
-    def below(cut: float) -> float:
-        u, weight = _grid(
-            _panels(-_REACH, cut, [0, *(np.tan(theta) * np.array([-9, -3, -1, 1, 3, 9]))])
-        )
-        return float(weight @ (2 * _normal(u) * special.ndtr(u / np.tan(theta)))) / float(
-            density.sum()
-        )
-
-    return float(
-        optimize.brentq(lambda cut: below(cut) - share, -_REACH + 1e-6, _REACH, xtol=1e-13)
-    )
-
-
-# -- what both share -------------------------------------------------------------------------------
+    if theta == 0:
+        return ((low, high),)
+    return ((-high, high),) if is_hardest else ((-_REACH, -low), (low, _REACH))
 
 
 def _kept_range(keep: float, strategy: str) -> tuple[float, float]:
-    """The margins |z| that are kept: from, to."""
+    """The absolute margins that are kept: from, to."""
     if keep == 1:
         return 0.0, _REACH
     if strategy == "hardest":
         return 0.0, float(-special.ndtri((1 - keep) / 2))
     return float(-special.ndtri(keep / 2)), _REACH
+
+
+def _signed_cut(share: float, theta: float) -> float:
+    """Below which the share of the signed margins lies; u has the density 2 φ(u) Φ(u cotθ)."""
+
+    def excess(cut: float) -> float:
+        u, weights = _grid(_panels(-_REACH, cut, [0.0, *_steps(theta)]))
+        return float(weights @ (2 * _normal(u) * special.ndtr(u / np.tan(theta)))) - share
+
+    return float(optimize.brentq(excess, -_REACH + 1e-6, _REACH, xtol=1e-13))
+
+
+# -- the averages ----------------------------------------------------------------------------------
+
+
+class _Averages(NamedTuple):
+    """E(k−x)₊², E[(k−x)₊ u], E[(k−x)₊ v] and Pr[x < k], where x = t/c."""
+
+    squares: float
+    along: float
+    across: float
+    below: float
+
+
+def _averages(state: _State, pruning: _Pruning) -> _Averages:
+    """Over the examples that are kept: in closed form over v and g, by quadrature over u."""
+    a, b, k = state
+    spread = float(np.hypot(1, b))  # of B v + g
+    slope = max(abs(a), 1e-3)
+    breaks = [0.0, *((k + spread * np.array([-8, -3, -1, 0, 1, 3, 8])) / slope)]
+    breaks += [-value for value in breaks] + _steps(pruning.theta)
+    panels = [_panels(low, high, breaks) for low, high in pruning.ranges]
+    u, weights = (np.concatenate(parts) for parts in zip(*map(_grid, panels), strict=True))
+    weights = weights * 2 * _normal(u) / pruning.keep
+    if pruning.theta == 0:
+        squares, first, below = _truncated(k - a * u)
+        across = np.zeros_like(u)
+    else:
+        squares, first, across, below = _truncated_above(k - a * u, b, -u / np.tan(pruning.theta))
+    return _Averages(
+        float(weights @ squares),
+        float(weights @ (first * u)),
+        float(weights @ across),
+        float(weights @ below),
+    )
 
 
 def _truncated(r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -240,14 +173,202 @@ def _truncated(r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (1 + r * r) * below + r * density, r * below + density, below
 
 
+def _truncated_above(
+    r: np.ndarray, b: float, lowest: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """E D², E D, E[D v] and Pr over v > lowest and D > 0, for D = r − b v − g; v and g normal.
+
+    b v + g = s w, where w is normal and has correlation ρ with v. The moments follow from Stein's
+    lemma, E[w f(w, v)] = E[∂f/∂w + ρ ∂f/∂v], with f the indicator of w < h = r/s and v > lowest;
+    the probability is Owen's (1956, Tables for computing bivariate normal probabilities).
+    """
+    s = np.hypot(1, b)
+    rho, h = b / s, r / s
+    v_given_w, w_given_v = s * (rho * h - lowest), s * (h - rho * lowest)  # standardised
+    at_h = _normal(h) * special.ndtr(v_given_w)
+    at_lowest = _normal(lowest) * special.ndtr(w_given_v)
+    corner = _normal(h) * _normal(v_given_w) / s  # also φ(lowest) φ(w given v) / s
+    probability = np.where(h < -_REACH, 0.0, _upper_left(h, lowest, rho))
+    w = rho * at_lowest - at_h
+    v = at_lowest - rho * at_h
+    ww = probability - h * at_h + rho * (rho * lowest * at_lowest - corner)
+    vw = rho * (probability + lowest * at_lowest - h * at_h) - corner
+    return (
+        r * r * probability - 2 * r * s * w + s * s * ww,
+        r * probability - s * w,
+        r * v - s * vw,
+        probability,
+    )
+
+
+def _upper_left(h: np.ndarray, lowest: np.ndarray, rho: float) -> np.ndarray:
+    """Pr[w < h, v > lowest] of standard normal w and v with correlation rho, by Owen's T."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope_h = (lowest / h - rho) / np.sqrt(1 - rho * rho)
+        slope_lowest = (h / lowest - rho) / np.sqrt(1 - rho * rho)
+    have_one_sign = (h > 0) == (lowest > 0)
+    return np.asarray(
+        (special.ndtr(h) - special.ndtr(lowest)) / 2
+        + special.owens_t(h, slope_h)
+        + special.owens_t(lowest, slope_lowest)
+        + np.where(have_one_sign, 0.0, 0.5)
+    )
+
+
+# -- the equations ---------------------------------------------------------------------------------
+
+
+def _first_state(alpha: float, pruning: _Pruning) -> _State:
+    """The solution, where none is known nearby."""
+    if pruning.theta == 0:
+        return _bisect(alpha, pruning)
+    if pruning.strategy == "hardest":
+        # At a small keep the student turns to the teacher within a narrow range of alpha, which is
+        # too steep to be followed along alpha.
+        everything = _pruning(1.0, 0.0, "random", "absolute")
+        state = _rotate(_bisect(alpha, everything), pruning.theta)
+        return _follow(
+            lambda keep, near: _newton(alpha, pruning.with_keep(keep), near),
+            1.0,
+            pruning.keep,
+            state,
+        )
+    # At small alpha the student is the sum of the examples.
+    start, far = min(alpha, 0.05), 1e3
+    means = _averages((0.0, 0.0, far), pruning)  # all examples lie below so large a k
+    k = 1 / np.sqrt(start)
+    sums = start * k * means.along / far, start * k * means.across / far
+    state = _newton(start, pruning, (*sums, k))
+    return _follow(lambda current, near: _newton(current, pruning, near), start, alpha, state)
+
+
+def _curve_states(alphas: np.ndarray, pruning: _Pruning) -> list[_State]:
+    """The solutions at rising values of alpha_prune."""
+
+    def newton_at(alpha: float, near: _State) -> _State:
+        return _newton(alpha, pruning, near)
+
+    states: list[_State] = []
+    for index, alpha in enumerate(map(float, alphas)):
+        if index == 0:
+            states.append(_first_state(alpha, pruning))
+            continue
+        try:
+            states.append(_follow(newton_at, float(alphas[index - 1]), alpha, states[-1]))
+        except ArithmeticError:
+            states.append(_first_state(alpha, pruning))
+    return states
+
+
+def _bisect(alpha: float, pruning: _Pruning) -> _State:
+    """theta = 0, where b = 0: two equations, by nested bisection."""
+    highest = pruning.ranges[0][1]
+
+    def height(slope: float) -> float:
+        """k for a slope A, from the first equation, whose right side grows with k."""
+        return float(
+            optimize.brentq(
+                lambda k: alpha * _averages((slope, 0.0, k), pruning).squares - 1,
+                -60,
+                # By Jensen's inequality, the right side is above 1 there.
+                slope * highest + 1 / np.sqrt(alpha) + 1,
+                xtol=1e-13,
+            )
+        )
+
+    def excess(log_slope: float) -> float:
+        slope = float(np.exp(log_slope))
+        averages = _averages((slope, 0.0, height(slope)), pruning)
+        return slope * (1 - alpha * averages.below) - alpha * averages.along
+
+    slope = float(np.exp(optimize.brentq(excess, *_bracket(excess), xtol=1e-12)))
+    return slope, 0.0, height(slope)
+
+
+def _bracket(function: Callable[[float], float]) -> tuple[float, float]:
+    """Neighbouring points of a coarse grid between which the function changes its sign."""
+    low = -14.0
+    first = function(low)
+    while low < 14:
+        high = low + 1
+        second = function(high)
+        if first <= 0 <= second or second <= 0 <= first:
+            return low, high
+        low, first = high, second
+    raise ArithmeticError("no solution was found")
+
+
+def _follow(
+    solve_at: Callable[[float, _State], _State], start: float, end: float, state: _State
+) -> _State:
+    """From the solution at `start`, of alpha or keep, to that at `end`, in steps that succeed."""
+    current, step = start, np.log(2.0)
+    while current != end:
+        change = np.log(end / current)
+        following = end if abs(change) <= step else current * np.exp(np.sign(change) * step)
+        try:
+            state = solve_at(float(following), state)
+            current, step = following, min(step * 1.2, np.log(2.0))
+        except ArithmeticError:
+            step /= 2
+            if step < 1e-3:
+                raise
+    return state
+
+
+def _newton(alpha: float, pruning: _Pruning, start: _State) -> _State:
+    """The solution near `start`, where b is 0 if theta is."""
+    num_unknowns = 2 if pruning.theta == 0 else 3
+
+    def to_state(unknowns: np.ndarray) -> _State:
+        k = float(np.exp(np.clip(unknowns[0], -30, 30)))
+        return float(unknowns[1]), float(unknowns[2]) if num_unknowns == 3 else 0.0, k
+
+    def residuals(unknowns: np.ndarray) -> list[float]:
+        state = a, b, _ = to_state(unknowns)
+        averages = _averages(state, pruning)
+        share = 1 - alpha * averages.below
+        return [
+            alpha * averages.squares - 1,
+            a * share - alpha * averages.along,
+            b * share - alpha * averages.across,
+        ][:num_unknowns]
+
+    unknowns = np.array([np.log(start[2]), start[0], start[1]])[:num_unknowns]
+    solution = optimize.root(residuals, unknowns, method="hybr", options={"xtol": 1e-11})
+    if not solution.success and np.abs(solution.fun).max() > 1e-8:
+        raise ArithmeticError("the equations were not solved")
+    return to_state(solution.x)
+
+
+def _solution(state: _State, theta: float) -> Solution:
+    a, b, k = state
+    along, across = a * np.cos(theta) + b * np.sin(theta), b * np.cos(theta) - a * np.sin(theta)
+    length = np.sqrt(1 + a * a + b * b)
+    return Solution(
+        float(np.arctan2(np.hypot(1, across), along) / np.pi),
+        float(along / length),
+        float(k / length),
+    )
+
+
+# -- quadrature ------------------------------------------------------------------------------------
+
+
 def _normal(x: np.ndarray | float) -> np.ndarray:
     return np.asarray(np.exp(-0.5 * np.square(x)) / np.sqrt(2 * np.pi))
 
 
-def _panels(low: float, high: float, breaks: "list[float] | np.ndarray") -> np.ndarray:
+def _steps(theta: float) -> list[float]:
+    """Where Φ(u cotθ) bends."""
+    steps = np.tan(theta) * np.array([1, 3, 6, 9])
+    return [*steps, *-steps]
+
+
+def _panels(low: float, high: float, breaks: list[float]) -> np.ndarray:
     """Edges of the panels of an integral: ends, breaks between them, steps of at most 1.5."""
-    inside = [float(value) for value in breaks if low < value < high]
-    edges = np.unique([low, *inside, high])
+    inside = [value for value in breaks if low < value < high]
+    edges = sorted({low, *inside, high})
     fine = [
         np.linspace(a, b, max(int(np.ceil((b - a) / 1.5)), 1) + 1)[:-1]
         for a, b in itertools.pairwise(edges)
@@ -263,14 +384,68 @@ def _grid(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ).ravel()
 
 
-def _solution(a: float, b: float, k: float, theta: float) -> Solution:
-    along, across = a * np.cos(theta) + b * np.sin(theta), b * np.cos(theta) - a * np.sin(theta)
-    length = np.sqrt(1 + a * a + b * b)
-    return Solution(
-        float(np.arctan2(np.hypot(1, across), along) / np.pi),
-        float(along / length),
-        float(k / length),
+# -- the best keep ---------------------------------------------------------------------------------
+
+
+class Optimum(NamedTuple):
+    """The fraction to keep with the least test error, and that error."""
+
+    keep: float
+    error: float
+
+
+def envelope(
+    alphas: np.ndarray, *, theta: float = 0.0, lowest_keep: float = 1e-3
+) -> list[Optimum | None]:
+    """The best keep of hard examples at values of alpha_prune, keep · alpha_tot: [n] -> [n].
+
+    From keep = 1 down by constant factors as long as the error falls, then between the neighbours
+    of the least value: the error has one minimum over keep (a test scans for others). None stands
+    where it still falls at `lowest_keep`. At theta = 0 that is so from alpha_prune = 2 on, however
+    low: hard enough examples, more than twice as many as dimensions, have labels that only the
+    teacher's direction explains, and the error vanishes with keep.
+    """
+    return [_best_keep(float(alpha), theta, lowest_keep) for alpha in alphas]
+
+
+def _best_keep(alpha: float, theta: float, lowest_keep: float) -> Optimum | None:
+    log_keeps = np.linspace(0, np.log(lowest_keep), 16)
+
+    def solve_near(log_keep: float, state: _State) -> tuple[float, _State]:
+        pruning = _pruning(float(np.exp(log_keep)), theta, "hardest", "absolute")
+        try:
+            state = _newton(alpha, pruning, state)
+        except ArithmeticError:
+            state = _first_state(alpha, pruning)
+        return _solution(state, pruning.theta).error, state
+
+    unpruned = _first_state(alpha, _pruning(1.0, 0.0, "random", "absolute"))
+    errors, states = [_solution(unpruned, 0.0).error], [_rotate(unpruned, theta)]
+    for log_keep in log_keeps[1:]:
+        error, state = solve_near(float(log_keep), states[-1])
+        errors.append(error)
+        states.append(state)
+        if error > errors[-2]:
+            break
+    best = int(np.argmin(errors))
+    bounds = log_keeps[min(best + 1, len(errors) - 1)], log_keeps[max(best - 1, 0)]
+    minimum = optimize.minimize_scalar(
+        lambda log_keep: solve_near(log_keep, states[best])[0],
+        bounds=bounds,
+        method="bounded",
+        options={"xatol": 1e-4},
     )
+    if errors[best] <= minimum.fun:  # at an end of the range
+        optimum = Optimum(float(np.exp(log_keeps[best])), errors[best])
+    else:
+        optimum = Optimum(float(np.exp(minimum.x)), float(minimum.fun))
+    return optimum if optimum.keep > lowest_keep * 1.01 else None
+
+
+def _rotate(state: _State, theta: float) -> _State:
+    """A student in the direction of the teacher, seen from a probe at an angle."""
+    slope, _, k = state
+    return float(slope * np.cos(theta)), float(slope * np.sin(theta)), k
 
 
 # -- simulation ------------------------------------------------------------------------------------
@@ -297,15 +472,15 @@ def simulate(
     errors = []
     for index in range(seeds):
         generator = np.random.default_rng([seed, index])
-        inputs = generator.standard_normal((round(alpha_tot * dimensions), dimensions))
-        labels = np.sign(
-            inputs[:, 0]
-        )  # the teacher is the first axis, the probe lies in the plane of the first two
-        margins = np.abs(inputs[:, 0] * np.cos(theta) + inputs[:, 1] * np.sin(theta))
-        order = generator.permutation(len(inputs)) if strategy == "random" else np.argsort(margins)
-        count = max(round(keep * len(inputs)), 1)
-        kept_rows = order[-count:] if strategy == "easiest" else order[:count]
-        weights = _max_margin(inputs[kept_rows] * labels[kept_rows, None])
+        # The teacher is the first axis, and the probe lies in the plane of the first two: only what
+        # is kept needs the other coordinates.
+        plane = generator.standard_normal((round(alpha_tot * dimensions), 2))
+        margins = np.abs(plane[:, 0] * np.cos(theta) + plane[:, 1] * np.sin(theta))
+        order = generator.permutation(len(plane)) if strategy == "random" else np.argsort(margins)
+        count = max(round(keep * len(plane)), 1)
+        kept = plane[order[-count:] if strategy == "easiest" else order[:count]]
+        other_coordinates = generator.standard_normal((count, dimensions - 2))
+        weights = _max_margin(np.hstack([kept, other_coordinates]) * np.sign(kept[:, :1]))
         errors.append(np.arccos(weights[0] / np.linalg.norm(weights)) / np.pi)
     return Simulation(float(np.mean(errors)), float(np.std(errors, ddof=1) / np.sqrt(seeds)))
 
@@ -355,17 +530,18 @@ def information(alphas: np.ndarray, keep: float = 1.0) -> np.ndarray:
         )
 
     # Where alpha is small, L is near its expansion at 0, L′ = √(2/π) and L″ = −2/π.
-    first = min(0.05, float(np.min(alphas)))
-    gains, current = [], 0.0
+    current = min(0.05, float(np.min(alphas)))
     state = np.log(
-        [np.sqrt(2 / np.pi) * first * float(weights @ points[0]), np.sqrt(2 / np.pi * first)]
+        [np.sqrt(2 / np.pi) * current * float(weights @ points[0]), np.sqrt(2 / np.pi * current)]
     )
-    for alpha in np.sort(alphas):
-        for step in np.linspace(current, alpha, max(int((alpha - current) / first), 1) + 1)[1:]:
+    gains = []
+    for alpha in map(float, np.sort(alphas)):
+        num_steps = max(int(np.ceil(np.log(alpha / current) / np.log(1.2))), 1)
+        for step in np.geomspace(current, alpha, num_steps + 1)[1:]:
             solution = optimize.root(
                 residuals, state, args=(step,), method="hybr", options={"xtol": 1e-10}
             )
             state = solution.x
-        current = float(alpha)
+        current = alpha
         gains.append(-averages(np.exp(state))[0])
     return np.asarray(gains)[np.argsort(np.argsort(alphas))]

@@ -10,84 +10,96 @@ from curate.catalog.catalog import Catalog
 from curate.catalog.records import SelectionRecord
 from curate.catalog.samples import load_members
 from curate.errors import CurateError
-from curate.models import Model, steps_per_epoch
+from curate.formatting import count_of
+from curate.stages.evidence.comparisons import FULL, PRUNED, RANDOM
 from curate.stages.select.candidates import load_candidates
-from curate.stages.select.quotas import group_quotas, select_with_quotas
+from curate.stages.select.quotas import group_quotas, group_tiebreak, select_with_quotas
 from curate.stages.validate.worker import Arm
 from curate.strategies import strategies
 
-FULL, PRUNED, RANDOM = "full", "pruned", "random"
+# Random arms draw by other seeds than `select --strategy random` does: such a selection would be
+# its own random arm of the same seed, and the difference 0 by construction.
+_RANDOM_ARM_SEED = 1 << 32
+
+# From arm, selection and the selection's fingerprint to the seeds that are still to be trained.
+MissingSeeds = Callable[[str, str | None, str | None], list[int]]
 
 
 class ArmBuilder:
     """Makes the arms of a validation, and writes the row indices of each to a file.
 
     `sample_ids` are the samples of the training data [n], `is_trainable` says which of them may be
-    trained on, bool [n].
+    trained on, bool [n]. `epochs_for` gives the epochs for so many samples, `stack_size` is how
+    many seeds train as one program. No arm may be smaller than `num_classes`.
     """
 
     def __init__(
         self,
         catalog: Catalog,
-        model: Model,
-        seeds: list[int],
-        epochs: int,
         sample_ids: np.ndarray,
         is_trainable: np.ndarray,
         folder: Path,
         *,
-        equal_iterations: bool,
+        epochs_for: Callable[[int], int],
+        stack_size: int,
+        num_classes: int = 1,
     ) -> None:
-        self._catalog, self._model, self._seeds, self._epochs = catalog, model, seeds, epochs
+        self._catalog, self._epochs_for, self._stack_size = catalog, epochs_for, stack_size
         self._sample_ids, self._is_trainable = sample_ids, is_trainable
         self._all_rows = np.flatnonzero(is_trainable)
-        self._folder, self._equal_iterations = folder, equal_iterations
+        self._folder, self._num_classes = folder, num_classes
         self._arms: dict[str, Arm] = {}
 
-    def build(self, selections: list[SelectionRecord]) -> list[Arm]:
-        """full, and for each selection pruned and random.
+    def build(self, selections: list[SelectionRecord], missing_seeds: MissingSeeds) -> list[Arm]:
+        """full, and for each selection pruned and random, with the seeds that are missing.
 
         One arm has as many seeds as train as one tensor program.
         """
-        self._add(FULL, None, 1.0, [self._all_rows] * len(self._seeds))
+        self._add(FULL, None, 1.0, missing_seeds(FULL, None, None), lambda seed: self._all_rows)
         for record in selections:
-            member_ids = load_members(self._catalog, record.selection)
-            rows = np.flatnonzero(self._is_trainable & np.isin(self._sample_ids, member_ids))
-            if not len(rows):
-                raise CurateError(
-                    f"the selection '{record.selection}' has no labelled sample to train on"
-                )
-            self._add(PRUNED, record.selection, record.keep, [rows] * len(self._seeds))
-            draw = self._random_draw(record, len(rows))
-            random_rows = [draw(seed) for seed in self._seeds]
-            self._add(RANDOM, record.selection, record.keep, random_rows)
+            self._add_selection(record, missing_seeds)
         return list(self._arms.values())
 
+    def _add_selection(self, record: SelectionRecord, missing_seeds: MissingSeeds) -> None:
+        name, keep = record.selection, record.keep
+        pruned_seeds = missing_seeds(PRUNED, name, record.fingerprint)
+        random_seeds = missing_seeds(RANDOM, name, record.fingerprint)
+        if not pruned_seeds and not random_seeds:
+            return
+        member_ids = load_members(self._catalog, name)
+        rows = np.flatnonzero(self._is_trainable & np.isin(self._sample_ids, member_ids))
+        if len(rows) < self._num_classes:
+            raise CurateError(
+                f"the selection '{name}' has {count_of(len(rows), 'sample')} to train on for "
+                f"{count_of(self._num_classes, 'class', 'classes')}: keep more"
+            )
+        self._add(PRUNED, name, keep, pruned_seeds, lambda seed: rows)
+        if random_seeds:
+            self._add(RANDOM, name, keep, random_seeds, self._random_draw(record, len(rows)))
+
     def _add(
-        self, name: str, selection: str | None, keep: float, subsets: list[np.ndarray]
+        self,
+        name: str,
+        selection: str | None,
+        keep: float,
+        seeds: list[int],
+        draw: Callable[[int], np.ndarray],
     ) -> None:
-        stack_size = self._model.stack_size
-        for start in range(0, len(self._seeds), stack_size):
-            rows = np.stack(subsets[start : start + stack_size])
+        for start in range(0, len(seeds), self._stack_size):
+            stacked_seeds = seeds[start : start + self._stack_size]
+            rows = np.stack([draw(seed) for seed in stacked_seeds])
             # Selections of one size, such as the hardest and the easiest half, are compared with
             # the same random samples.
             digest = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
-            key = f"{name}-{start}-{digest}"
+            key = f"{name}-{'_'.join(map(str, stacked_seeds))}-{digest}"
             if key in self._arms:
                 arm = self._arms[key]
                 self._arms[key] = arm._replace(selections=(*arm.selections, selection))
                 continue
-            path = self._folder / f"{key}.npy"
+            path = self._folder / f"arm-{len(self._arms):04d}.npy"
             np.save(path, rows)
-            seeds = self._seeds[start : start + stack_size]
             epochs = self._epochs_for(rows.shape[1])
-            self._arms[key] = Arm(name, (selection,), keep, seeds, epochs, path)
-
-    def _epochs_for(self, num_rows: int) -> int:
-        if not self._equal_iterations:
-            return self._epochs
-        full_steps = self._epochs * steps_per_epoch(self._model, len(self._all_rows))
-        return max(round(full_steps / steps_per_epoch(self._model, num_rows)), 1)
+            self._arms[key] = Arm(name, (selection,), keep, stacked_seeds, epochs, path)
 
     def _random_draw(self, record: SelectionRecord, count: int) -> Callable[[int], np.ndarray]:
         """From a seed to row indices of as many candidates, under the selection's own balance."""
@@ -106,11 +118,15 @@ class ArmBuilder:
         rows, groups = index[is_trainable], candidates.groups[is_trainable]
         row_ids = self._sample_ids[rows]
         sizes = np.bincount(groups)
-        quotas = group_quotas(sizes, count / len(rows), record.balance, record.balance_base)
+        tiebreak = group_tiebreak(groups, row_ids, record.seed)
+        quotas = group_quotas(
+            sizes, count / len(rows), record.balance, record.balance_base, tiebreak
+        )
 
         def draw(seed: int) -> np.ndarray:
-            priorities = strategies["random"](row_ids, seed)
-            is_drawn = select_with_quotas(groups, priorities, row_ids, quotas, count, seed)
+            arm_seed = _RANDOM_ARM_SEED + seed
+            priorities = strategies["random"](row_ids, arm_seed)
+            is_drawn = select_with_quotas(groups, priorities, row_ids, quotas, count, arm_seed)
             return np.asarray(rows[is_drawn])
 
         return draw

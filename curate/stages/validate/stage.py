@@ -4,46 +4,52 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
-from curate.catalog import provenance, sets
+import numpy as np
+
+from curate.catalog import sets
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import (
     ClassAccuracyRecord,
+    ClusteringRecord,
     EmbeddingRecord,
     SelectionRecord,
     TrainingRunRecord,
     ValidationRecord,
 )
-from curate.catalog.samples import class_to_index
 from curate.errors import OptionError
 from curate.execution import engine
 from curate.execution.devices import find_local_devices
-from curate.execution.types import Resources
-from curate.formatting import file_safe
-from curate.models import make_model, num_epochs
-from curate.options import (
-    Device,
-    EmbeddingName,
-    Epochs,
-    Option,
-    Seed,
-    SetName,
-    TestShards,
-    Within,
-    verb,
-)
+from curate.execution.types import Devices, Resources
+from curate.formatting import count_of
+from curate.models import make_model
+from curate.options import Device, EmbeddingName, Epochs, Option, Seed, SetName, Within, verb
 from curate.progress import log, progress_bar
-from curate.stages.select.stage import DEFAULT_BALANCE, Balance, check_strategy, select
-from curate.stages.staleness import models_checksum, warn_if_stale
-from curate.stages.validate.verdicts import read_verdicts
+from curate.stages.evidence.comparisons import FULL, pack_answers, refresh_comparisons
+from curate.stages.evidence.verdicts import read_verdicts
+from curate.stages.select.stage import Balance, Tolerance, check_strategy, select
+from curate.stages.staleness import validation_checksum, warn_if_stale
+from curate.stages.validate.setting import (
+    CAPTIONS,
+    CLUSTERS,
+    COVERAGE,
+    LABELS,
+    MODEL_OF_TASK,
+    SELF_SUPERVISED,
+    TASKS,
+    Setting,
+    choose_name,
+    compute_fingerprint,
+)
 
 if TYPE_CHECKING:
     from curate.stages.training_data import ExtraShards
-    from curate.stages.validate.worker import TrainedModel
+    from curate.stages.validate.arms import MissingSeeds
+    from curate.stages.validate.worker import ArmResult
 
 SCHEDULES = ("epochs", "iterations")
-_DEFAULT_SCORING, _DEFAULT_STRATEGY = "ssl_prototypes", "hardest"
+_DEFAULT_SCORING, _DEFAULT_STRATEGY, _DEFAULT_SEEDS = "ssl_prototypes", "hardest", 5
 
 Schedule = Annotated[
     str,
@@ -66,6 +72,19 @@ def _check_options(arguments: Mapping[str, Any]) -> None:
             "--strategy and --scoring say what is selected for --keep: "
             "give that too, such as --keep 0.8"
         )
+    task, transfer = arguments["task"], arguments["transfer"]
+    if task == CLUSTERS and arguments["test"]:
+        raise OptionError(
+            "--task clusters tests on held-out samples, which have clusters: leave out --test"
+        )
+    if task in MODEL_OF_TASK and arguments["model"]:
+        raise OptionError(f"--task {task} trains none of the models: leave out --model")
+    if task == SELF_SUPERVISED and not transfer:
+        raise OptionError(
+            "--task self-supervised tests on a labelled task: give its shards with --transfer"
+        )
+    if task not in (None, LABELS, SELF_SUPERVISED) and transfer:
+        raise OptionError(f"--task {task} tests on the corpus' own kind: leave out --transfer")
 
 
 @verb(check=_check_options)
@@ -89,23 +108,41 @@ def validate(
         Option("Which samples to keep first; repeatable.", default="hardest", check=check_strategy),
     ] = None,
     scoring: Annotated[
-        str | None, Option("Scoring to rank by, for --keep.", default="ssl_prototypes")
+        list[str] | str | None,
+        Option("Scoring to rank by, for --keep; repeatable.", default="ssl_prototypes"),
     ] = None,
-    balance: Balance = DEFAULT_BALANCE,
+    balance: Balance = None,
+    task: Annotated[
+        str | None,
+        Option(
+            "What the arms are tested for.",
+            choices=TASKS,
+            default="the strongest that the corpus allows",
+        ),
+    ] = None,
     model: Annotated[
-        str, Option("What to train; see `curate list models`.", check=check_trainable)
-    ] = "mlp",
-    seeds: Annotated[int, Option("Training runs per arm.", minimum=2)] = 5,
+        str | None,
+        Option(
+            "What to train; see `curate list models`.",
+            check=check_trainable,
+            default="mlp; conv for --task self-supervised",
+        ),
+    ] = None,
+    seeds: Annotated[int, Option("Training runs per arm.", minimum=2)] = _DEFAULT_SEEDS,
     epochs: Epochs = None,
     schedule: Schedule = "epochs",
     within: Within = None,
-    test: TestShards = None,
+    test: Annotated[
+        list[str] | str | None,
+        Option("Test shards; each time it is given, a test set of its own.", metavar="SHARDS"),
+    ] = None,
     transfer: Annotated[
         list[str] | str | None,
         Option(
             "Shards of another task to fine-tune on and test for; repeatable.", metavar="SHARDS"
         ),
     ] = None,
+    tolerance: Tolerance = 0.5,
     embedding: EmbeddingName = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -113,289 +150,366 @@ def validate(
 ) -> str:
     """Compare selections with random ones of the same size and balance, and with the whole corpus.
 
-    The selections are those named, or those of the grid `keep` × `strategy` by `scoring`, which are
+    The selections are those named, or those of the grid `keep` × `strategy` × `scoring`, which are
     made, or all that the catalog has. `seeds` models train in each arm, paired by seed. `within`
     names a selection that is all of the corpus for this comparison. Tested on the shards `test`, or
     on a fifth of the corpus held out by a hash of the keys. With the shards of another task in
     `transfer`, every model is then fine-tuned on that task and tested for it (Fig. 4B of Sorscher
-    et al. 2022). Each training run is kept when it ends, so that the same command continues after
-    an interruption. Returns the validation's name.
+    et al. 2022). A verdict is against the margin `tolerance`, in points of accuracy. Selections,
+    fractions and seeds are added to a validation of the same setting, and what was trained is used
+    again. Each training run is kept when it ends, so that the same command continues after an
+    interruption. Returns the validation's name.
     """
-    device, gpus = find_local_devices(device)
+    devices = find_local_devices(device)
     catalog = Catalog(catalog)
     parent = catalog.require(EmbeddingRecord, embedding)
-    keeps = [keep] if isinstance(keep, int | float) else list(keep or [])
-    grid = itertools.product(keeps, _as_list(strategy) or [_DEFAULT_STRATEGY])
+    task = task or _strongest_task(catalog, parent, bool(transfer))
+    grid = itertools.product(
+        [keep] if isinstance(keep, int | float) else list(keep or []),
+        _as_list(strategy) or [_DEFAULT_STRATEGY],
+        _as_list(scoring) or [_DEFAULT_SCORING],
+    )
     names = list(selections or [])
     names += [
         select(
             catalog,
             keep=fraction,
-            scoring=scoring or _DEFAULT_SCORING,
+            scoring=scoring_name,
             strategy=strategy_name,
             balance=balance,
             within=within,
         )
-        for fraction, strategy_name in grid
+        for fraction, strategy_name, scoring_name in grid
     ]
     names = list(dict.fromkeys(names or catalog.list_names(SelectionRecord)))
     records = [catalog.require(SelectionRecord, selection) for selection in names]
     if not records:
         catalog.require(SelectionRecord, None)  # raises, and says how to make one
-    extra_shards = _embed_extra_shards(catalog, parent, test, transfer)
-    plan = ValidationPlan(
-        model,
-        seeds,
-        epochs,
-        schedule,
-        seed,
-        within,
-        extra_shards.test.urls if extra_shards.test else [],
-        extra_shards.transfer.urls if extra_shards.transfer else [],
+    setting = Setting(
+        task=task,
+        embedding=parent.embedding,
+        model=model or MODEL_OF_TASK.get(task, "conv" if task == SELF_SUPERVISED else "mlp"),
+        epochs=epochs,
+        schedule=schedule,
+        seed=seed,
+        within=within,
+        test=_as_list(test),
+        transfer=_as_list(transfer),
+        clustering=_target_clustering(catalog, parent) if task == CLUSTERS else None,
     )
-    settings = {"embedding": parent.embedding, "selections": names, **plan._asdict()}
-    content = [record.fingerprint for record in records]
-    content.append(catalog.embedding_fingerprint(parent.embedding))
-    content += [
-        extra.catalog.embedding_fingerprint(parent.embedding) for extra in extra_shards if extra
-    ]
-    if within:
-        content.append(catalog.require(SelectionRecord, within).fingerprint)
-    code_checksum = models_checksum([model])
-    fingerprint = provenance.fingerprint("validate", settings, *content, code_checksum)
-    name = sets.check_name(name or _default_name(plan))
-    existing = catalog.find(ValidationRecord, name)
-    if (
-        existing
-        and existing.fingerprint == fingerprint
-        and len(_finished_runs(catalog, name)) == existing.num_training_runs
-    ):
-        log.info(
-            "nothing to do: '%s' is this validation already (%s training runs)",
+    test_shards = _embed_extra_shards(catalog, parent, setting)
+    fingerprint = compute_fingerprint(catalog, setting)
+    name = choose_name(catalog, name, setting, fingerprint)
+    with catalog.write_lock(catalog.path / "validations" / name, f"the validation '{name}'"):
+        validation = _add_arms(
+            catalog,
             name,
-            existing.num_training_runs,
+            setting,
+            fingerprint,
+            records,
+            test_shards=test_shards,
+            num_seeds=seeds,
+            tolerance=tolerance,
+            devices=devices,
         )
-    else:
-        for record in records:
-            warn_if_stale(catalog, record)
-        with (
-            catalog.write_lock(catalog.path / "validations" / name, f"the validation '{name}'"),
-            catalog.record_run(
-                "validate",
-                name,
-                settings,
-                parents=[parent.run_id, *(record.run_id for record in records)],
-                fingerprint=fingerprint,
-                code_checksum=code_checksum,
-                device=device,
-            ) as run_id,
-        ):
-            validation = ValidationRecord(
-                validation=name,
-                embedding=parent.embedding,
-                model=model,
-                epochs=0,  # known when the corpus has been read, as the counts below are
-                schedule=schedule,
-                seeds=seeds,
-                seed=seed,
-                test=plan.test,
-                num_test=0,
-                num_samples=0,
-                num_training_runs=0,
-                fingerprint=fingerprint,
-                run_id=run_id,
-                transfer=plan.transfer,
-            )
-            resources = Resources(max(len(gpus), 1), 1, gpus)
-            _compare(catalog, validation, plan, records, resources, device)
+    warn_if_stale(catalog, validation)
     for verdict in read_verdicts(catalog, name):
         (log.warning if verdict.is_alarming else log.info)("%s", verdict.text)
     return name
-
-
-class ValidationPlan(NamedTuple):
-    """How every arm is trained, and the URLs of the test shards and of another task's."""
-
-    model: str
-    seeds: int
-    epochs: int | None
-    schedule: str
-    seed: int
-    within: str | None
-    test: list[str]
-    transfer: list[str]
-
-
-class _ExtraShardsPair(NamedTuple):
-    test: "ExtraShards | None"
-    transfer: "ExtraShards | None"
 
 
 def _as_list(value: list[str] | str | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or [])
 
 
+def _strongest_task(catalog: Catalog, parent: EmbeddingRecord, transfer: bool) -> str:
+    """The strongest task that the corpus allows.
+
+    Labels; else captions; else the clusters of another embedding; else coverage.
+    """
+    with catalog.reading() as connection:
+        has_labels = connection.execute(
+            "select 1 from samples where label is not null limit 1"
+        ).fetchall()
+    if has_labels or transfer:
+        return LABELS
+    names = catalog.list_names(ClusteringRecord)
+    if catalog.caption_files(parent.embedding):
+        task, reason = CAPTIONS, "no labels, but captions"
+    elif any(
+        catalog.require(ClusteringRecord, name).embedding != parent.embedding for name in names
+    ):
+        task, reason = CLUSTERS, "no labels or captions, but clusters of another embedding"
+    else:
+        task, reason = COVERAGE, "no labels, captions or clusters of another embedding"
+    log.info("%s: --task %s", reason, task)
+    return task
+
+
+def _target_clustering(catalog: Catalog, parent: EmbeddingRecord) -> str:
+    """The clustering that is predicted: of another embedding, or of this one by another seed."""
+    from curate.stages.cluster.stage import cluster
+
+    names = reversed(catalog.list_names(ClusteringRecord))
+    for record in (catalog.require(ClusteringRecord, name) for name in names):
+        if record.embedding != parent.embedding:
+            return record.clustering
+    log.info("no clustering of another embedding: the clusters of this one by another seed")
+    return cluster(catalog, embedding=parent.embedding, seed=1, name=f"{parent.embedding}-task")
+
+
 def _embed_extra_shards(
-    catalog: Catalog,
-    parent: EmbeddingRecord,
-    test: list[str] | str | None,
-    transfer: list[str] | str | None,
-) -> _ExtraShardsPair:
-    """Embed test shards and another task's. Test shards are of the task that is tested."""
+    catalog: Catalog, parent: EmbeddingRecord, setting: Setting
+) -> "ExtraShards | None":
+    """Embed test shards and another task's; returns the test shards that are of the corpus' task.
+
+    With another task's shards, test shards are of that task.
+    """
     from curate.stages.training_data import check_no_leakage, embed_test_set
 
-    folder = "transfer" if transfer else "test"
-    test_set = embed_test_set(catalog, parent, test, folder) if test else None
-    transfer_set = embed_test_set(catalog, parent, transfer, folder) if transfer else None
-    if test_set and transfer_set:
-        check_no_leakage(transfer_set.catalog, transfer_set.urls, test_set)
-    elif test_set:
-        check_no_leakage(catalog, None, test_set)
-    return _ExtraShardsPair(test_set, transfer_set)
+    folder = setting.extra_folder
+    test = embed_test_set(catalog, parent, setting.test, folder) if setting.test else None
+    if setting.transfer:
+        transfer = embed_test_set(catalog, parent, setting.transfer, folder)
+        if test:
+            check_no_leakage(transfer.catalog, transfer.urls, test)
+        return None
+    if test:
+        check_no_leakage(catalog, None, test)
+    return test
 
 
-def _default_name(plan: ValidationPlan) -> str:
-    words = [
-        file_safe(plan.model),
-        plan.schedule if plan.schedule != "epochs" else None,
-        f"in-{plan.within}" if plan.within else None,
-        "transfer" if plan.transfer else None,
+def _add_arms(
+    catalog: Catalog,
+    name: str,
+    setting: Setting,
+    fingerprint: str,
+    records: list[SelectionRecord],
+    *,
+    test_shards: "ExtraShards | None",
+    num_seeds: int,
+    tolerance: float,
+    devices: Devices,
+) -> ValidationRecord:
+    """Train what the validation lacks of these selections and seeds; returns its record."""
+    from curate.stages.training_data import warn_of_near_duplicates
+
+    seeds = [setting.seed + index for index in range(num_seeds)]
+    existing = catalog.find(ValidationRecord, name)
+    is_same = existing is not None and existing.fingerprint == fingerprint
+    finished = _finished_runs(catalog, name, setting.num_results) if is_same else set()
+
+    def missing_seeds(
+        arm: str, selection: str | None, selection_fingerprint: str | None
+    ) -> list[int]:
+        key = (arm, selection, selection_fingerprint)
+        return [seed for seed in seeds if (*key, seed) not in finished]
+
+    is_complete = not missing_seeds(FULL, None, None) and not any(
+        missing_seeds(arm, record.selection, record.fingerprint)
+        for record in records
+        for arm in ("pruned", "random")
+    )
+    if existing is not None and is_same and is_complete:
+        log.info(
+            "nothing to do: '%s' has these arms already (%s)",
+            name,
+            count_of(len(finished), "training run"),
+        )
+        if existing.tolerance != tolerance:
+            with catalog.writing() as connection:
+                connection.execute(
+                    "update validations set tolerance = ? where validation = ?", [tolerance, name]
+                )
+        return existing
+    for record in records:
+        warn_if_stale(catalog, record)
+    if test_shards:
+        warn_of_near_duplicates(catalog, setting.embedding, test_shards)
+    names = {record.selection for record in records}
+    names |= {selection for _, selection, _, _ in finished if selection is not None}
+    parents = [catalog.require(EmbeddingRecord, setting.embedding).run_id]
+    parents += [
+        record.run_id
+        for record in (catalog.find(SelectionRecord, selection) for selection in sorted(names))
+        if record is not None
     ]
-    return "-".join(filter(None, words))
+    if setting.within:
+        parents.append(catalog.require(SelectionRecord, setting.within).run_id)
+    if setting.clustering:
+        parents.append(catalog.require(ClusteringRecord, setting.clustering).run_id)
+    with catalog.record_run(
+        "validate",
+        name,
+        {"selections": [record.selection for record in records], "seeds": num_seeds}
+        | setting._asdict(),
+        parents=parents,
+        fingerprint=fingerprint,
+        code_checksum=validation_checksum(setting.task, setting.model),
+        device=devices.kind,
+    ) as run_id:
+        validation = ValidationRecord(
+            validation=name,
+            embedding=setting.embedding,
+            model=setting.model,
+            epochs=0,  # known when the corpus has been read, as the counts below are
+            schedule=setting.schedule,
+            seeds=max(num_seeds, existing.seeds if existing and is_same else 0),
+            seed=setting.seed,
+            test=setting.test,
+            num_test=0,
+            num_samples=0,
+            num_training_runs=len(finished),
+            fingerprint=fingerprint,
+            run_id=run_id,
+            transfer=setting.transfer,
+            task=setting.task,
+            setting=setting.to_json(),
+            tolerance=tolerance,
+        )
+        return _train(catalog, validation, setting, records, missing_seeds, devices)
 
 
-def _finished_runs(catalog: Catalog, name: str) -> set[tuple[str, str | None, int]]:
-    """The training runs in the catalog: (arm, selection, seed)."""
+def _finished_runs(
+    catalog: Catalog, name: str, num_results: int
+) -> set[tuple[str, str | None, str | None, int]]:
+    """The runs that were tested on every set: (arm, selection, its fingerprint, seed)."""
     with catalog.reading() as connection:
         rows = connection.execute(
-            "select arm, selection, seed from training_runs where validation = ?", [name]
+            "select arm, selection, selection_fingerprint, seed from training_runs "
+            "where validation = ? and correct is not null "
+            "group by all having count(distinct test) >= ?",
+            [name, num_results],
         ).fetchall()
     return set(rows)
 
 
-def _compare(
+def _train(
     catalog: Catalog,
     validation: ValidationRecord,
-    plan: ValidationPlan,
-    selections: list[SelectionRecord],
-    resources: Resources,
-    device: str,
-) -> None:
+    setting: Setting,
+    records: list[SelectionRecord],
+    missing_seeds: "MissingSeeds",
+    devices: Devices,
+) -> ValidationRecord:
     """Train what is missing, and put each arm into the catalog when it ends."""
-    from curate.stages.training_data import write_training_data
     from curate.stages.validate.arms import ArmBuilder
-    from curate.stages.validate.split import split_data
-    from curate.stages.validate.worker import TrainArm
-    from curate.training.inputs import TrainingInputs
+    from curate.stages.validate.tasks import prepare_task
 
-    model, classes = make_model(plan.model), class_to_index(catalog)
-    name, embedding = validation.validation, validation.embedding
+    name = validation.validation
     with catalog.temporary_folder() as folder:
-        inputs = TrainingInputs(folder / "corpus")
-        reduction = write_training_data(
-            catalog, embedding, inputs.folder, [model], classes, within=plan.within
-        )
-        split = split_data(
-            catalog,
-            embedding,
-            folder,
-            model,
-            reduction,
-            test_urls=plan.test,
-            transfer_urls=plan.transfer,
-        )
-        num_samples = int(split.is_trainable.sum())
-        epochs = plan.epochs or num_epochs(model, num_samples)
-        seeds = [plan.seed + index for index in range(plan.seeds)]
+        task = prepare_task(catalog, setting, folder, devices.kind)
         builder = ArmBuilder(
             catalog,
-            model,
-            seeds,
-            epochs,
-            inputs.sample_ids,
-            split.is_trainable,
+            task.sample_ids,
+            task.is_trainable,
             folder,
-            equal_iterations=plan.schedule == "iterations",
+            epochs_for=task.epochs_for,
+            stack_size=task.stack_size,
+            num_classes=task.num_classes,
         )
-        arms = builder.build(selections)
+        arms = builder.build(records, missing_seeds)
+        num_missing = sum(len(arm.seeds) * len(arm.selections) for arm in arms)
         validation = replace(
             validation,
-            epochs=epochs,
-            num_test=len(split.test.load_rows()),
-            num_samples=num_samples,
-            num_training_runs=sum(len(arm.seeds) * len(arm.selections) for arm in arms),
+            epochs=task.epochs,
+            num_test=task.num_test,
+            num_samples=int(task.is_trainable.sum()),
+            num_training_runs=validation.num_training_runs + num_missing,
         )
-        _reserve_name(catalog, validation)
-        finished = _finished_runs(catalog, name)
-        missing = [
-            arm
-            for arm in arms
-            if not {(arm.name, selection, arm.seeds[0]) for selection in arm.selections} <= finished
-        ]
-        task = TrainArm(plan.model, inputs, len(classes), split.test, split.transfer, device)
-        fine_tuning = split.transfer.num_presentations(model) if split.transfer else 0
-        total = sum(
-            arm.epochs * arm.load_subsets().size + fine_tuning * len(arm.seeds) for arm in missing
-        )
-        with progress_bar("train", int(total)) as advance:
-            for _, trained in engine.map_or_raise(
-                task,
-                missing,
-                resources,
+        _write_record(catalog, validation, records)
+        items: list[Any] = [tuple(arms)] if task.is_one_pass else list(arms)
+        total = sum(map(task.presentations, arms[:1] if task.is_one_pass else arms))
+        fingerprints = {record.selection: record.fingerprint for record in records}
+        with progress_bar("measure" if task.is_one_pass else "train", int(total)) as advance:
+            for _, results in engine.map_or_raise(
+                task.run,
+                items,
+                Resources(max(len(devices.gpus), 1), 1, devices.gpus),
                 advance=advance,
-                describe_item=lambda arm: f"cannot train the arm {arm.name}",
+                describe_item=_describe_item,
             ):
-                _commit(catalog, name, trained, split.classes)
+                _commit(catalog, name, results, fingerprints, list(task.classes))
+    return validation
 
 
-def _reserve_name(catalog: Catalog, validation: ValidationRecord) -> None:
-    """Write the validation's row; it replaces another of that name, but not its own half."""
+def _describe_item(item: Any) -> str:
+    return "cannot measure" if isinstance(item[0], tuple) else f"cannot train the arm {item.name}"
+
+
+def _write_record(
+    catalog: Catalog, validation: ValidationRecord, selections: list[SelectionRecord]
+) -> None:
+    """Write the validation's row; the runs stay, but those of another fingerprint."""
+    name = validation.validation
     with catalog.writing() as connection:
-        existing = sets.find_set(connection, ValidationRecord, validation.validation)
-        if existing and existing.fingerprint == validation.fingerprint:
-            connection.execute(
-                "update validations set run_id = ? where validation = ?",
-                [validation.run_id, validation.validation],
-            )
-        else:
+        existing = sets.find_set(connection, ValidationRecord, name)
+        if existing is None or existing.fingerprint != validation.fingerprint:
             sets.replace_set(connection, validation)
+            return
+        connection.execute("delete from validations where validation = ?", [name])
+        sets.insert_row(connection, "validations", validation.to_dict())
+        for record in selections:  # which may have been made anew
+            connection.execute(
+                "delete from training_runs where validation = ? and selection = ? "
+                "and selection_fingerprint is distinct from ?",
+                [name, record.selection, record.fingerprint],
+            )
 
 
 def _commit(
-    catalog: Catalog, validation: str, trained: "list[TrainedModel]", classes: list[str]
+    catalog: Catalog,
+    validation: str,
+    results: "list[ArmResult]",
+    fingerprints: dict[str, str],
+    classes: list[str],
 ) -> None:
+    """Insert what an arm's models were right on, and compare all arms anew."""
     with catalog.writing() as connection:
-        for model in trained:
+        for result in results:
             key: dict[str, Any] = {
                 "validation": validation,
-                "arm": model.arm,
-                "selection": model.selection,
-                "seed": model.seed,
+                "arm": result.arm,
+                "selection": result.selection,
+                "seed": result.seed,
             }
             # An arm of two selections may have been there for one of them.
             for table in ("training_runs", "class_accuracies"):
                 connection.execute(
                     f"delete from {table} where validation = $validation and arm = $arm "
-                    "and seed = $seed and selection is not distinct from $selection",
-                    key,
+                    "and seed = $seed and test = $test "
+                    "and selection is not distinct from $selection",
+                    {**key, "test": result.test},
                 )
             run = TrainingRunRecord(
                 **key,
-                keep=model.keep,
-                num_samples=model.num_samples,
-                epochs=model.epochs,
-                accuracy=model.accuracy,
-                loss=model.loss,
-                seconds=model.seconds,
+                keep=result.keep,
+                num_samples=result.num_samples,
+                epochs=result.epochs,
+                accuracy=float(result.is_correct.mean()),
+                loss=result.loss,
+                seconds=result.seconds,
+                test=result.test,
+                num_test=len(result.is_correct),
+                correct=pack_answers(result.is_correct),
+                selection_fingerprint=fingerprints.get(result.selection or ""),
+                distance_99=result.distance_99,
             )
             sets.insert_row(connection, "training_runs", run._asdict())
-            counts = zip(
-                classes, model.class_totals.tolist(), model.class_correct.tolist(), strict=True
-            )
-            for label, num_test, num_correct in counts:
+            if result.labels is None:
+                continue
+            num_classes = len(classes)
+            totals = np.bincount(result.labels, minlength=num_classes)
+            num_correct = np.bincount(result.labels[result.is_correct], minlength=num_classes)
+            counts = zip(classes, totals.tolist(), num_correct.tolist(), strict=True)
+            for label, num_test, num_right in counts:
                 if num_test:
-                    accuracy = num_correct / num_test
                     row = ClassAccuracyRecord(
-                        **key, label=label, num_test=num_test, accuracy=accuracy
+                        **key,
+                        label=label,
+                        num_test=num_test,
+                        accuracy=num_right / num_test,
+                        test=result.test,
                     )
                     sets.insert_row(connection, "class_accuracies", row._asdict())
+        refresh_comparisons(connection, validation)

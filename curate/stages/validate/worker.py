@@ -1,6 +1,6 @@
-"""The work of `curate validate` for one arm: train its models, one for each seed, and test them.
+"""The work of `curate validate` for one arm, or for all: train models and test them, or measure.
 
-It knows no catalog.
+It knows no catalog. There is one callable for each kind of task.
 """
 
 import time
@@ -12,13 +12,16 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from curate.execution.reporting import report_progress
 from curate.models import Model, make_model, num_epochs
-from curate.training import loop
+from curate.training import contrastive, loop, nearest, self_supervised
 from curate.training.inputs import TrainingInputs
 
 LABEL_SMOOTHING = 0.1
 # The learning rate of fine-tuning, as a share of that from scratch.
 FINE_TUNING_RATE = 0.25
+# How many held-out samples the whole corpus covers, which says how near is near enough.
+COVERED_SHARE = 0.95
 
 
 class Arm(NamedTuple):
@@ -39,8 +42,12 @@ class Arm(NamedTuple):
 
 
 class TaskData(NamedTuple):
-    """Samples to train on or to test with: a file of row indices int64 [n] into the inputs."""
+    """Samples to train on or to test with: a file of row indices int64 [n] into the inputs.
 
+    `name` is that of the test set.
+    """
+
+    name: str
     inputs: TrainingInputs
     row_file: Path
     num_classes: int
@@ -55,8 +62,11 @@ class TaskData(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TrainedModel:
-    """How one model of an arm did on the test samples; class counts are int64 [classes]."""
+class ArmResult:
+    """How one model of an arm did on one test set: which samples it was right on, bool [n].
+
+    `labels` are the test samples' classes, int64 [n], where there are classes.
+    """
 
     arm: str
     selection: str | None
@@ -64,16 +74,17 @@ class TrainedModel:
     seed: int
     num_samples: int
     epochs: int
-    accuracy: float
-    loss: float
     seconds: float
-    class_totals: np.ndarray
-    class_correct: np.ndarray
+    test: str
+    is_correct: np.ndarray
+    loss: float
+    labels: np.ndarray | None = None
+    distance_99: float | None = None  # the 99th percentile of the distances, of coverage
 
 
 @dataclass(frozen=True)
 class TrainArm:
-    """The task: train the models of an arm.
+    """The task: train the models of an arm, and test each on every test set.
 
     With `transfer`, the models are then trained on that, with new last layers, and tested for it
     (Fig. 4B of Sorscher et al. 2022).
@@ -82,11 +93,11 @@ class TrainArm:
     model: str
     inputs: TrainingInputs
     num_classes: int
-    test: TaskData
+    tests: tuple[TaskData, ...]
     transfer: TaskData | None
     device: str
 
-    def __call__(self, arm: Arm) -> list[TrainedModel]:
+    def __call__(self, arm: Arm) -> list[ArmResult]:
         model = replace(make_model(self.model), label_smoothing=LABEL_SMOOTHING)
         subsets = np.load(arm.subsets, allow_pickle=False)
         data = self.inputs.data_for(model)
@@ -97,31 +108,32 @@ class TrainArm:
         if self.transfer:
             _fine_tune(stack, model, self.transfer, arm.seeds)
         seconds = (time.monotonic() - started) / len(arm.seeds)
-        rows = np.load(self.test.row_file, allow_pickle=False)
-        labels = torch.from_numpy(self.test.inputs.labels[rows])
-        test_data = self.test.inputs.data_for(model)
-        batches = loop.predict(stack, test_data, len(arm.seeds), torch.from_numpy(rows))
-        logits = torch.cat([batch_logits for batch_logits, _ in batches], dim=1).cpu()
-        correct = (logits.argmax(2) == labels).numpy()
-        num_classes = self.test.num_classes
-        class_totals = np.bincount(labels.numpy(), minlength=num_classes)
-        return [
-            TrainedModel(
-                arm=arm.name,
-                selection=selection,
-                keep=arm.keep,
-                seed=seed,
-                num_samples=subsets.shape[1],
-                epochs=arm.epochs,
-                accuracy=float(correct[index].mean()),
-                loss=float(functional.cross_entropy(logits[index], labels)),
-                seconds=seconds,
-                class_totals=class_totals,
-                class_correct=np.bincount(labels.numpy()[correct[index]], minlength=num_classes),
-            )
-            for selection in arm.selections
-            for index, seed in enumerate(arm.seeds)
-        ]
+        results = []
+        for test in self.tests:
+            rows = np.load(test.row_file, allow_pickle=False)
+            labels = torch.from_numpy(test.inputs.labels[rows])
+            test_data = test.inputs.data_for(model)
+            batches = loop.predict(stack, test_data, len(arm.seeds), torch.from_numpy(rows))
+            logits = torch.cat([batch_logits for batch_logits, _ in batches], dim=1).cpu()
+            is_correct = (logits.argmax(2) == labels).numpy()
+            results += [
+                ArmResult(
+                    arm=arm.name,
+                    selection=selection,
+                    keep=arm.keep,
+                    seed=seed,
+                    num_samples=subsets.shape[1],
+                    epochs=arm.epochs,
+                    seconds=seconds,
+                    test=test.name,
+                    is_correct=is_correct[index],
+                    loss=float(functional.cross_entropy(logits[index], labels)),
+                    labels=labels.numpy(),
+                )
+                for selection in arm.selections
+                for index, seed in enumerate(arm.seeds)
+            ]
+        return results
 
 
 def _fine_tune(stack: loop.Stack, model: Model, task: TaskData, seeds: list[int]) -> None:
@@ -133,3 +145,187 @@ def _fine_tune(stack: loop.Stack, model: Model, task: TaskData, seeds: list[int]
     subsets = np.tile(rows, (len(seeds), 1))
     data, epochs = task.inputs.data_for(model), num_epochs(model, len(rows))
     loop.train(stack, slow_model, data, labels, subsets, seeds, epochs)
+
+
+class PairData(NamedTuple):
+    """Pairs of images and captions to test with: vectors [t, d] and [t, e], and caption numbers.
+
+    Equal captions have one number. `name` is that of the test set.
+    """
+
+    name: str
+    images: Path
+    texts: Path
+    caption_ids: Path
+
+
+@dataclass(frozen=True)
+class TrainProjection:
+    """The task captions: train projection heads on an arm's pairs, and test what they retrieve."""
+
+    images: Path  # .npy, float16 [n, d]
+    texts: Path  # .npy, float16 [n, e]
+    tests: tuple[PairData, ...]
+    device: str
+
+    def __call__(self, arm: Arm) -> list[ArmResult]:
+        subsets = arm.load_subsets()
+        started = time.monotonic()
+        heads = contrastive.train_projection(
+            _load_array(self.images),
+            _load_array(self.texts),
+            subsets,
+            arm.seeds,
+            arm.epochs,
+            self.device,
+        )
+        seconds = (time.monotonic() - started) / len(arm.seeds)
+        results = []
+        for test in self.tests:
+            hits = contrastive.retrieval_hits(
+                heads,
+                _load_array(test.images),
+                _load_array(test.texts),
+                _load_array(test.caption_ids),
+            )
+            for kind, hits_of_kind in (
+                ("image to text @1", hits.image_to_text_1),
+                ("image to text @5", hits.image_to_text_5),
+                ("text to image @1", hits.text_to_image_1),
+                ("text to image @5", hits.text_to_image_5),
+            ):
+                results += [
+                    ArmResult(
+                        arm=arm.name,
+                        selection=selection,
+                        keep=arm.keep,
+                        seed=seed,
+                        num_samples=subsets.shape[1],
+                        epochs=arm.epochs,
+                        seconds=seconds,
+                        test=f"{test.name}, {kind}",
+                        is_correct=hits_of_kind[index],
+                        loss=1 - float(hits_of_kind[index].mean()),
+                    )
+                    for selection in arm.selections
+                    for index, seed in enumerate(arm.seeds)
+                ]
+        return results
+
+
+@dataclass(frozen=True)
+class TrainWithoutLabels:
+    """The task self-supervised: train on an arm's images, then a linear layer on another task."""
+
+    model: str
+    inputs: TrainingInputs
+    tests: tuple[TaskData, ...]
+    transfer: TaskData
+    device: str
+
+    def __call__(self, arm: Arm) -> list[ArmResult]:
+        model = self_supervised.self_supervised_model(self.model)
+        (rows,), (seed,) = np.array(arm.load_subsets()), arm.seeds
+        started = time.monotonic()
+        steps = arm.epochs  # every arm trains for as many
+        data = self.inputs.data_for(model)
+        network = self_supervised.pretrain(model, data, rows, seed, steps, self.device)
+        seconds = time.monotonic() - started
+        train = self.transfer
+        train_rows = train.load_rows()
+        train_features = self._features(network, model, train)
+        results = []
+        for test in self.tests:
+            labels = np.asarray(test.inputs.labels[test.load_rows()])
+            scores = self_supervised.linear_probe(
+                train_features,
+                np.asarray(train.inputs.labels[train_rows]),
+                self._features(network, model, test),
+                test.num_classes,
+            )
+            results += [
+                ArmResult(
+                    arm=arm.name,
+                    selection=selection,
+                    keep=arm.keep,
+                    seed=seed,
+                    num_samples=len(rows),
+                    epochs=max(round(steps * model.batch_size / len(rows)), 1),
+                    seconds=seconds,
+                    test=test.name,
+                    is_correct=scores.argmax(axis=1) == labels,
+                    loss=float(-scores[np.arange(len(labels)), labels].mean()),
+                    labels=labels,
+                )
+                for selection in arm.selections
+            ]
+        return results
+
+    def _features(self, network: torch.nn.Module, model: Model, task: TaskData) -> np.ndarray:
+        data = task.inputs.data_for(model)
+        rows = np.array(task.load_rows())  # torch takes no read-only array
+        return self_supervised.features(network, data, rows, self.device)
+
+
+class HeldOut(NamedTuple):
+    """Held-out samples: sorted ids, a .npy of int64 [t], and files with their vectors.
+
+    `files` is None for samples of the corpus itself. `name` is that of the test set.
+    """
+
+    name: str
+    sample_ids: Path
+    files: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class MeasureCoverage:
+    """The task coverage: how far held-out samples are from the nearest one of each arm.
+
+    A held-out sample is covered by an arm that has a sample as near as everything has for 95% of
+    the held-out samples. All arms are measured in one pass over the vectors.
+    """
+
+    files: tuple[str, ...]
+    sample_ids: Path  # .npy, int64 [n], of the rows that arms are made of
+    tests: tuple[HeldOut, ...]
+
+    def __call__(self, arms: tuple[Arm, ...]) -> list[ArmResult]:
+        all_ids = _load_array(self.sample_ids)
+        members = [
+            (arm, seed, np.sort(all_ids[rows]))
+            for arm in arms
+            for seed, rows in zip(arm.seeds, arm.load_subsets(), strict=True)
+        ]
+        results = []
+        for test in self.tests:
+            distances = nearest.nearest_distances(
+                self.files,
+                _load_array(test.sample_ids),
+                [all_ids, *(ids for _, _, ids in members)],
+                report_progress,
+                test_files=test.files,
+            )
+            radius = np.quantile(distances[0], COVERED_SHARE)
+            for (arm, seed, ids), arm_distances in zip(members, distances[1:], strict=True):
+                results += [
+                    ArmResult(
+                        arm=arm.name,
+                        selection=selection,
+                        keep=arm.keep,
+                        seed=seed,
+                        num_samples=len(ids),
+                        epochs=0,
+                        seconds=0.0,
+                        test=test.name,
+                        is_correct=arm_distances <= radius,
+                        loss=float(arm_distances.mean()),
+                        distance_99=float(np.quantile(arm_distances, 0.99)),
+                    )
+                    for selection in arm.selections
+                ]
+        return results
+
+
+def _load_array(path: Path) -> np.ndarray:
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))

@@ -1,0 +1,1 @@
+"""What training runs show: intervals of differences, and the one verdict that is made of them."""
