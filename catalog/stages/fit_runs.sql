@@ -1,5 +1,5 @@
 -- The training runs of a model's validations, of all corpora, each with its selection. A law is of one
--- test, so a condition on the test belongs here, and nowhere else in `fit` and `advise`.
+-- test set, the first.
 select
     validation,
     arm,

@@ -79,11 +79,14 @@ class _SetRun(NamedTuple):
     code_checksum: str | None
 
 
-def find_stale(catalog: Catalog, *, by_selections: bool = True) -> dict[tuple[str, str], str]:
+def find_stale(
+    catalog: Catalog, *, by_selections: bool = True, record: SetRecord | None = None
+) -> dict[tuple[str, str], str]:
     """The sets that are out of date, by kind and name, each with the reason.
 
     Without `by_selections`, a validation is not out of date because one of its selections is: each
-    of its arms knows the members that it trained on, and the others still count.
+    of its arms knows the members that it trained on, and the others still count. With `record`,
+    only that set and those that it was made from are looked at.
     """
     with catalog.reading() as connection:
         rows = connection.execute(
@@ -95,6 +98,9 @@ def find_stale(catalog: Catalog, *, by_selections: bool = True) -> dict[tuple[st
     select_run_ids = {run_id for run_id, _, stage in runs if stage == "select"}
     set_runs = [_SetRun(*row)._replace(arguments=json.loads(row[4])) for row in rows]
     by_run_id = {set_run.run_id: set_run for set_run in set_runs}
+    if record is not None:
+        ancestor_ids = _find_ancestors(set_runs, record)
+        set_runs = [set_run for set_run in set_runs if set_run.run_id in ancestor_ids]
     reasons: dict[int, str] = {}
     for set_run in set_runs:  # a set comes after the sets that it was made from
         reason = None
@@ -120,7 +126,7 @@ def find_stale(catalog: Catalog, *, by_selections: bool = True) -> dict[tuple[st
 
 def warn_if_stale(catalog: Catalog, record: SetRecord) -> None:
     """Log a warning with the reason and the remedy if a set is out of date."""
-    reason = find_stale(catalog).get((record.kind, record.name))
+    reason = find_stale(catalog, record=record).get((record.kind, record.name))
     if reason:
         log.warning(
             "the %s '%s' was made %s: `%s` makes it again",
@@ -139,6 +145,24 @@ def remake_command(catalog: Catalog, record: SetRecord) -> str:
     spec = arguments.get("metric", record.metric)
     words = ["--metric-file", spec] if ":" in spec else [spec]
     return shlex.join(["curate", "score", *words, *arguments.get("given", [])])
+
+
+def _find_ancestors(set_runs: list[_SetRun], record: SetRecord) -> set[int]:
+    """The run that made the set, and those that made what it was made from, transitively."""
+    by_run_id = {set_run.run_id: set_run for set_run in set_runs}
+    pending = [
+        set_run.run_id
+        for set_run in set_runs
+        if (set_run.kind, set_run.name) == (record.kind, record.name)
+    ]
+    ancestor_ids: set[int] = set()
+    while pending:
+        current = pending.pop()
+        if current not in ancestor_ids:
+            ancestor_ids.add(current)
+            set_run = by_run_id.get(current)
+            pending += set_run.parent_run_ids if set_run else []
+    return ancestor_ids
 
 
 def _has_changed_code(set_run: _SetRun) -> bool:

@@ -82,6 +82,7 @@ def main(catalog: str, out: str, workers: int, shards: list[str]) -> None:
     from curate.stages.probe.stage import probe
     from curate.stages.score.stage import score
     from curate.stages.select.stage import select
+    from curate.stages.validate.stage import validate
 
     embed(catalog, shards, encoder="pixels", captions=True, workers=workers)
     cluster(catalog, k=4, workers=workers)
@@ -90,6 +91,9 @@ def main(catalog: str, out: str, workers: int, shards: list[str]) -> None:
     select(catalog, keep=0.6, name="kept")
     export(catalog, "kept", Path(out) / "mirror", workers=workers)
     export(catalog, "kept", Path(out) / "repacked", samples_per_shard=40, workers=workers)
+    validate(catalog, ["kept"], model="linear", seeds=2, epochs=1)
+    select(catalog, keep=0.4, scoring="random", name="less")
+    validate(catalog, ["less"], model="linear", seeds=3, epochs=1)  # which grows
 
 
 if __name__ == "__main__":

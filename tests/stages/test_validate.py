@@ -15,11 +15,13 @@ from curate.catalog.records import SelectionRecord
 from curate.errors import CurateError, OptionError
 from curate.formats.samples import iterate_samples
 from curate.formats.tar import TarReader
+from curate.package_data import read_sql
 from curate.stages.embed.stage import embed
 from curate.stages.evidence.verdicts import read_verdicts
 from curate.stages.score.stage import score
 from curate.stages.select.stage import select
 from curate.stages.validate import arms
+from curate.stages.validate import stage as validate_stage
 from curate.stages.validate.arms import ArmBuilder
 from curate.stages.validate.split import held_out_by_key
 from curate.stages.validate.stage import validate
@@ -434,9 +436,71 @@ def test_test_samples_with_a_near_duplicate_in_the_corpus_are_counted(coloured, 
     assert "near-duplicate" not in caplog.text
 
 
+def test_a_selection_made_anew_leaves_nothing_of_its_old_runs(coloured, tmp_path):
+    test = write_colours(tmp_path, "test", 120, 2)
+    select(coloured, keep=0.5, scoring="supervised_prototypes", name="mine")
+    select(coloured, keep=0.6, scoring="supervised_prototypes", name="other")
+    validate(coloured, ["mine", "other"], test=test, **TRAINING)
+    select(coloured, keep=0.4, scoring="supervised_prototypes", name="mine")
+    name = validate(coloured, ["mine"], test=test, **{**TRAINING, "seeds": 2})
+    sql = "select selection, count(*) from {} where selection is not null group by 1 order by 1"
+    assert rows(coloured, sql.format("training_runs")) == [("mine", 4), ("other", 6)]
+    assert rows(coloured, sql.format("class_accuracies")) == [("mine", 12), ("other", 18)]
+    assert rows(coloured, sql.format("comparisons")) == [("mine", 2), ("other", 2)]
+    assert rows(coloured, "select num_training_runs from validations") == [(13,)]
+    assert [verdict.comparison.seeds for verdict in read_verdicts(coloured, name)] == [3, 3, 2, 2]
+
+
+def test_an_interrupted_validation_is_no_evidence_until_it_is_whole(coloured, tmp_path):
+    """Otherwise the fractions that are there might be tested without the larger ones."""
+    test = write_colours(tmp_path, "test", 120, 2)
+    options = {**OPTIONS, "test": test, "tolerance": 50}
+    validate(coloured, keep=[0.8, 0.5], **options)
+    chosen = select(coloured, keep="auto")
+    with coloured.writing() as connection:  # as if it had been killed after 0.5
+        connection.execute("delete from training_runs where keep = 0.8")
+        connection.execute("delete from comparisons where selection like '%0.8'")
+    with pytest.raises(CurateError, match="made in part only: it was interrupted"):
+        select(coloured, keep="auto")
+    validate(coloured, keep=0.5, **options)  # all that is wanted now
+    assert select(coloured, keep="auto") == "supervised_prototypes-hardest-0.5"
+    validate(coloured, keep=[0.8, 0.5], **options)
+    assert select(coloured, keep="auto") == chosen
+
+
+def test_a_name_that_another_process_takes_meanwhile_is_left_to_it(coloured, tmp_path, monkeypatch):
+    """The second process has chosen its name before the first one wrote its validation."""
+    test = write_colours(tmp_path, "test", 120, 2)
+    validate(coloured, keep=0.5, test=test, **OPTIONS)
+    before = rows(coloured, "from training_runs order by all")
+    chosen = iter(["mlp-16-epochs4"])
+    choose = validate_stage.choose_name
+    monkeypatch.setattr(
+        validate_stage, "choose_name", lambda *arguments: next(chosen, None) or choose(*arguments)
+    )
+    with pytest.raises(CurateError, match="has just taken the name 'mlp-16-epochs4'"):
+        validate(coloured, keep=0.5, **OPTIONS)
+    assert rows(coloured, "from training_runs order by all") == before
+
+
+def test_what_changes_between_its_choice_and_its_training_is_not_trained(coloured, monkeypatch):
+    build = ArmBuilder.build
+
+    def build_and_change(self, *arguments):
+        built = build(self, *arguments)
+        with coloured.writing() as connection:
+            connection.execute("update selections set fingerprint = 'another'")
+        return built
+
+    monkeypatch.setattr(ArmBuilder, "build", build_and_change)
+    with pytest.raises(CurateError, match="-0.5' was changed in this moment: run the same"):
+        validate(coloured, keep=0.5, **OPTIONS)
+    assert rows(coloured, "select count(*) from training_runs") == [(0,)]
+
+
 def test_several_test_sets_are_tested_with_one_training(coloured, tmp_path):
     tests = [write_colours(tmp_path, "one", 120, 2), write_colours(tmp_path, "two", 150, 3)]
-    name = validate(coloured, keep=0.5, test=tests, **OPTIONS)
+    name = validate(coloured, keep=0.5, test=[*tests, tests[0]], **OPTIONS)
     sql = "select test, num_test, count(*) from training_runs group by all order by num_test"
     assert rows(coloured, sql) == [(tests[0], 120, 9), (tests[1], 150, 9)]
     sql = "select num_test, num_training_runs from validations"
@@ -448,6 +512,14 @@ def test_several_test_sets_are_tested_with_one_training(coloured, tmp_path):
         (120,),
         (150,),
     ]
+    with coloured.reading() as connection:  # what `fit` draws is of the first test set
+        parameters = {"validations": [name]}
+        classes = connection.execute(read_sql("stages/fit_classes"), parameters).fetchall()
+    sql = (
+        "select label, 100 * avg(accuracy) from class_accuracies "
+        "where arm = 'pruned' and test = ? group by label order by label"
+    )
+    assert [(label, pruned) for _, label, pruned, *_ in classes] == rows(coloured, sql, tests[0])
 
 
 def test_clusters_of_another_embedding_are_predicted_where_there_are_no_labels(tmp_path, caplog):

@@ -88,6 +88,9 @@ def find_smallest(
             corpus = within and sets.find_set(connection, SelectionRecord, within)
             if corpus and corpus.run_id > validation.run_id:
                 reason = f"before the last change of '{within}'"
+            if _count_runs(connection, validation.validation) < validation.num_training_runs:
+                # Its largest fraction may be what is missing.
+                reason = "in part only: it was interrupted, or is under way"
             if reason:
                 reasons.append(f"the validation '{validation.validation}' was made {reason}")
                 continue
@@ -117,6 +120,14 @@ def _load_validations(
         [within],
     ).fetchall()
     return [ValidationRecord.from_row(row) for row in rows]
+
+
+def _count_runs(connection: "duckdb.DuckDBPyConnection", validation: str) -> int:
+    ((count,),) = connection.execute(
+        "select count(distinct (arm, selection, seed)) from training_runs where validation = ?",
+        [validation],
+    ).fetchall()
+    return int(count)
 
 
 def _load_selections(
@@ -190,7 +201,7 @@ def choose(
                 _lower_bound(comparison, level) for comparison in candidate.comparisons
             ),
         )
-    comparison = min(best.comparisons, key=lambda candidate: _lower_bound(candidate, level))
+    comparison = min(best.comparisons, key=lambda comparison: _lower_bound(comparison, level))
     chosen_margin = best.tolerance if margin is None else margin
     difference = to_difference(comparison)
     word = decide(connection, difference, chosen_margin, level)

@@ -13,7 +13,6 @@ from curate.catalog.records import ClusteringRecord, SelectionRecord, Validation
 from curate.errors import CurateError
 from curate.formats.shard_patterns import expand_patterns
 from curate.formatting import file_safe
-from curate.progress import log
 from curate.stages.staleness import validation_checksum
 
 LABELS, CAPTIONS, CLUSTERS = "labels", "captions", "clusters"
@@ -102,7 +101,6 @@ def is_current(catalog: Catalog, record: ValidationRecord) -> bool:
 def choose_name(catalog: Catalog, requested: str | None, setting: Setting, fingerprint: str) -> str:
     """The name under which this setting goes on, or a new one where the default is taken.
 
-    A validation of the same setting and an earlier state of the corpus or the code is replaced.
     Raises CurateError where `requested` has another setting.
     """
     base = sets.check_name(requested or default_name(setting))
@@ -112,13 +110,7 @@ def choose_name(catalog: Catalog, requested: str | None, setting: Setting, finge
         if existing is None or existing.fingerprint == fingerprint:
             break
         differences = _list_differences(existing, setting)
-        if not differences:
-            log.warning(
-                "'%s' is of an earlier state of the corpus or the code: "
-                "its %s training runs are made again",
-                name,
-                existing.num_training_runs,
-            )
+        if not differences:  # an earlier state of the corpus or the code, which is replaced
             break
         if requested:
             raise CurateError(
@@ -127,8 +119,6 @@ def choose_name(catalog: Catalog, requested: str | None, setting: Setting, finge
             )
         number += 1
         name = f"{base}-{number}"
-    if name != base:
-        log.info("'%s' has another setting: this validation is '%s'", base, name)
     return name
 
 

@@ -18,7 +18,7 @@ from curate.catalog.records import (
     TrainingRunRecord,
     ValidationRecord,
 )
-from curate.errors import OptionError
+from curate.errors import CurateError, OptionError
 from curate.execution import engine
 from curate.execution.devices import find_local_devices
 from curate.execution.types import Devices, Resources
@@ -26,7 +26,13 @@ from curate.formatting import count_of
 from curate.models import make_model
 from curate.options import Device, EmbeddingName, Epochs, Option, Seed, SetName, Within, verb
 from curate.progress import log, progress_bar
-from curate.stages.evidence.comparisons import FULL, pack_answers, refresh_comparisons
+from curate.stages.evidence.comparisons import (
+    FULL,
+    PRUNED,
+    RANDOM,
+    pack_answers,
+    refresh_comparisons,
+)
 from curate.stages.evidence.verdicts import read_verdicts
 from curate.stages.select.stage import Balance, Tolerance, check_strategy, select
 from curate.stages.staleness import validation_checksum, warn_if_stale
@@ -41,6 +47,7 @@ from curate.stages.validate.setting import (
     Setting,
     choose_name,
     compute_fingerprint,
+    default_name,
 )
 
 if TYPE_CHECKING:
@@ -193,14 +200,21 @@ def validate(
         schedule=schedule,
         seed=seed,
         within=within,
-        test=_as_list(test),
+        test=list(dict.fromkeys(_as_list(test))),
         transfer=_as_list(transfer),
         clustering=_target_clustering(catalog, parent) if task == CLUSTERS else None,
     )
     test_shards = _embed_extra_shards(catalog, parent, setting)
     fingerprint = compute_fingerprint(catalog, setting)
-    name = choose_name(catalog, name, setting, fingerprint)
+    requested = name
+    name = choose_name(catalog, requested, setting, fingerprint)
     with catalog.write_lock(catalog.path / "validations" / name, f"the validation '{name}'"):
+        if choose_name(catalog, requested, setting, fingerprint) != name:
+            raise CurateError(
+                f"another process has just taken the name '{name}' for another setting: "
+                "run the same command again"
+            )
+        _log_name(catalog, name, requested or default_name(setting), fingerprint)
         validation = _add_arms(
             catalog,
             name,
@@ -216,6 +230,20 @@ def validate(
     for verdict in read_verdicts(catalog, name):
         (log.warning if verdict.is_alarming else log.info)("%s", verdict.text)
     return name
+
+
+def _log_name(catalog: Catalog, name: str, usual_name: str, fingerprint: str) -> None:
+    """Say that another name is used, or that an earlier validation of that name is replaced."""
+    if name != usual_name:
+        log.info("'%s' has another setting: this validation is '%s'", usual_name, name)
+    existing = catalog.find(ValidationRecord, name)
+    if existing and existing.fingerprint != fingerprint:
+        log.warning(
+            "'%s' is of an earlier state of the corpus or the code: "
+            "its %s training runs are made again",
+            name,
+            existing.num_training_runs,
+        )
 
 
 def _as_list(value: list[str] | str | None) -> list[str]:
@@ -298,6 +326,9 @@ def _add_arms(
     existing = catalog.find(ValidationRecord, name)
     is_same = existing is not None and existing.fingerprint == fingerprint
     finished = _finished_runs(catalog, name, setting.num_results) if is_same else set()
+    fingerprints = {record.selection: record.fingerprint for record in records}
+    # Runs on other members under a selection's name are replaced.
+    finished = {run for run in finished if fingerprints.get(run[1] or "", run[2]) == run[2]}
 
     def missing_seeds(
         arm: str, selection: str | None, selection_fingerprint: str | None
@@ -308,7 +339,7 @@ def _add_arms(
     is_complete = not missing_seeds(FULL, None, None) and not any(
         missing_seeds(arm, record.selection, record.fingerprint)
         for record in records
-        for arm in ("pruned", "random")
+        for arm in (PRUNED, RANDOM)
     )
     if existing is not None and is_same and is_complete:
         log.info(
@@ -316,34 +347,27 @@ def _add_arms(
             name,
             count_of(len(finished), "training run"),
         )
-        if existing.tolerance != tolerance:
+        current = replace(existing, tolerance=tolerance, num_training_runs=len(finished))
+        if current != existing:  # another margin, or an earlier call for more was interrupted
             with catalog.writing() as connection:
                 connection.execute(
-                    "update validations set tolerance = ? where validation = ?", [tolerance, name]
+                    "update validations set tolerance = ?, num_training_runs = ? "
+                    "where validation = ?",
+                    [tolerance, len(finished), name],
                 )
-        return existing
+        return current
     for record in records:
         warn_if_stale(catalog, record)
     if test_shards:
         warn_of_near_duplicates(catalog, setting.embedding, test_shards)
     names = {record.selection for record in records}
     names |= {selection for _, selection, _, _ in finished if selection is not None}
-    parents = [catalog.require(EmbeddingRecord, setting.embedding).run_id]
-    parents += [
-        record.run_id
-        for record in (catalog.find(SelectionRecord, selection) for selection in sorted(names))
-        if record is not None
-    ]
-    if setting.within:
-        parents.append(catalog.require(SelectionRecord, setting.within).run_id)
-    if setting.clustering:
-        parents.append(catalog.require(ClusteringRecord, setting.clustering).run_id)
     with catalog.record_run(
         "validate",
         name,
         {"selections": [record.selection for record in records], "seeds": num_seeds}
         | setting._asdict(),
-        parents=parents,
+        parents=_find_parents(catalog, setting, names),
         fingerprint=fingerprint,
         code_checksum=validation_checksum(setting.task, setting.model),
         device=devices.kind,
@@ -368,6 +392,18 @@ def _add_arms(
             tolerance=tolerance,
         )
         return _train(catalog, validation, setting, records, missing_seeds, devices)
+
+
+def _find_parents(catalog: Catalog, setting: Setting, selections: set[str]) -> list[int]:
+    """The runs that made what a validation is made of."""
+    parents = [catalog.require(EmbeddingRecord, setting.embedding).run_id]
+    records = [catalog.find(SelectionRecord, name) for name in sorted(selections)]
+    parents += [record.run_id for record in records if record is not None]
+    if setting.within:
+        parents.append(catalog.require(SelectionRecord, setting.within).run_id)
+    if setting.clustering:
+        parents.append(catalog.require(ClusteringRecord, setting.clustering).run_id)
+    return parents
 
 
 def _finished_runs(
@@ -409,6 +445,7 @@ def _train(
             num_classes=task.num_classes,
         )
         arms = builder.build(records, missing_seeds)
+        _check_unchanged(catalog, setting, validation.fingerprint, records)
         num_missing = sum(len(arm.seeds) * len(arm.selections) for arm in arms)
         validation = replace(
             validation,
@@ -427,14 +464,26 @@ def _train(
                 items,
                 Resources(max(len(devices.gpus), 1), 1, devices.gpus),
                 advance=advance,
-                describe_item=_describe_item,
+                describe_item=lambda item: (
+                    "cannot measure" if task.is_one_pass else f"cannot train the arm {item.name}"
+                ),
             ):
                 _commit(catalog, name, results, fingerprints, list(task.classes))
     return validation
 
 
-def _describe_item(item: Any) -> str:
-    return "cannot measure" if isinstance(item[0], tuple) else f"cannot train the arm {item.name}"
+def _check_unchanged(
+    catalog: Catalog, setting: Setting, fingerprint: str, records: list[SelectionRecord]
+) -> None:
+    """CurateError where another process has changed what the arms were just made of."""
+    changed = [
+        record.selection
+        for record in records
+        if catalog.require(SelectionRecord, record.selection).fingerprint != record.fingerprint
+    ]
+    if changed or compute_fingerprint(catalog, setting) != fingerprint:
+        subject = f"the selection '{changed[0]}'" if changed else "the corpus"
+        raise CurateError(f"{subject} was changed in this moment: run the same command again")
 
 
 def _write_record(
@@ -449,12 +498,18 @@ def _write_record(
             return
         connection.execute("delete from validations where validation = ?", [name])
         sets.insert_row(connection, "validations", validation.to_dict())
-        for record in selections:  # which may have been made anew
-            connection.execute(
-                "delete from training_runs where validation = ? and selection = ? "
-                "and selection_fingerprint is distinct from ?",
+        for record in selections:
+            is_replaced = connection.execute(
+                "select 1 from training_runs where validation = ? and selection = ? "
+                "and selection_fingerprint is distinct from ? limit 1",
                 [name, record.selection, record.fingerprint],
-            )
+            ).fetchall()
+            if is_replaced:  # by other members under the same name
+                for table in validation.body_tables:
+                    connection.execute(
+                        f"delete from {table} where validation = ? and selection = ?",
+                        [name, record.selection],
+                    )
 
 
 def _commit(

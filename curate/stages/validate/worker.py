@@ -4,6 +4,7 @@ It knows no catalog. There is one callable for each kind of task.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -82,6 +83,39 @@ class ArmResult:
     distance_99: float | None = None  # the 99th percentile of the distances, of coverage
 
 
+def _make_results(
+    arm: Arm,
+    test: str,
+    is_correct: np.ndarray,
+    losses: Sequence[float],
+    *,
+    num_samples: int,
+    epochs: int,
+    seconds: float = 0.0,
+    labels: np.ndarray | None = None,
+    distances_99: Sequence[float] | None = None,
+) -> list[ArmResult]:
+    """How the models of an arm did on a test set, bool [m, n], for each selection of the arm."""
+    return [
+        ArmResult(
+            arm=arm.name,
+            selection=selection,
+            keep=arm.keep,
+            seed=seed,
+            num_samples=num_samples,
+            epochs=epochs,
+            seconds=seconds,
+            test=test,
+            is_correct=is_correct[index],
+            loss=float(losses[index]),
+            labels=labels,
+            distance_99=float(distances_99[index]) if distances_99 is not None else None,
+        )
+        for selection in arm.selections
+        for index, seed in enumerate(arm.seeds)
+    ]
+
+
 @dataclass(frozen=True)
 class TrainArm:
     """The task: train the models of an arm, and test each on every test set.
@@ -116,23 +150,16 @@ class TrainArm:
             batches = loop.predict(stack, test_data, len(arm.seeds), torch.from_numpy(rows))
             logits = torch.cat([batch_logits for batch_logits, _ in batches], dim=1).cpu()
             is_correct = (logits.argmax(2) == labels).numpy()
-            results += [
-                ArmResult(
-                    arm=arm.name,
-                    selection=selection,
-                    keep=arm.keep,
-                    seed=seed,
-                    num_samples=subsets.shape[1],
-                    epochs=arm.epochs,
-                    seconds=seconds,
-                    test=test.name,
-                    is_correct=is_correct[index],
-                    loss=float(functional.cross_entropy(logits[index], labels)),
-                    labels=labels.numpy(),
-                )
-                for selection in arm.selections
-                for index, seed in enumerate(arm.seeds)
-            ]
+            results += _make_results(
+                arm,
+                test.name,
+                is_correct,
+                [float(functional.cross_entropy(model_logits, labels)) for model_logits in logits],
+                num_samples=subsets.shape[1],
+                epochs=arm.epochs,
+                seconds=seconds,
+                labels=labels.numpy(),
+            )
         return results
 
 
@@ -194,22 +221,15 @@ class TrainProjection:
                 ("text to image @1", hits.text_to_image_1),
                 ("text to image @5", hits.text_to_image_5),
             ):
-                results += [
-                    ArmResult(
-                        arm=arm.name,
-                        selection=selection,
-                        keep=arm.keep,
-                        seed=seed,
-                        num_samples=subsets.shape[1],
-                        epochs=arm.epochs,
-                        seconds=seconds,
-                        test=f"{test.name}, {kind}",
-                        is_correct=hits_of_kind[index],
-                        loss=1 - float(hits_of_kind[index].mean()),
-                    )
-                    for selection in arm.selections
-                    for index, seed in enumerate(arm.seeds)
-                ]
+                results += _make_results(
+                    arm,
+                    f"{test.name}, {kind}",
+                    hits_of_kind,
+                    1 - hits_of_kind.mean(axis=1),
+                    num_samples=subsets.shape[1],
+                    epochs=arm.epochs,
+                    seconds=seconds,
+                )
         return results
 
 
@@ -243,22 +263,16 @@ class TrainWithoutLabels:
                 self._features(network, model, test),
                 test.num_classes,
             )
-            results += [
-                ArmResult(
-                    arm=arm.name,
-                    selection=selection,
-                    keep=arm.keep,
-                    seed=seed,
-                    num_samples=len(rows),
-                    epochs=max(round(steps * model.batch_size / len(rows)), 1),
-                    seconds=seconds,
-                    test=test.name,
-                    is_correct=scores.argmax(axis=1) == labels,
-                    loss=float(-scores[np.arange(len(labels)), labels].mean()),
-                    labels=labels,
-                )
-                for selection in arm.selections
-            ]
+            results += _make_results(
+                arm,
+                test.name,
+                (scores.argmax(axis=1) == labels)[None],
+                [-scores[np.arange(len(labels)), labels].mean()],
+                num_samples=len(rows),
+                epochs=max(round(steps * model.batch_size / len(rows)), 1),
+                seconds=seconds,
+                labels=labels,
+            )
         return results
 
     def _features(self, network: torch.nn.Module, model: Model, task: TaskData) -> np.ndarray:
@@ -293,38 +307,39 @@ class MeasureCoverage:
     def __call__(self, arms: tuple[Arm, ...]) -> list[ArmResult]:
         all_ids = _load_array(self.sample_ids)
         members = [
-            (arm, seed, np.sort(all_ids[rows]))
+            [np.sort(all_ids[rows]) for rows in _distinct_subsets(arm.load_subsets())]
             for arm in arms
-            for seed, rows in zip(arm.seeds, arm.load_subsets(), strict=True)
         ]
         results = []
         for test in self.tests:
             distances = nearest.nearest_distances(
                 self.files,
                 _load_array(test.sample_ids),
-                [all_ids, *(ids for _, _, ids in members)],
+                [all_ids, *(ids for arm_members in members for ids in arm_members)],
                 report_progress,
                 test_files=test.files,
             )
-            radius = np.quantile(distances[0], COVERED_SHARE)
-            for (arm, seed, ids), arm_distances in zip(members, distances[1:], strict=True):
-                results += [
-                    ArmResult(
-                        arm=arm.name,
-                        selection=selection,
-                        keep=arm.keep,
-                        seed=seed,
-                        num_samples=len(ids),
-                        epochs=0,
-                        seconds=0.0,
-                        test=test.name,
-                        is_correct=arm_distances <= radius,
-                        loss=float(arm_distances.mean()),
-                        distance_99=float(np.quantile(arm_distances, 0.99)),
-                    )
-                    for selection in arm.selections
-                ]
+            radius, start = np.quantile(distances[0], COVERED_SHARE), 1
+            for arm, arm_members in zip(arms, members, strict=True):
+                arm_distances = distances[start : start + len(arm_members)]
+                start += len(arm_members)
+                if len(arm_members) < len(arm.seeds):
+                    arm_distances = np.repeat(arm_distances, len(arm.seeds), axis=0)
+                results += _make_results(
+                    arm,
+                    test.name,
+                    arm_distances <= radius,
+                    arm_distances.mean(axis=1),
+                    num_samples=len(arm_members[0]),
+                    epochs=0,
+                    distances_99=np.quantile(arm_distances, 0.99, axis=1),
+                )
         return results
+
+
+def _distinct_subsets(subsets: np.ndarray) -> np.ndarray:
+    """One of the subsets where all are the same, as those of full and of a selection are."""
+    return subsets[:1] if (subsets == subsets[0]).all() else subsets
 
 
 def _load_array(path: Path) -> np.ndarray:
