@@ -183,7 +183,7 @@ class Catalog:
         `memory` is in bytes.
         """
         self._check_exists()
-        with self._connection(read_only=True, memory=memory) as connection:
+        with self._connection(read_only=True, memory=memory, is_private=sandboxed) as connection:
             if database.read_schema_version(connection, self.path) == SCHEMA_VERSION:
                 connection.execute(
                     "set variable catalog = (select coalesce(files_url, ?) from meta)",
@@ -227,15 +227,23 @@ class Catalog:
 
     @contextlib.contextmanager
     def _connection(
-        self, *, read_only: bool, timeout: float = TIMEOUT, memory: int = _DATABASE_MEMORY
+        self,
+        *,
+        read_only: bool,
+        timeout: float = TIMEOUT,
+        memory: int = _DATABASE_MEMORY,
+        is_private: bool = False,
     ) -> Iterator[duckdb.DuckDBPyConnection]:
-        connection = database.connect(self.database_path, read_only, timeout)
+        """`is_private`: a DuckDB of its own, whose settings concern no other connection."""
+        path = self.database_path
+        file = database.Database(path) if is_private else database.open_database(path)
+        connection = file.connect(read_only, timeout)
         try:
             limit = min(memory, memory_limit() // 2)
             connection.execute(f"set memory_limit = '{limit >> 20}MiB'")
             yield connection
         finally:
-            connection.close()
+            file.close(connection)
 
     # -- sets --------------------------------------------------------------------------------------
 

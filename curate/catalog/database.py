@@ -1,12 +1,16 @@
 """The catalog's database: opening it while others use it, and bringing an old one up to date."""
 
+import atexit
+import os
 import re
+import threading
 import time
 from pathlib import Path
 
 import duckdb
 
 from curate.catalog.sets import refresh_sample_scores
+from curate.catalog.sql import quote_literal
 from curate.errors import CurateError
 from curate.package_data import read_sql
 from curate.progress import log
@@ -14,46 +18,120 @@ from curate.progress import log
 SCHEMA_VERSION = 8
 TIMEOUT = 600.0  # seconds to wait while another process has the database open
 _QUIET = 2.0  # seconds to wait without a message
+_ALIAS = "curate"  # of the file, for DuckDB
 
 
 class CatalogLockedError(CurateError):
     """Another process has had the database open for too long."""
 
 
-def connect(path: Path, read_only: bool, timeout: float) -> duckdb.DuckDBPyConnection:
-    """Open the database, waiting while another process commits or reads.
+class _OtherModeError(Exception):
+    """This process has the file open, for reading where it is to be written or the reverse."""
 
-    Raises CatalogLockedError after `timeout` seconds, CurateError where it cannot be opened.
+
+class Database:
+    """A database file, opened for the moment of a read or a commit.
+
+    DuckDB takes 15 ms to start and 1 ms to attach a file. So it is started once and kept, without
+    the file: other processes can have that as soon as nobody here reads or commits.
     """
-    started, pause, has_warned = time.monotonic(), 0.01, False
-    while True:
-        try:
-            connection = duckdb.connect(str(path), read_only=read_only)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._duckdb = start_duckdb(path)
+        self._lock = threading.Lock()
+        self._num_connections = 0
+        self._read_only = True
+
+    def connect(self, read_only: bool, timeout: float) -> duckdb.DuckDBPyConnection:
+        """A connection to the file, waiting while another process commits or reads.
+
+        Give it back to `close`. Raises CatalogLockedError after `timeout` seconds, CurateError
+        where the file cannot be opened.
+        """
+        started, pause, has_warned = time.monotonic(), 0.01, False
+        while True:
+            try:
+                return self._connect(read_only)
+            except (duckdb.Error, _OtherModeError) as error:
+                holder = _lock_holder(error)
+                if holder is None:
+                    reason = str(error).splitlines()[0]
+                    raise CurateError(f"cannot open '{self._path}': {reason}") from error
+                waited = time.monotonic() - started
+                if waited > timeout:
+                    raise CatalogLockedError(
+                        f"{holder} keeps '{self._path}' open: close it there and try again"
+                    ) from error
+            if waited > _QUIET and not has_warned:
+                log.warning("waiting: %s has the catalog open", holder)
+                has_warned = True
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)
+
+    def _connect(self, read_only: bool) -> duckdb.DuckDBPyConnection:
+        with self._lock:
+            if self._num_connections and read_only != self._read_only:
+                raise _OtherModeError
+            connection = self._duckdb.cursor()
+            if not self._num_connections:
+                attach(connection, self._path, read_only)
+                self._read_only = read_only
+            connection.execute(f"use {_ALIAS}")
             connection.execute("set enable_progress_bar = false")  # it would write over ours
+            self._num_connections += 1
             return connection
-        except (duckdb.IOException, duckdb.ConnectionException) as error:
-            holder = _lock_holder(str(error))
-            if holder is None:
-                reason = str(error).splitlines()[0]
-                raise CurateError(f"cannot open '{path}': {reason}") from error
-            waited = time.monotonic() - started
-            if waited > timeout:
-                raise CatalogLockedError(
-                    f"{holder} keeps '{path}' open: close it there and try again"
-                ) from error
-        if waited > _QUIET and not has_warned:
-            log.warning("waiting: %s has the catalog open", holder)
-            has_warned = True
-        time.sleep(pause)
-        pause = min(2 * pause, 0.5)
+
+    def close(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """End a connection, and with the last one the hold on the file."""
+        connection.close()
+        with self._lock:
+            self._num_connections -= 1
+            if not self._num_connections:
+                self._duckdb.execute(f"detach {_ALIAS}")
 
 
-def _lock_holder(message: str) -> str | None:
+def start_duckdb(path: Path) -> duckdb.DuckDBPyConnection:
+    """DuckDB without a file of its own; what exceeds its memory goes beside `path`."""
+    return duckdb.connect(config={"temp_directory": f"{path}.tmp"})
+
+
+def attach(connection: duckdb.DuckDBPyConnection, path: Path, read_only: bool) -> None:
+    """Open a file as the database that queries mean. Raises duckdb.Error."""
+    mode = "read_only" if read_only else "read_write"
+    file = quote_literal(str(path))
+    connection.execute(f"attach {file} as {_ALIAS} (type duckdb, {mode})")
+
+
+_databases: dict[Path, Database] = {}
+_inherited: list[Database] = []  # a forked process has not the threads to use or to end them
+
+
+def open_database(path: Path) -> Database:
+    """The database of a file; the one that was used last is kept for the next time."""
+    database = _databases.get(path)
+    if database is None:
+        _databases.clear()
+        database = _databases[path] = Database(path)
+    return database
+
+
+def _forget_inherited() -> None:
+    _inherited.extend(_databases.values())
+    _databases.clear()
+
+
+os.register_at_fork(after_in_child=_forget_inherited)
+atexit.register(_databases.clear)
+
+
+def _lock_holder(error: Exception) -> str | None:
     """Who holds the lock; None for another error. DuckDB tells the two apart by their text only."""
+    message = str(error)
     if "Conflicting lock" in message:  # a holder that has just released it is called PID 0
         process = re.search(r"PID ([1-9]\d*)", message)
         return f"process {process.group(1)}" if process else "another process"
-    if "different configuration" in message:
+    if isinstance(error, _OtherModeError) or "Unique file handle conflict" in message:
         return "this process, in another connection,"
     return None
 

@@ -51,6 +51,9 @@ class Connection:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._plain, name)
 
+    def cursor(self) -> "Connection":
+        return Connection(self._plain.cursor())
+
     def execute(self, text: str, *args: Any) -> Any:
         if text != "commit":
             return self._plain.execute(text, *args)
