@@ -87,8 +87,15 @@ class Database:
         connection.close()
         with self._lock:
             self._num_connections -= 1
-            if not self._num_connections:
+            if self._num_connections:
+                return
+            try:
                 self._duckdb.execute(f"detach {_ALIAS}")
+            except duckdb.Error:
+                # On a full disk, what was committed stays in the log beside the file, and the next
+                # opening takes it from there.
+                self._duckdb.close()
+                self._duckdb = start_duckdb(self._path)
 
 
 def start_duckdb(path: Path) -> duckdb.DuckDBPyConnection:
