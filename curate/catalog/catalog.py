@@ -208,6 +208,8 @@ class Catalog:
         Raises CatalogLockedError after `timeout` seconds.
         """
         self._check_exists()
+        if database.is_for_newer_clients(self.database_path):
+            self._convert_storage(timeout)
         with self._connection(read_only=False, timeout=timeout) as connection:
             schema_version = database.read_schema_version(connection, self.path)
             connection.execute("begin")
@@ -218,6 +220,18 @@ class Catalog:
                 connection.execute("rollback")
                 raise
             connection.execute("commit")
+
+    def _convert_storage(self, timeout: float) -> None:
+        """Replace the database by a copy in the storage version that older DuckDB clients read."""
+        with (
+            self.temporary_folder() as folder,
+            self._connection(read_only=False, timeout=timeout) as connection,
+        ):
+            if not database.is_for_newer_clients(self.database_path):
+                return  # another process was faster
+            copy = folder / self.database_path.name
+            database.copy_for_older_clients(connection, copy)
+            os.replace(copy, self.database_path)
 
     def _check_exists(self) -> None:
         if not self.database_path.is_file():

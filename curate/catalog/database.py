@@ -3,6 +3,7 @@
 import atexit
 import os
 import re
+import struct
 import threading
 import time
 from pathlib import Path
@@ -19,6 +20,8 @@ SCHEMA_VERSION = 8
 TIMEOUT = 600.0  # seconds to wait while another process has the database open
 _QUIET = 2.0  # seconds to wait without a message
 _ALIAS = "curate"  # of the file, for DuckDB
+# What DuckDB 1.2 and later read. Unless asked, each version writes its own, refused by older ones.
+_STORAGE_VERSION, _STORAGE_NUMBER = "v1.2.0", 65
 
 
 class CatalogLockedError(CurateError):
@@ -105,9 +108,34 @@ def start_duckdb(path: Path) -> duckdb.DuckDBPyConnection:
 
 def attach(connection: duckdb.DuckDBPyConnection, path: Path, read_only: bool) -> None:
     """Open a file as the database that queries mean. Raises duckdb.Error."""
-    mode = "read_only" if read_only else "read_write"
+    options = "read_only" if read_only else "read_write"
+    if not path.exists():  # that of an existing file cannot be changed
+        options += f", storage_version '{_STORAGE_VERSION}'"
     file = quote_literal(str(path))
-    connection.execute(f"attach {file} as {_ALIAS} (type duckdb, {mode})")
+    connection.execute(f"attach {file} as {_ALIAS} (type duckdb, {options})")
+
+
+def is_for_newer_clients(path: Path) -> bool:
+    """Whether the file is of a storage version that older DuckDB clients refuse.
+
+    DuckDB documents the place of the number: the eight bytes after a checksum and "DUCK".
+    """
+    with path.open("rb") as file:
+        header = file.read(20)
+    magic, number = struct.unpack("<8x4sQ", header.ljust(20, b"\0"))
+    return bool(magic == b"DUCK" and number > _STORAGE_NUMBER)
+
+
+def copy_for_older_clients(connection: duckdb.DuckDBPyConnection, copy: Path) -> None:
+    """Write the attached database to a new file that older DuckDB clients read.
+
+    The log is empty then, so that the copy may take the file's place.
+    """
+    connection.execute(f"checkpoint {_ALIAS}")
+    file = quote_literal(str(copy))
+    connection.execute(f"attach {file} as copy (type duckdb, storage_version '{_STORAGE_VERSION}')")
+    connection.execute(f"copy from database {_ALIAS} to copy")
+    connection.execute("detach copy")
 
 
 _databases: dict[Path, Database] = {}

@@ -4,15 +4,17 @@ Each is of three shards /corpus/000.tar … with ten samples, made by the versio
 5 never landed by themselves: theirs are the catalog of schema 3 after the migrations of that time).
 """
 
+import os
 import tarfile
 from pathlib import Path
 
+import duckdb
 import pytest
 from conftest import rows
 
 import curate
 from curate.catalog.catalog import Catalog
-from curate.catalog.database import SCHEMA_VERSION
+from curate.catalog.database import SCHEMA_VERSION, is_for_newer_clients
 from curate.errors import CurateError
 from curate.package_data import SQL_DIR, list_names
 
@@ -86,3 +88,24 @@ def test_a_catalog_of_a_newer_curate_is_left_alone(catalog):
         connection.execute("update meta set schema_version = 99")
     with pytest.raises(CurateError, match=r"made by a newer curate \(schema 99\): upgrade"):
         rows(catalog, "select 1")
+
+
+def test_a_catalog_of_a_newer_storage_version_is_converted_when_it_is_written(tmp_path):
+    """What DuckDB 2.0 writes by itself, 1.x refuses."""
+    catalog = Catalog(tmp_path / "catalog").create()
+    assert not is_for_newer_clients(catalog.database_path)
+    newest = tmp_path / "newest.duckdb"
+    with duckdb.connect() as connection:
+        connection.execute(f"attach '{catalog.database_path}' as here (read_only)")
+        connection.execute(f"attach '{newest}' as newest (storage_version 'latest')")
+        connection.execute("copy from database here to newest")
+    os.replace(newest, catalog.database_path)
+    if not is_for_newer_clients(catalog.database_path):
+        pytest.skip("this DuckDB has no newer storage version")
+    tables = schema(catalog)
+    with catalog.writing() as connection:
+        connection.execute("update meta set next_shard_id = 7")
+    assert not is_for_newer_clients(catalog.database_path)
+    assert rows(catalog, "select next_shard_id from meta") == [(7,)]
+    assert schema(catalog) == tables
+    assert [path.name for path in catalog.path.iterdir()] == ["catalog.duckdb"]
