@@ -70,9 +70,14 @@ class World(NamedTuple):
     shift: float  # of the second arm's logits
 
     def true_difference(self) -> float:
-        generator = np.random.default_rng(99)
-        a, b = self._probabilities(generator, 2000, 2000)
-        return float((b - a).mean())
+        """The difference in accuracy over all seeds and samples, by Gauss-Hermite quadrature."""
+        nodes, weights = np.polynomial.hermite_e.hermegauss(100)
+
+        def accuracy(mean: float, *effects: float) -> float:
+            logits = mean + np.sqrt(np.square([2.5, self.seed_effect, *effects]).sum()) * nodes
+            return float((weights / (1 + np.exp(-logits))).sum() / weights.sum())
+
+        return accuracy(2 + self.shift, self.sample_effect) - accuracy(2)
 
     def draw(
         self, generator: np.random.Generator, seeds: int, num_test: int
