@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from curate.selection_filter import kept as kept
     from curate.stages.advise import advise as advise
     from curate.stages.cluster.stage import cluster as cluster
+    from curate.stages.doctor import doctor as doctor
     from curate.stages.embed.stage import embed as embed
     from curate.stages.export.stage import export as export
     from curate.stages.fit.stage import fit as fit
@@ -48,6 +49,7 @@ __all__ = [
     "advise",
     "cluster",
     "correlations",
+    "doctor",
     "embed",
     "export",
     "fit",

@@ -88,6 +88,11 @@ VERBS = {
         "plan",
         "What will it take? Time, memory and disk of each stage, from some seconds of measurement.",
     ),
+    "doctor": Verb(
+        "curate.stages.doctor",
+        "doctor",
+        "What this machine and this installation offer: paste it into a bug report.",
+    ),
     "theory": Verb(
         "curate.stages.theory.stage",
         "theory",

@@ -170,6 +170,14 @@ def run_verify(function: Callable[..., Any], catalog: str, *, options: dict[str,
         raise typer.Exit(FAILED)
 
 
+def run_doctor(
+    function: Callable[..., Any], *, options: dict[str, Any], format: TableFormat = "table"
+) -> None:
+    from curate.cli.output import print_rows
+
+    print_rows([finding._asdict() for finding in function(**options)], format)
+
+
 def run_demo(function: Callable[..., Any], *, options: dict[str, Any]) -> None:
     from curate.cli.output import print_demo
     from curate.options import read_parameters
@@ -276,6 +284,7 @@ COMMANDS = {
         run_plan,
         uses_engine=True,
     ),
+    "doctor": Command(VERBS["doctor"], ("curate doctor",), run_doctor),
     "theory": Command(
         VERBS["theory"],
         ("curate theory --alpha-tot 8 --keep 0.3", "curate theory --figure 1a"),
