@@ -25,6 +25,7 @@ from curate.execution.limits import memory_limit
 from curate.formats.sample_ids import caption_file, shard_filename
 from curate.package_data import read_sql
 from curate.storage import files
+from curate.storage.credentials import hide_credentials
 from curate.storage.locks import lock_folder, remove_stale, temporary_folder
 
 _DATABASE_MEMORY = 1 << 30  # bytes; queries that need more use the disk
@@ -147,6 +148,11 @@ class Catalog:
             raise OptionError(
                 f"--files {files_url}: give a URL such as s3://…; without it, files are stored in "
                 "the catalog's folder"
+            )
+        if files_url and hide_credentials(files_url) != files_url:
+            raise OptionError(
+                f"--files {hide_credentials(files_url)}: the catalog would store the password or "
+                "query of this URL; give them by the store's own configuration"
             )
         # DuckDB would read the paths of the vectors as patterns.
         if re.search(r"[*?\[]", str(self.path)):

@@ -243,7 +243,7 @@ def _verify_shards(catalog: Catalog, check_sources: bool) -> Iterator[Issue]:
 def _verify_source(url: str, num_bytes: int, checksum: str | None) -> Iterator[Issue]:
     """One shard: it exists, is as large as it was and, where a checksum is given, has its bytes."""
     try:
-        has_changed = files.stat(url).num_bytes != num_bytes
+        has_changed = files.stat(url).num_bytes not in (None, num_bytes)
         if not has_changed and checksum:
             has_changed = file_checksum(url, checksum) != checksum
     except OSError as error:

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fnmatch
 import glob
+import io
 import os
 import re
 import stat as stat_module
@@ -15,6 +16,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from curate.storage import web
+from curate.storage.credentials import reveal_credentials
 from curate.storage.locks import local_tempdir
 
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
@@ -24,7 +27,9 @@ _CLIENT_OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
         "use_listings_cache": False,
         "config_kwargs": {"retries": {"mode": "standard", "max_attempts": 10}},
-    }
+    },
+    # http_proxy and its like are honoured.
+    "http": {"client_kwargs": {"trust_env": True}},
 }
 # Stores that answer any byte range; a web server may not.
 _RANGE_SCHEMES = {"s3", "s3a", "gs", "gcs", "az", "abfs"}
@@ -35,12 +40,22 @@ _SEQUENTIAL_OPTIONS = {
     "cache_options": {"maxblocks": 4},
 }
 
+_WEB_BUFFER = 1 << 18
+
 
 class FileStat(NamedTuple):
-    """What tells cheaply whether a file may have changed: its size, and a time stamp or ETag."""
+    """What tells cheaply whether a file may have changed: its size, and a time stamp or ETag.
 
-    num_bytes: int
+    A web server may leave out both: the size is None then, the ETag empty.
+    """
+
+    num_bytes: int | None
     etag: str
+
+    def matches(self, num_bytes: int | None, etag: str) -> bool:
+        """Whether nothing says that the file has changed; what is unknown says nothing."""
+        is_same_size = self.num_bytes == num_bytes or None in (self.num_bytes, num_bytes)
+        return is_same_size and (self.etag == etag or "" in (self.etag, etag))
 
 
 def is_url(location: str) -> bool:
@@ -77,6 +92,9 @@ def open_binary(location: str, *, buffered: bool = True, sequential: bool = Fals
     if not is_url(location):
         check_regular(location)
         return open(location, "rb", buffering=-1 if buffered else 0)
+    if web.is_web_url(location):
+        file = web.WebFile(location)
+        return io.BufferedReader(file, _WEB_BUFFER) if buffered else cast(BinaryIO, file)
     filesystem, path = _client(location)
     options = _SEQUENTIAL_OPTIONS if sequential and supports_ranges(location) else {}
     with wrap_remote_errors():
@@ -130,18 +148,41 @@ def stat(location: str) -> FileStat:
     if not is_url(location):
         status = check_regular(location)
         return FileStat(status.st_size, str(status.st_mtime_ns))
+    if web.is_web_url(location):
+        return FileStat(*web.stat(location))
     filesystem, path = _client(location)
     with wrap_remote_errors():
         info = filesystem.info(path)
+    if info.get("type") == "directory":
+        raise OSError(errno.EISDIR, "it is a folder")
     etag_fields = ("ETag", "etag", "mtime", "LastModified", "updated")
     etag = next((info[name] for name in etag_fields if info.get(name)), "")
-    return FileStat(int(info["size"] or 0), str(etag))
+    size = info.get("size")
+    return FileStat(None if size is None else int(size), str(etag))
+
+
+def stat_after(location: str, before: FileStat) -> FileStat:
+    """The status of a file that was just read, to be compared with the one `before`.
+
+    Some web servers give every answer an ETag of its own, which says nothing: it is left out.
+    """
+    after = stat(location)
+    if web.is_web_url(location) and not after.matches(before.num_bytes, before.etag):
+        is_arbitrary = stat(location).etag not in (after.etag, before.etag)
+        return after._replace(etag="") if is_arbitrary else after
+    return after
 
 
 def is_file(location: str) -> bool:
     """Whether a file exists. Raises OSError where a store cannot be reached."""
     if not is_url(location):
         return os.path.isfile(location)
+    if web.is_web_url(location):
+        try:
+            web.stat(location)
+        except FileNotFoundError:
+            return False
+        return True
     filesystem, path = _client(location)
     with wrap_remote_errors():
         return bool(filesystem.isfile(path))
@@ -244,6 +285,7 @@ def _client(url: str) -> tuple[Any, str]:
     import fsspec
 
     scheme = url.partition("://")[0]
-    options = _CLIENT_OPTIONS.get({"s3a": "s3"}.get(scheme, scheme), {})
+    options = _CLIENT_OPTIONS.get({"s3a": "s3", "https": "http"}.get(scheme, scheme), {})
     with wrap_remote_errors():
-        return cast("tuple[Any, str]", fsspec.core.url_to_fs(url, **options))
+        address = reveal_credentials(url)
+        return cast("tuple[Any, str]", fsspec.core.url_to_fs(address, **options))

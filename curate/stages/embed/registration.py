@@ -10,6 +10,7 @@ from curate.progress import log
 from curate.stages.embed.worker import ShardTask
 from curate.storage import files
 from curate.storage.checksums import file_checksum
+from curate.storage.credentials import reveal_credentials
 from curate.storage.files import FileStat
 
 # Requests to an object store that are under way at once.
@@ -70,7 +71,13 @@ def register_shards(
     }
     missing = [shards[url] for url in stats if shards[url].shard_id not in finished]
     return [
-        ShardTask(shard.shard_id, shard.url, stats[shard.url].num_bytes, shard.checksum)
+        ShardTask(
+            shard.shard_id,
+            shard.url,
+            stats[shard.url].num_bytes or 0,
+            shard.checksum,
+            reveal_credentials(shard.url),
+        )
         for shard in missing
     ]
 
@@ -94,10 +101,10 @@ def _has_other_bytes(catalog: Catalog, shard: ShardRecord, stat: FileStat) -> bo
     A shard with the same bytes and another time stamp was touched or copied: the new time stamp is
     stored, so that its checksum is not computed again.
     """
-    if shard.checksum is None or (shard.num_bytes, shard.etag) == stat:
+    if shard.checksum is None or stat.matches(shard.num_bytes, shard.etag):
         return False
     is_different = (
-        shard.num_bytes != stat.num_bytes
+        stat.num_bytes not in (None, shard.num_bytes)
         or file_checksum(shard.url, shard.checksum) != shard.checksum
     )
     if is_different and shard.complete:
@@ -130,14 +137,14 @@ def _relink_moved(
     catalog: Catalog, shards: dict[str, ShardRecord], new: dict[str, FileStat]
 ) -> None:
     """A new URL with the bytes of a shard that is no longer at its URL: store where it moved to."""
-    sizes = {stat.num_bytes for stat in new.values()}
+    sizes = {stat.num_bytes for stat in new.values()}  # None is one that is not known
     gone = [
         shard
         for shard in shards.values()
-        if shard.checksum and shard.num_bytes in sizes and not _exists(shard.url)
+        if shard.checksum and (shard.num_bytes in sizes or None in sizes) and not _exists(shard.url)
     ]
     for url, stat in new.items():
-        candidates = [shard for shard in gone if shard.num_bytes == stat.num_bytes]
+        candidates = [shard for shard in gone if stat.num_bytes in (None, shard.num_bytes)]
         if not candidates:
             continue
         # One checksum of each kind: old catalogs have SHA-256.
@@ -179,7 +186,7 @@ def _insert_new(catalog: Catalog, stats: dict[str, FileStat]) -> None:
             {
                 "first": first_id,
                 "urls": [url for url, _ in new],
-                "sizes": [stat.num_bytes for _, stat in new],
+                "sizes": [stat.num_bytes or 0 for _, stat in new],
                 "etags": [stat.etag for _, stat in new],
             },
         )

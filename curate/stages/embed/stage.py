@@ -40,6 +40,7 @@ from curate.stages.embed.registration import register_shards, stat_shards
 from curate.stages.embed.worker import EmbedShards, ShardTask
 from curate.stages.staleness import encoder_checksum, warn_if_stale
 from curate.storage import files as storage
+from curate.storage.credentials import hide_credentials
 from curate.storage.locks import remove_temporary_files
 
 # Workers take neighbouring shards in groups of about this size, so that batches span small shards.
@@ -122,7 +123,8 @@ def embed(
     """
     encoder, checkpoint = _absolute_files(encoder, checkpoint)
     embedding = sets.check_name(name or default_name(encoder))
-    urls = expand_patterns([shards] if isinstance(shards, str) else shards)
+    patterns = [shards] if isinstance(shards, str) else shards
+    urls = expand_patterns(patterns)
     if not urls:
         raise OptionError("no shards given: name paths, folders, globs, brace ranges or URLs")
     stats = stat_shards(urls)
@@ -138,7 +140,7 @@ def embed(
         if shard_tasks:
             settings = settings._replace(decode=_decoding(catalog, embedding, decode))
             resources = _plan_resources(device, workers)
-            _embed(catalog, settings, shards, shard_tasks, batch_size, resources, profile=profile)
+            _embed(catalog, settings, patterns, shard_tasks, batch_size, resources, profile=profile)
             # A lost machine leaves temporary files; others have embedded its shards since.
             _remove_temporary_files(folder)
         if not storage.is_url(folder):
@@ -248,7 +250,7 @@ def _with_captions(catalog: Catalog, embedding: str, captions: bool) -> bool:
 def _embed(
     catalog: Catalog,
     settings: EmbedSettings,
-    patterns: list[str] | str,
+    patterns: list[str],
     shard_tasks: list[ShardTask],
     batch_size: int | None,
     resources: Resources,
@@ -263,7 +265,7 @@ def _embed(
     device = "cuda" if resources.gpus else "cpu"
     previous = catalog.find(EmbeddingRecord, embedding)
     arguments = {
-        "shards": patterns,
+        "shards": list(map(hide_credentials, patterns)),
         "encoder": spec,
         "checkpoint": checkpoint,
         "label": label,

@@ -42,6 +42,7 @@ from curate.stages.embed.pending import (
     write_pending,
 )
 from curate.storage import files
+from curate.storage.credentials import remember_credentials
 
 # Characters of a caption that are encoded: no text tower reads so many, and tokenizers take time
 # that grows with the square of a word's length.
@@ -52,12 +53,16 @@ Result = TypeVar("Result")
 
 
 class ShardTask(NamedTuple):
-    """One shard to read. `checksum` is from an earlier embedding, to detect changed bytes."""
+    """One shard to read. `checksum` is from an earlier embedding, to detect changed bytes.
+
+    `num_bytes` is 0 where the server does not say. `address` is the URL with its secrets.
+    """
 
     shard_id: int
     url: str
     num_bytes: int
     checksum: str | None
+    address: str
 
 
 @dataclass
@@ -136,13 +141,15 @@ class EmbedShards:
     def _read_shard(self, shard: ShardTask) -> Iterator[SampleRecord | ShardEnd]:
         """The samples of a shard in tar order, then its end."""
         end = ShardEnd(shard.shard_id)
+        remember_credentials(shard.address)
         try:
             before = files.stat(shard.url)
             with files.open_binary(shard.url, sequential=True) as stream:
                 reader = TarReader(stream, shard.checksum, _is_read)
                 yield from self._read_samples(shard, reader, end)
-            end.etag = before.etag
-            if files.stat(shard.url) != before or end.num_bytes != before.num_bytes:
+            after = files.stat_after(shard.url, before)
+            end.etag = after.etag
+            if not after.matches(end.num_bytes, before.etag):
                 end.discard("it changed while it was read")
         # The boundary to tars and to clients of remote file systems: what they raise is this
         # shard's problem alone.

@@ -32,6 +32,7 @@ from curate.stages.export.worker import OutputShard, WriteShard, WrittenShard
 from curate.stages.staleness import warn_if_stale
 from curate.storage import files
 from curate.storage.atomic import atomic_write
+from curate.storage.credentials import hide_credentials
 from curate.storage.locks import LOCK_NAME, TEMPORARY_PREFIX, remove_temporary_files
 
 if TYPE_CHECKING:
@@ -69,6 +70,11 @@ def export(
     catalog = Catalog(catalog)
     record = catalog.require(SelectionRecord, selection)
     out_text, folder = str(out), files.resolve(out)
+    if hide_credentials(folder) != folder:
+        raise OptionError(
+            f"{hide_credentials(folder)}: the manifest would store the password or query of this "
+            "URL; give them by the store's own configuration"
+        )
     layout = repacked_layout(samples_per_shard) if samples_per_shard else MIRROR
     if index_only:
         layout = INDEX_ONLY
@@ -90,7 +96,11 @@ def export(
         with catalog.record_run(
             "export", export_name, settings, parents=[record.run_id], fingerprint=fingerprint
         ) as run_id:
-            written, num_changed_keys = _write(folder, members, layout, Resources(workers))
+            try:
+                written, num_changed_keys = _write(folder, members, layout, Resources(workers))
+            except BaseException:
+                _release_folder(folder)
+                raise
             # A lost machine leaves what it was writing, which others have made again.
             _remove_temporary_files(folder)
             export_record = ExportRecord(
@@ -175,6 +185,13 @@ def _reserve_folder(folder: str, fingerprint: str) -> None:
         files.delete_file(location)
     with atomic_write(plan) as temporary:
         temporary.write_text(fingerprint, encoding="utf-8")
+
+
+def _release_folder(folder: str) -> None:
+    """Leave no trace of an export that ended before anything was written."""
+    own_names = (LOCK_NAME, _PLAN_NAME)
+    if {files.filename(file) for file in files.list_files(folder)} <= set(own_names):
+        files.delete_file(files.join(folder, _PLAN_NAME))
 
 
 def _is_ours(folder: str, plan: str, fingerprint: str) -> bool:

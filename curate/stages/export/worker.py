@@ -12,7 +12,7 @@ import numpy as np
 from curate.errors import CurateError
 from curate.execution.reporting import report_progress
 from curate.formats.tar import BLOCK, TarReader
-from curate.storage import files
+from curate.storage import files, web
 from curate.storage.atomic import atomic_write
 from curate.storage.checksums import Checksum, file_checksum
 
@@ -75,7 +75,7 @@ class WriteShard:
             with atomic_write(location) as temporary, temporary.open("wb") as file:
                 checksum = _write(file, output)
         report_progress(num_samples)
-        num_bytes = files.stat(location).num_bytes
+        num_bytes = files.stat(location).num_bytes or 0
         return WrittenShard(output.path, num_samples, num_bytes, checksum)
 
 
@@ -173,15 +173,20 @@ def check_unchanged(source: SourceShard) -> None:
     """CurateError if the shard's bytes are no longer those that were embedded."""
     try:
         stat = files.stat(source.url)
-        if stat == (source.num_bytes, source.etag):
+        if stat.num_bytes is not None and stat.matches(source.num_bytes, source.etag):
             return
-        is_same_size = stat.num_bytes == source.num_bytes
+        is_same_size = stat.num_bytes in (None, source.num_bytes)
         if is_same_size and file_checksum(source.url, source.checksum) == source.checksum:
             return
     except OSError as error:
+        remedy = "put it back, then try again"
+        if web.is_web_url(source.url) and isinstance(error, PermissionError):
+            remedy = (
+                "signatures and passwords are not stored; embed it from where it can be read "
+                "without, and its bytes are recognised"
+            )
         raise CurateError(
-            f"'{source.url}' cannot be read ({error.strerror or error}): "
-            "put it back, then try again"
+            f"'{source.url}' cannot be read ({error.strerror or error}): {remedy}"
         ) from error
     raise CurateError(
         f"'{source.url}' has changed since it was embedded: "

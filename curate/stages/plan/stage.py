@@ -76,7 +76,7 @@ def plan(
     what came of it. Raises CurateError.
     """
     urls = expand_patterns([shards] if isinstance(shards, str) else shards) if shards else []
-    num_bytes = sum(stat_shard(url).num_bytes for url in urls)
+    num_bytes = _total_bytes(urls)
     catalog = Catalog(catalog).create() if urls else Catalog(catalog)
     with catalog.temporary_folder() as folder:
         if urls:
@@ -120,6 +120,18 @@ def plan(
     with catalog.record_run("plan", "plan", arguments):
         pass
     return plans
+
+
+def _total_bytes(urls: list[str]) -> int:
+    """Of all shards; those of unknown size count as the others do."""
+    sizes = [stat_shard(url).num_bytes for url in urls]
+    known_sizes = [size for size in sizes if size is not None]
+    if urls and not known_sizes:
+        raise CurateError(
+            f"the server of '{urls[0]}' does not say how large its files are: "
+            "plan by local copies of some shards, with --samples"
+        )
+    return round(sum(known_sizes) * len(sizes) / max(len(known_sizes), 1))
 
 
 def _measure_shards(

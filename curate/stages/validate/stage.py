@@ -22,6 +22,7 @@ from curate.errors import CurateError, OptionError
 from curate.execution import engine
 from curate.execution.devices import find_local_devices
 from curate.execution.types import Devices, Resources
+from curate.formats.shard_patterns import hide_patterns
 from curate.formatting import count_of
 from curate.models import make_model
 from curate.options import Device, EmbeddingName, Epochs, Option, Seed, SetName, Within, verb
@@ -200,8 +201,8 @@ def validate(
         schedule=schedule,
         seed=seed,
         within=within,
-        test=list(dict.fromkeys(_as_list(test))),
-        transfer=_as_list(transfer),
+        test=list(dict.fromkeys(hide_patterns(_as_list(test)))),
+        transfer=hide_patterns(_as_list(transfer)),
         clustering=_target_clustering(catalog, parent) if task == CLUSTERS else None,
     )
     test_shards = _embed_extra_shards(catalog, parent, setting)
