@@ -4,12 +4,14 @@ Its corpus is three shards of ten small images in two classes, one of them rare.
 """
 
 import filecmp
+import importlib.util
 import io
 import os
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -244,3 +246,17 @@ def data() -> Path:
             "set CURATE_DATA to the folder that has clothing/ and cifar10/"
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def worlds() -> ModuleType:
+    """The script ../shared/cases/worlds.py, which makes odd corpora and odd web servers."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "cases"
+    path = Path(os.environ.get("CURATE_CASES") or default) / "worlds.py"
+    if not path.is_file():
+        pytest.skip(f"no {path.name} at {path.parent}: set CURATE_CASES to the folder that has it")
+    spec = importlib.util.spec_from_file_location("worlds", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

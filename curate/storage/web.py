@@ -5,6 +5,7 @@ refuse HEAD, as signed URLs do. Requests are made by aiohttp, which honours `htt
 like, on fsspec's event loop.
 """
 
+import contextlib
 import errno
 import http
 import io
@@ -13,8 +14,8 @@ import os
 import random
 import re
 import ssl
-import time
 from collections.abc import Callable, Coroutine
+from time import sleep as _sleep
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from curate.storage.credentials import reveal_credentials
@@ -32,6 +33,7 @@ _TRIES, _FIRST_PAUSE, _LONGEST_PAUSE = 10, 0.25, 30.0
 _CONNECTION_TRIES = 3  # where nobody answers, a long wait helps rarely
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 20.0, 60.0  # seconds
 _BUFFER = 4 << 20  # bytes that are fetched ahead of the reader
+_LONGEST_REASON = 100  # characters of a library's message, which may quote the body
 _LONGEST_SKIP = 1 << 20  # bytes: reading over them costs less than another request
 
 
@@ -53,9 +55,12 @@ def stat(url: str) -> tuple[int | None, str]:
 
     Raises OSError, which names the status or the cause.
     """
-    answer = _request(url, "HEAD", {})
-    if answer.status >= 400:  # signed URLs are for GET alone, and some servers know no HEAD
-        answer.close()
+    answer = None
+    with contextlib.suppress(_NoHttpError):  # some servers answer HEAD with a body
+        answer = _request(url, "HEAD", {})
+    if answer is None or answer.status >= 400:  # signed URLs are for GET alone
+        if answer is not None:
+            answer.close()
         answer = _request(url, "GET", {"Range": "bytes=0-0"})
     try:
         if answer.status != 416:  # there is no byte 0: an empty file
@@ -173,6 +178,10 @@ class WebFile(io.RawIOBase):
             self._answer = None
 
 
+class _NoHttpError(OSError):
+    """An answer that is not as HTTP wants it."""
+
+
 class _Interrupted(Exception):
     """A request failed in a way that may pass; the text says how."""
 
@@ -248,7 +257,8 @@ def _run(start: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     except aiohttp.TooManyRedirects:
         raise OSError(errno.EIO, "it is redirected without end") from None
     except aiohttp.ClientResponseError as error:  # also a proxy's refusal, and what is no HTTP
-        raise OSError(errno.EIO, f"{error.status} {error.message}".strip()) from None
+        reason = (error.message.splitlines() or [""])[0][:_LONGEST_REASON]
+        raise _NoHttpError(errno.EIO, f"{error.status} {reason}".strip()) from None
     except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
         raise _Interrupted("the server cut its answer") from None
     except (aiohttp.ClientError, ConnectionError) as error:
@@ -302,4 +312,4 @@ def _pause(number: int, retry_after: str = "") -> None:
     pause = min(_FIRST_PAUSE * 2 ** (number - 1), _LONGEST_PAUSE)
     if retry_after.isdecimal():
         pause = min(max(pause, int(retry_after)), _LONGEST_PAUSE)
-    time.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - so that workers do not ask at once
+    _sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - so that workers do not ask at once
