@@ -126,4 +126,5 @@ def _read_preprocessing(tower: Any) -> Preprocessing:
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         fill=(config["fill_color"],) * 3,
+        convert="after",
     )

@@ -3,9 +3,11 @@
 The preprocessing is data, so that it can be stored and compared.
 """
 
+import contextlib
 import io
+import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -27,6 +29,12 @@ _FILTERS = {
 }
 _TENSOR_FILTERS = ("bicubic", "bilinear")
 _MIN_TENSOR_PIXELS = 1 << 15  # below, Pillow is fast enough, and torch need not be imported
+# What a grey value can be at most: 8, 12, 16, 24 or 32 bits, whatever the file's own type can hold.
+_GREY_BITS = (8, 12, 16, 24, 32)
+_DARKEST = 16  # 8-bit colours below come of 12 bits or fewer in a file of 16
+# Pillow warns of broken EXIF and the like, once for each picture, on stderr.
+warnings.filterwarnings("ignore", module=r"PIL\b")
+_complaints = threading.local()
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class Preprocessing:
     resize "shortest": the shorter edge becomes `resize_to`; "longest": the longer one does, and the
     rest is filled; "squash": both edges do, whatever the shape. Lengths in pixels. decode "exact"
     resizes by Pillow, as most models saw their images; "fast" resizes large images by torch.
+    convert: whether palettes, bitmaps, CMYK and transparency become RGB before they are resized, or
+    after it, where Pillow resizes palettes and bitmaps without smoothing.
     """
 
     size: int
@@ -46,6 +56,7 @@ class Preprocessing:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     fill: tuple[int, int, int] = (0, 0, 0)
     decode: Literal["exact", "fast"] = "exact"
+    convert: Literal["before", "after"] = "before"
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [n, size, size, 3] -> float32 [n, 3, size, size]."""
@@ -85,11 +96,14 @@ def decode_image(data: bytes, preprocessing: Preprocessing) -> DecodedImage:
     dropped, as the transforms of open_clip and timm do: models were trained that way.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                rgb = to_rgb(image)
-        return DecodedImage(_resize_and_crop(rgb, preprocessing), *rgb.size)
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            num_pixels = image.width * image.height
+            if num_pixels > (Image.MAX_IMAGE_PIXELS or num_pixels):
+                raise ImageDecodeError(f"DecompressionBomb: an image of {num_pixels:,} pixels")
+            decoded = _load(image, preprocessing)
+        return DecodedImage(_resize_and_crop(decoded, preprocessing), *decoded.size)
+    except ImageDecodeError:
+        raise
     except UnidentifiedImageError as error:
         raise ImageDecodeError("no image of a format that is read here") from error
     # The boundary to decoders, which raise anything on damaged bytes; the sample is recorded as
@@ -98,15 +112,77 @@ def decode_image(data: bytes, preprocessing: Preprocessing) -> DecodedImage:
         raise ImageDecodeError(" ".join(f"{type(error).__name__}: {error}".split())) from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as 8-bit RGB; 16-bit and 32-bit greys are scaled, where Pillow clips to white."""
+@contextlib.contextmanager
+def collect_complaints() -> Iterator[None]:
+    """For the block, what Pillow warns of is kept for `take_complaint`."""
+
+    def keep(message: Warning | str, *details: object, **options: object) -> None:
+        _complaints.text = " ".join(str(message).split())
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", module=r"PIL\b")
+        warnings.showwarning = keep
+        yield
+
+
+def take_complaint() -> str | None:
+    """What Pillow warned of in this thread since the last call, of an image that it could read."""
+    text: str | None = getattr(_complaints, "text", None)
+    _complaints.text = None
+    return text
+
+
+def _load(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """The decoded image, as RGB unless it is to be resized in its own mode."""
+    raw_mode = _raw_mode(image)
+    image.load()
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _scale_grey(image)
+    if ";16" in raw_mode and image.mode in ("RGB", "RGBA", "LA") and _is_dark(image):
+        raise ImageDecodeError(
+            "colours of 16 bits that use 12 or fewer: its range is not known, scale them to 16"
+        )
+    # Of plain grey, both orders give the same.
+    is_first = preprocessing.convert == "before" or image.mode == "L"
+    return _to_rgb(image) if is_first else image
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the file stores pixels, such as RGB;16B."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
+
+
+def _is_dark(image: Image.Image) -> bool:
+    extrema = image.getextrema()[: 1 if image.mode == "LA" else 3]
+    return all(isinstance(bounds, tuple) and bounds[1] < _DARKEST for bounds in extrema)
+
+
+def _scale_grey(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits, or of floating point, as RGB; Pillow itself would clip it.
+
+    The range is that of the fewest bits that hold the largest value; floating point goes up to 1,
+    or is as whole numbers are. Raises ImageDecodeError for values that are in none of these ranges.
+    """
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high >= 2 ** _GREY_BITS[-1]:
+        raise ImageDecodeError(f"grey values from {low:g} to {high:g}: scale them to 8 or 16 bits")
+    if image.mode == "F" and high <= 1:
+        grey = np.rint(values * 255)
+    else:
+        bits = next(bits for bits in _GREY_BITS if high < 2**bits)
+        grey = values.astype(np.int64) >> (bits - 8)
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode of 8 bits as RGB; transparency is dropped."""
     if image.mode == "RGB":
-        image.load()
         return image  # a copy would take as long as half of the decoding
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
-    elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         image = image.convert("RGBA")
     return image.convert("RGB")
 
@@ -120,7 +196,8 @@ def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> np.nda
             image = image.crop(box)
     size = _resized_size(image.size, preprocessing)
     use_tensor = (
-        preprocessing.decode == "fast"
+        image.mode == "RGB"
+        and preprocessing.decode == "fast"
         and preprocessing.interpolation in _TENSOR_FILTERS
         and image.width * image.height >= _MIN_TENSOR_PIXELS
     )
@@ -130,7 +207,7 @@ def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> np.nda
         return pixels[top : top + crop_size, left : left + crop_size]
     if size != image.size:
         image = image.resize(size, _FILTERS[preprocessing.interpolation])
-    return np.asarray(_center_crop(image, preprocessing))
+    return np.asarray(_center_crop(_to_rgb(image), preprocessing))
 
 
 def _resize_by_torch(image: Image.Image, size: tuple[int, int], interpolation: str) -> np.ndarray:

@@ -378,7 +378,7 @@ KINDS: dict[str, Kind] = {
     ),
     "an empty label": Kind(with_sound(*sample("a", cls=b"")), "used, without a label", 2),
     "a label that is no Unicode": Kind(
-        with_sound(*sample("a", cls=b"\xff\xfe")), "a failure", 1, 1, "cannot read the label"
+        with_sound(*sample("a", cls=b"\xff\xfd")), "a failure", 1, 1, "cannot read the label"
     ),
     "a caption that is no Unicode": Kind(
         with_sound(*sample("a", txt=b"caf\xe9")),

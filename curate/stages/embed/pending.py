@@ -39,6 +39,7 @@ class SampleRecord:
     height: int | None = None
     stage: str | None = None
     error: str | None = None
+    complaint: str | None = None  # of Pillow, of an image that it could read
     members: dict[str, bytes] = field(default_factory=dict)
     pixels: np.ndarray | None = None
     vector: np.ndarray | None = None

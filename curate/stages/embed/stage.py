@@ -171,10 +171,11 @@ def default_name(encoder: str) -> str:
 def preprocessing_of(record: EmbeddingRecord) -> dict[str, Any]:
     """How an embedding's images were prepared, and whether it has captions.
 
-    Older catalogs, where all decoding was exact and captions were not embedded, do not say so.
+    Older catalogs, where all decoding was exact, captions were not embedded, and images became RGB
+    before they were resized, do not say so.
     """
     stored: dict[str, Any] = json.loads(record.preprocessing)
-    return {"decode": "exact", "captions": False} | stored
+    return {"decode": "exact", "captions": False, "convert": "before"} | stored
 
 
 def num_failures(catalog: Catalog | str | Path, embedding: str | None = None) -> int:
@@ -284,6 +285,8 @@ def _embed(
     ) as run_id:
         encoder = make_encoder(spec, checkpoint)
         preprocessing = replace(encoder.preprocessing, decode=decode)  # type: ignore[arg-type]
+        if previous:  # it goes on as it was begun
+            preprocessing = replace(preprocessing, convert=preprocessing_of(previous)["convert"])
         encoder = replace(encoder, preprocessing=preprocessing)
         weights_sha256, preparation = encoder.weights_sha256, asdict(preprocessing)
         if captions:
@@ -365,6 +368,7 @@ def _map_shards(
     groups = _group_shards(shard_tasks, resources.workers)
     uncommitted: list[int] = []
     unreadable: dict[int, str] = {}
+    num_complaints, complaint = 0, ""
     seconds: dict[str, float] = {}
     total = sum(shard.num_bytes for shard in shard_tasks) >> 10
     with progress_bar("embed", total) as advance:
@@ -378,6 +382,8 @@ def _map_shards(
                     shard_id for shard_id in shard_ids if shard_id not in result.problems
                 ]
                 unreadable |= result.problems
+                num_complaints += result.num_complaints
+                complaint = complaint or result.complaint
                 add_seconds(seconds, result.seconds)
             if (started := time.monotonic()) >= next_commit:
                 # If another process reads the database for long, a later commit includes these.
@@ -398,6 +404,10 @@ def _map_shards(
         format_shares(seconds),
     )
     record_unreadable(catalog, embedding, unreadable)
+    if num_complaints:
+        log.info(
+            "%s images have broken metadata and were used: %s", f"{num_complaints:,}", complaint
+        )
 
 
 def _group_shards(shard_tasks: list[ShardTask], workers: int) -> list[tuple[ShardTask, ...]]:

@@ -21,12 +21,15 @@ from curate.formats.images import (
     EXTENSIONS,
     ImageDecodeError,
     Preprocessing,
+    collect_complaints,
     decode_image,
     find_image_member,
+    take_complaint,
 )
 from curate.formats.sample_ids import caption_file, first_sample_id, shard_filename
 from curate.formats.samples import CorruptShardError, iterate_samples, split_name, to_unicode
 from curate.formats.tar import TarReader
+from curate.formats.text import decode_caption, decode_text, spell_value
 from curate.formats.vectors import write_vectors
 from curate.stages.embed.inference import (
     EncoderPlan,
@@ -94,10 +97,13 @@ class SampleError(Exception):
 
 
 class GroupResult(NamedTuple):
-    """Problems by shard id, for shards without output; and seconds by kind of work."""
+    """Problems by shard id, for shards without output; seconds by kind of work; and how many
+    images were used though Pillow complained of them, with an example."""
 
     problems: dict[int, str]
     seconds: dict[str, float]
+    num_complaints: int
+    complaint: str
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,10 @@ class EmbedShards:
     captions: bool = False  # whether they are embedded too
 
     def __call__(self, shards: Iterable[ShardTask]) -> GroupResult:
+        with collect_complaints():
+            return self._embed(shards)
+
+    def _embed(self, shards: Iterable[ShardTask]) -> GroupResult:
         stopwatch = Stopwatch()
         records = itertools.chain.from_iterable(map(self._read_shard, shards))
         if self.decode_threads:
@@ -127,16 +137,21 @@ class EmbedShards:
             read = stopwatch.measure_each("read", records)
             decoded = stopwatch.measure_each("decode", map(self._decode, read))
         problems: dict[int, str] = {}
+        num_complaints, complaint = 0, ""
         encoded = self._encode(decoded, stopwatch)
         for shard_id, group in itertools.groupby(encoded, key=lambda record: record.shard_id):
             samples: list[Any] = list(group)
             end = samples.pop()
+            complaining = [record for record in samples if record.complaint]
+            num_complaints += len(complaining)
+            if complaining and not complaint:
+                complaint = f"{complaining[0].complaint} ('{complaining[0].key}')"
             with stopwatch.measure("write"):
                 problem = self._write_shard(samples, end)
             if problem:
                 problems[shard_id] = problem
         stopwatch.switch("other")
-        return GroupResult(problems, stopwatch.seconds)
+        return GroupResult(problems, stopwatch.seconds, num_complaints, complaint)
 
     def _read_shard(self, shard: ShardTask) -> Iterator[SampleRecord | ShardEnd]:
         """The samples of a shard in tar order, then its end."""
@@ -276,9 +291,13 @@ def _decode_members(record: SampleRecord, label: str, preprocessing: Preprocessi
         image = decode_image(record.members[extension], preprocessing)
     except ImageDecodeError as error:
         raise SampleError("decode", str(error)) from error
+    record.complaint = take_complaint()
     record.pixels, record.width, record.height = image
     record.label = read_label(record.members, label)
-    record.caption = record.members.get("txt", b"").decode("utf-8", "replace").strip() or None
+    try:
+        record.caption = decode_caption(record.members.get("txt", b"")) or None
+    except ValueError as error:
+        raise SampleError("caption", f"cannot read the caption: {error}") from error
 
 
 def read_label(members: dict[str, bytes], source: str) -> str | None:
@@ -288,14 +307,14 @@ def read_label(members: dict[str, bytes], source: str) -> str | None:
     """
     try:
         if source == "cls":
-            content = members.get("cls", b"")
-            return content.decode("utf-8").strip() or None
+            return decode_text(members.get("cls", b"")) or None
         fields: Any = json.loads(members["json"]) if "json" in members else {}
         value = fields.get(source.removeprefix("json:")) if isinstance(fields, dict) else None
         if value is None:
             return None
-        text = value if isinstance(value, str) else json.dumps(value)
-        text.encode("utf-8")  # JSON can hold halves of surrogate pairs, which are not Unicode
+        text = json.dumps(value) if isinstance(value, list | dict) else spell_value(value)
+        if text is not None:
+            text.encode("utf-8")  # JSON can hold halves of surrogate pairs, which are not Unicode
         return text or None
     # Wrong UTF-8 and wrong JSON are kinds of ValueError.
     except (ValueError, RecursionError) as error:
