@@ -1,27 +1,125 @@
 """What the catalog says of samples: labels as class numbers, and where they lie in their shards."""
 
+import itertools
+import math
+import re
+from typing import NamedTuple
+
 import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.errors import CurateError
 from curate.formats.sample_ids import shard_of
 from curate.formats.sample_locations import SampleLocations
+from curate.formats.text import likeness
 from curate.formatting import natural_sort_key
+
+# So many samples a class needs on average; of labels such as 0.2713 more, as they are measured.
+_MIN_REPEATS, _MIN_REPEATS_OF_FRACTIONS = 2, 10
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$", re.ASCII)
+_FRACTION = re.compile(r"[+-]?\d*\.\d*[1-9]\d*([eE][+-]?\d+)?$", re.ASCII)
+_MAX_COMPARED_LABELS = 20_000
 
 
 def class_to_index(catalog: Catalog) -> dict[str, int]:
-    """The classes in natural order, each with its number. Raises CurateError without labels."""
+    """The classes in natural order, each with its number.
+
+    Raises CurateError without labels, and where they hardly repeat, as measurements do.
+    """
     with catalog.reading() as connection:
         rows = connection.execute(
-            "select distinct label from samples where label is not null"
+            "select label, count(*) from samples where label is not null group by label"
         ).fetchall()
     if not rows:
         raise CurateError(
             "the corpus has no labels: choose a metric that needs none, "
             "or embed with --label json:FIELD"
         )
-    labels = sorted((label for (label,) in rows), key=natural_sort_key)
+    _check_repeated(dict(rows))
+    labels = sorted((label for label, _ in rows), key=natural_sort_key)
     return {label: index for index, label in enumerate(labels)}
+
+
+def _check_repeated(counts: dict[str, int]) -> None:
+    """CurateError where labels are no classes, by how many samples have each."""
+    total = sum(counts.values())
+    fractions = sum(count for label, count in counts.items() if _FRACTION.match(label))
+    are_measured = fractions > total / 2
+    least = _MIN_REPEATS_OF_FRACTIONS if are_measured else _MIN_REPEATS
+    if len(counts) <= 2 or total >= least * len(counts):
+        return
+    example = next(iter(counts))
+    remedy = "`curate validate --label-bins 5` makes classes of numbers; or "
+    remedy = (remedy if are_measured or all(map(_NUMBER.match, counts)) else "") + (
+        "choose a metric and a --task that need no labels, such as ssl_prototypes and coverage"
+    )
+    raise CurateError(
+        f"{len(counts):,} different labels for {total:,} samples, such as '{example}', "
+        f"are no classes to learn: {remedy}"
+    )
+
+
+class LabelBins(NamedTuple):
+    """Classes of labels that are numbers: about as many samples in each. `edges` float64 [n - 1].
+
+    A number belongs to the bin after the last edge that is not above it.
+    """
+
+    names: list[str]
+    edges: np.ndarray
+
+    def encode(self, labels: np.ndarray) -> np.ndarray:
+        """Labels as numbers of bins: text [n] -> int64 [n], −1 for what is no number."""
+        texts = np.ma.filled(np.ma.asarray(labels).astype(object), "")
+        values = np.array([_to_number(text) for text in texts], np.float64)
+        bins = np.searchsorted(self.edges, values, side="right")
+        return np.where(np.isnan(values), -1, bins)
+
+
+def make_label_bins(catalog: Catalog, count: int) -> LabelBins:
+    """As many bins, by the quantiles of all labels.
+
+    Raises CurateError where they are no numbers.
+    """
+    quantiles = [index / count for index in range(1, count)]
+    with catalog.reading() as connection:
+        ((total, other, low, high, edges),) = connection.execute(
+            "select count(label), any_value(label) filter (number is null and label is not null), "
+            "min(number), max(number), quantile_disc(number, $1::double[]) "
+            "from (select label, try_cast(label as double) as number from samples)",
+            [quantiles],
+        ).fetchall()
+    if not total:
+        raise CurateError("the corpus has no labels for --label-bins: leave it out")
+    if other is not None:
+        raise CurateError(f"--label-bins is for numbers, and '{other}' is a label: leave it out")
+    distinct_edges = sorted({edge for edge in edges if low < edge <= high})
+    if not distinct_edges:
+        raise CurateError(f"all labels are {low:g}: there is nothing to tell apart")
+    bounds = [low, *distinct_edges, high]
+    names = [f"{start:g} to {stop:g}" for start, stop in itertools.pairwise(bounds)]
+    return LabelBins(names, np.array(distinct_edges))
+
+
+def _to_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def find_alike_labels(catalog: Catalog) -> list[list[str]]:
+    """Groups of labels that people would take for one class. Not of very many labels."""
+    with catalog.reading() as connection:
+        rows = connection.execute(
+            "select distinct label from samples where label is not null limit ?",
+            [_MAX_COMPARED_LABELS + 1],
+        ).fetchall()
+    groups: dict[str, list[str]] = {}
+    if len(rows) <= _MAX_COMPARED_LABELS:
+        for (label,) in sorted(rows):
+            groups.setdefault(likeness(label), []).append(label)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def encode_labels(labels: np.ndarray, classes: dict[str, int]) -> np.ndarray:

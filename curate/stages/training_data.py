@@ -153,6 +153,17 @@ def write_training_data(
     return reduction
 
 
+def warn_of_unlabelled(inputs: TrainingInputs) -> None:
+    """Say how many samples cannot be learned from."""
+    num_unlabelled = int((inputs.labels < 0).sum())
+    if num_unlabelled:
+        log.warning(
+            "%s of %s samples have no label and are left out",
+            f"{num_unlabelled:,}",
+            f"{len(inputs.labels):,}",
+        )
+
+
 def shard_ids_of_urls(catalog: Catalog, urls: list[str]) -> set[int]:
     """The ids of shards by their URLs."""
     with catalog.reading() as connection:

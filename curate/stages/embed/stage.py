@@ -18,6 +18,7 @@ from curate.catalog import provenance, sets
 from curate.catalog.catalog import Catalog
 from curate.catalog.database import CatalogLockedError
 from curate.catalog.records import EmbeddingRecord
+from curate.catalog.samples import find_alike_labels
 from curate.encoders import (
     check_checkpoint,
     check_spec,
@@ -46,7 +47,7 @@ from curate.storage.locks import remove_temporary_files
 # Workers take neighbouring shards in groups of about this size, so that batches span small shards.
 _GROUP_BYTES = 32 << 20
 _CPU_BATCH, _CUDA_BATCH = 8, 256
-_MAX_DAMAGED_SHOWN = 10
+_MAX_DAMAGED_SHOWN, _MAX_ALIKE_SHOWN = 10, 3
 
 
 def check_label_source(label: str) -> None:
@@ -448,6 +449,12 @@ def _log_summary(catalog: Catalog, embedding: str, num_given: int, num_attempted
         log.warning("%s: %s", url, error)
     if embedded and not num_labelled and label_source != "cls":
         log.warning("no sample has a label in %s: see --label", label_source)
+    if num_attempted and (alike := find_alike_labels(catalog)):
+        examples = "; ".join(
+            " and ".join(f"'{label}'" for label in group[:_MAX_ALIKE_SHOWN])
+            for group in alike[:_MAX_ALIKE_SHOWN]
+        )
+        log.warning("classes that look alike: %s (%s in all)", examples, f"{len(alike):,}")
     unreadable = sum(not is_partly_read for _, _, is_partly_read in damaged)
     title = f"embedding '{embedding}'"
     if not num_attempted:

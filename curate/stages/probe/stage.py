@@ -307,7 +307,7 @@ def _train(
 ) -> _TrainingResult:
     """Train the parts that are missing."""
     from curate.stages.probe.worker import TrainPart
-    from curate.stages.training_data import write_training_data
+    from curate.stages.training_data import warn_of_unlabelled, write_training_data
     from curate.training.inputs import TrainingInputs
 
     models = [make_model(spec) for spec in plan.models]
@@ -333,6 +333,7 @@ def _train(
                 reduction=reduction,
                 urls=plan.test,
             )
+        warn_of_unlabelled(inputs)
         num_labelled = int((inputs.labels >= 0).sum())
         num_trained = round(plan.fraction * num_labelled)
         if plan.folds:

@@ -11,6 +11,7 @@ from curate.catalog.records import SelectionRecord
 from curate.catalog.samples import load_members
 from curate.errors import CurateError
 from curate.formatting import count_of
+from curate.progress import log
 from curate.stages.evidence.comparisons import FULL, PRUNED, RANDOM
 from curate.stages.select.candidates import load_candidates
 from curate.stages.select.quotas import group_quotas, group_tiebreak, select_with_quotas
@@ -49,6 +50,7 @@ class ArmBuilder:
         self._all_rows = np.flatnonzero(is_trainable)
         self._folder, self._num_classes = folder, num_classes
         self._arms: dict[str, Arm] = {}
+        self.num_equal = 0  # selections that hold all that is trained on
 
     def build(self, selections: list[SelectionRecord], missing_seeds: MissingSeeds) -> list[Arm]:
         """full, and for each selection pruned and random, with the seeds that are missing.
@@ -73,9 +75,18 @@ class ArmBuilder:
                 f"the selection '{name}' has {count_of(len(rows), 'sample')} to train on for "
                 f"{count_of(self._num_classes, 'class', 'classes')}: keep more"
             )
+        if len(rows) == len(self._all_rows):
+            self.num_equal += 1
+            log.warning(
+                "%s holds all %s samples that are trained on, and is not compared with them: "
+                "keep less of those, such as --where 'label is not null'",
+                f"'{name}'",
+                f"{len(rows):,}",
+            )
+            return
         self._add(PRUNED, name, keep, pruned_seeds, lambda seed: rows)
-        if random_seeds:
-            self._add(RANDOM, name, keep, random_seeds, self._random_draw(record, len(rows)))
+        if random_seeds and (draw := self._random_draw(record, len(rows))):
+            self._add(RANDOM, name, keep, random_seeds, draw)
 
     def _add(
         self,
@@ -101,8 +112,13 @@ class ArmBuilder:
             epochs = self._epochs_for(rows.shape[1])
             self._arms[key] = Arm(name, (selection,), keep, stacked_seeds, epochs, path)
 
-    def _random_draw(self, record: SelectionRecord, count: int) -> Callable[[int], np.ndarray]:
-        """From a seed to row indices of as many candidates, under the selection's own balance."""
+    def _random_draw(
+        self, record: SelectionRecord, count: int
+    ) -> Callable[[int], np.ndarray] | None:
+        """From a seed to row indices of as many candidates, under the selection's own balance.
+
+        None where these are all candidates: every draw would be the selection itself.
+        """
         candidates = load_candidates(
             self._catalog, record.scoring, record.balance_by, record.where_sql
         )
@@ -117,6 +133,9 @@ class ArmBuilder:
         is_trainable &= self._is_trainable[index]
         rows, groups = index[is_trainable], candidates.groups[is_trainable]
         row_ids = self._sample_ids[rows]
+        if count == len(rows):
+            log.info("'%s' holds all of its candidates: there are no random ones", record.selection)
+            return None
         sizes = np.bincount(groups)
         tiebreak = group_tiebreak(groups, row_ids, record.seed)
         quotas = group_quotas(

@@ -35,13 +35,21 @@ class Setting(NamedTuple):
     test: list[str]
     transfer: list[str]
     clustering: str | None  # whose clusters are predicted
+    label_bins: int | None = None
 
     @classmethod
     def from_json(cls, text: str) -> "Setting":
         return cls(**json.loads(text))
 
     def to_json(self) -> str:
-        return provenance.canonical_json(self._asdict())
+        return provenance.canonical_json(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without an option that is later than some validations, where it is not given."""
+        values = self._asdict()
+        if self.label_bins is None:
+            del values["label_bins"]
+        return values
 
     @property
     def num_results(self) -> int:
@@ -63,6 +71,7 @@ def default_name(setting: Setting) -> str:
         f"epochs{setting.epochs}" if setting.epochs else None,
         f"in-{setting.within}" if setting.within else None,
         "transfer" if setting.transfer and setting.task == LABELS else None,
+        f"bins{setting.label_bins}" if setting.label_bins else None,
         f"seed{setting.seed}" if setting.seed else None,
     ]
     return "-".join(filter(None, words))
@@ -84,7 +93,7 @@ def compute_fingerprint(catalog: Catalog, setting: Setting) -> str:
     if setting.clustering:
         content.append(catalog.require(ClusteringRecord, setting.clustering).fingerprint)
     code_checksum = validation_checksum(setting.task, setting.model)
-    return provenance.fingerprint("validate", setting._asdict(), *content, code_checksum)
+    return provenance.fingerprint("validate", setting.to_dict(), *content, code_checksum)
 
 
 def is_current(catalog: Catalog, record: ValidationRecord) -> bool:

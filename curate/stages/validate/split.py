@@ -8,12 +8,19 @@ from typing import NamedTuple
 import numpy as np
 
 from curate.catalog.catalog import Catalog
-from curate.catalog.samples import class_to_index, load_clusters, load_columns, load_labels
+from curate.catalog.samples import (
+    LabelBins,
+    class_to_index,
+    load_clusters,
+    load_columns,
+    load_labels,
+    make_label_bins,
+)
 from curate.errors import CurateError
 from curate.formats.shard_patterns import expand_patterns
 from curate.models import Model
-from curate.stages.training_data import write_training_data
-from curate.stages.validate.setting import CLUSTERS, SELF_SUPERVISED, Setting
+from curate.stages.training_data import warn_of_unlabelled, write_training_data
+from curate.stages.validate.setting import CLUSTERS, LABELS, SELF_SUPERVISED, Setting
 from curate.stages.validate.worker import TaskData
 from curate.training.inputs import TrainingInputs
 
@@ -39,7 +46,8 @@ def split_data(catalog: Catalog, setting: Setting, model: Model, folder: Path) -
     """
     extra_catalog = Catalog(catalog.path / setting.extra_folder)
     task_catalog = extra_catalog if setting.transfer else catalog  # has the classes of the tests
-    classes = _list_classes(task_catalog, setting)
+    bins = make_label_bins(catalog, setting.label_bins) if setting.label_bins else None
+    classes = bins.names if bins else _list_classes(task_catalog, setting)
     corpus_classes = classes
     if setting.transfer:
         corpus_classes = _list_classes(catalog, setting, is_tested=False)
@@ -54,7 +62,7 @@ def split_data(catalog: Catalog, setting: Setting, model: Model, folder: Path) -
         setting.embedding,
         corpus.folder,
         [model],
-        _labels_function(catalog, setting, corpus_classes),
+        _labels_function(catalog, setting, corpus_classes, bins),
         within=setting.within,
     )
 
@@ -65,7 +73,7 @@ def split_data(catalog: Catalog, setting: Setting, model: Model, folder: Path) -
             setting.embedding,
             inputs.folder,
             [model],
-            _labels_function(extra_catalog, setting, classes),
+            _labels_function(extra_catalog, setting, classes, bins),
             reduction=reduction,
             urls=expand_patterns(patterns),
         )
@@ -80,6 +88,8 @@ def split_data(catalog: Catalog, setting: Setting, model: Model, folder: Path) -
         np.save(row_file, np.flatnonzero(is_used))
         return TaskData(name, inputs, row_file, len(classes))
 
+    if setting.task == LABELS:
+        warn_of_unlabelled(corpus)
     task_inputs = prepare("transfer", setting.transfer) if setting.transfer else corpus
     is_task_trainable = task_inputs.labels >= 0
     if setting.test:
@@ -114,11 +124,13 @@ def _list_classes(catalog: Catalog, setting: Setting, *, is_tested: bool = True)
 
 
 def _labels_function(
-    catalog: Catalog, setting: Setting, classes: list[str]
+    catalog: Catalog, setting: Setting, classes: list[str], bins: LabelBins | None
 ) -> Callable[[np.ndarray], np.ndarray]:
     """From sample ids to class numbers, int64 [n], −1 for none."""
     if setting.task == CLUSTERS:
         return lambda sample_ids: load_clusters(catalog, str(setting.clustering), sample_ids)
+    if bins:
+        return lambda sample_ids: bins.encode(load_columns(catalog, sample_ids, "label")["label"])
     index = {label: number for number, label in enumerate(classes)}
     return lambda sample_ids: load_labels(catalog, sample_ids, index)
 

@@ -91,6 +91,10 @@ def _check_options(arguments: Mapping[str, Any]) -> None:
         raise OptionError(
             "--task self-supervised tests on a labelled task: give its shards with --transfer"
         )
+    if task not in (None, LABELS) and arguments["label_bins"]:
+        raise OptionError(f"--task {task} has no labels to put into bins: leave out --label-bins")
+    if transfer and arguments["label_bins"]:
+        raise OptionError("--label-bins is for the labels of the corpus: leave out --transfer")
     if task not in (None, LABELS, SELF_SUPERVISED) and transfer:
         raise OptionError(f"--task {task} tests on the corpus' own kind: leave out --transfer")
 
@@ -151,6 +155,15 @@ def validate(
         ),
     ] = None,
     tolerance: Tolerance = 0.5,
+    label_bins: Annotated[
+        int | None,
+        Option(
+            "Make so many classes, of about as many samples each, of labels that are numbers.",
+            minimum=2,
+            maximum=1000,
+            metavar="N",
+        ),
+    ] = None,
     embedding: EmbeddingName = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -204,6 +217,7 @@ def validate(
         test=list(dict.fromkeys(hide_patterns(_as_list(test)))),
         transfer=hide_patterns(_as_list(transfer)),
         clustering=_target_clustering(catalog, parent) if task == CLUSTERS else None,
+        label_bins=label_bins,
     )
     test_shards = _embed_extra_shards(catalog, parent, setting)
     fingerprint = compute_fingerprint(catalog, setting)
@@ -367,7 +381,7 @@ def _add_arms(
         "validate",
         name,
         {"selections": [record.selection for record in records], "seeds": num_seeds}
-        | setting._asdict(),
+        | setting.to_dict(),
         parents=_find_parents(catalog, setting, names),
         fingerprint=fingerprint,
         code_checksum=validation_checksum(setting.task, setting.model),
@@ -446,6 +460,12 @@ def _train(
             num_classes=task.num_classes,
         )
         arms = builder.build(records, missing_seeds)
+        if builder.num_equal == len(records):
+            raise CurateError(
+                "no selection holds less than what is trained on, so there is nothing to compare: "
+                "samples without a label are never trained on; select from those with one, "
+                "--where 'label is not null'"
+            )
         _check_unchanged(catalog, setting, validation.fingerprint, records)
         num_missing = sum(len(arm.seeds) * len(arm.selections) for arm in arms)
         validation = replace(
