@@ -26,6 +26,11 @@ def count_of(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
+def shorten(text: str, longest: int) -> str:
+    """A text of at most so many characters, with … for what is left out."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
 def escape_control_characters(text: str, allow: str = "") -> str:
     """A text whose control characters, which would steer a terminal, are written as escapes."""
 

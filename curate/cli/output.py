@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from curate.errors import OptionError
-from curate.formatting import escape_control_characters
+from curate.formatting import escape_control_characters, shorten
 from curate.storage.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _FILE_FORMATS = ("csv", "json", "parquet")
 _FETCH_ROWS = 1000
+_MAX_CELL = 2_000  # characters of a cell of a table; csv and json have all
 
 
 def write_query(
@@ -77,7 +78,7 @@ def print_table(
         justify = "right" if is_numeric else "left"
         table.add_column(Text(column), justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        cells = ["" if value is None else str(value) for value in row]
+        cells = ["" if value is None else shorten(str(value), _MAX_CELL) for value in row]
         table.add_row(*(Text(escape_control_characters(cell, "\n\t")) for cell in cells))
     console.print(table)
 

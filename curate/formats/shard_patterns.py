@@ -131,7 +131,9 @@ def _explain_no_match(location: str) -> str:
     if compressed:
         return _refuse_compressed(f"{location.rstrip('/')}/{compressed}")
     if names:
-        endings = Counter(Path(name).suffix.lower() or "without an ending" for name in names)
+        endings = Counter(
+            Path(name).suffix.lower() or "without an ending" for name in sorted(names)
+        )
         counts = [f"{count:,} {ending}" for ending, count in endings.most_common()]
         shown = ", ".join(counts[:_MAX_ENDINGS_SHOWN])
         return f"no .tar in '{location}', but {shown}: check the path (nothing was changed)"

@@ -48,3 +48,45 @@ def test_shards_come_from_any_fsspec_url(tmp_path):
     assert stat_shard(url).num_bytes == path.stat().st_size
     with files.open_binary(url, sequential=True) as stream:
         assert [sample.key for sample in iterate_samples(TarReader(stream))] == ["a"]
+
+
+def test_a_folder_of_a_store_lists_its_shards_as_one_of_this_machine_does():
+    """With and without a slash; a store knows folders by what is below them only."""
+    store = fsspec.filesystem("memory")
+    for name in ("b-10.tar", "b-9.tar", "readme.txt", "below/c.tar"):
+        store.pipe(f"/prefix/{name}", b"x")
+    for pattern in ("memory://prefix", "memory://prefix/"):
+        assert expand_patterns([pattern]) == ["memory://prefix/b-9.tar", "memory://prefix/b-10.tar"]
+    with pytest.raises(CurateError, match="no .tar in 'memory://prefix/below/c', but|no shard at"):
+        expand_patterns(["memory://prefix/below/c/"])
+    with pytest.raises(OSError, match="it is a folder"):
+        files.stat("memory://prefix")
+
+
+def test_a_folder_without_shards_says_what_it_holds(tmp_path):
+    for name in ("a.zip", "b.zip", "c.json", "README"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        CurateError, match=r"no .tar in .*, but 2 .zip, 1 without an ending, 1 .json"
+    ):
+        expand_patterns([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("000.tar.gz", "gunzip -k FOLDER/*.gz"),
+        ("000.tgz", "gunzip -k FOLDER/*.tgz"),
+        ("000.TAR.BZ2", "bunzip2 -k FOLDER/*.BZ2"),
+        ("000.tar.xz", "unxz -k FOLDER/*.xz"),
+        ("000.tar.zst", "unzstd FOLDER/*.zst"),
+    ],
+)
+def test_compressed_shards_are_refused_with_the_command_that_unpacks_them(tmp_path, name, command):
+    (tmp_path / name).touch()
+    for pattern in (tmp_path, tmp_path / name, tmp_path / "000*"):
+        with pytest.raises(CurateError, match="is compressed") as caught:
+            expand_patterns([str(pattern)])
+        assert command.replace("FOLDER", str(tmp_path)) in str(caught.value)
+    with pytest.raises(CurateError, match="is compressed.*unpack it there"):
+        expand_patterns([f"https://host/{name}"])

@@ -1,6 +1,7 @@
 """Labels that say nothing, or the same in several spellings: no verdict stands on them."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from curate.catalog.samples import find_alike_labels, make_label_bins
 from curate.errors import CurateError, OptionError
 from curate.stages.embed.stage import embed, num_failures
 from curate.stages.probe.stage import probe
+from curate.stages.report.stage import report
 from curate.stages.score.stage import score
 from curate.stages.select.stage import select
 from curate.stages.validate.stage import validate
@@ -121,6 +123,7 @@ def test_classes_that_look_alike_are_reported(worlds, tmp_path, caplog):
 
 def test_odd_captions_are_read(worlds, tmp_path):
     catalog = embed_world(worlds, "captions_odd", tmp_path)
+    assert Path(report(catalog)).stat().st_size < 1_000_000  # the long caption has 5 MB
     captions = dict(rows(catalog, "select key, caption from samples"))
     assert captions.pop("long").startswith("word word")
     assert captions == {

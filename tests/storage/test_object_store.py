@@ -14,6 +14,7 @@ from conftest import rows, run_curate, write_corpus
 import curate
 from curate.catalog.catalog import Catalog
 from curate.errors import CurateError
+from curate.formats.shard_patterns import expand_patterns
 from curate.storage import files
 from curate.storage.atomic import atomic_write
 from curate.storage.locks import lock_folder
@@ -116,6 +117,19 @@ def test_a_file_of_a_store_appears_when_it_is_whole(store):
     with atomic_write(url) as temporary:
         temporary.write_bytes(bytes(60 << 20))  # uploaded in several parts
     assert files.stat(url).num_bytes == 60 << 20
+
+
+@pytest.mark.parametrize("store", [0], indirect=True)
+def test_a_prefix_of_a_store_lists_its_shards(store, tmp_path):
+    for path in map(Path, write_corpus(tmp_path / "corpus", 2, 2)):
+        files.upload(path, f"s3://corpus/some/folder/{path.name}")
+    urls = [f"s3://corpus/some/folder/{shard:03d}.tar" for shard in range(2)]
+    for prefix in ("s3://corpus/some/folder", "s3://corpus/some/folder/"):
+        assert expand_patterns([prefix]) == urls
+    with pytest.raises(CurateError, match="no .tar in 's3://corpus/some', but 1"):
+        expand_patterns(["s3://corpus/some"])
+    with pytest.raises(OSError, match="it is a folder"):
+        files.stat("s3://corpus/some/folder")
 
 
 def test_a_file_url_is_a_path_of_this_machine(tmp_path):

@@ -18,6 +18,7 @@ from curate.catalog.records import (
     ValidationRecord,
 )
 from curate.errors import CurateError
+from curate.formatting import shorten
 from curate.package_data import read_sql
 from curate.progress import log, progress_bar
 from curate.stages.evidence.verdicts import Verdict, read_verdicts
@@ -27,6 +28,7 @@ from curate.stages.score.correlations import correlations
 from curate.stages.staleness import find_stale
 
 _MAX_ROWS = 200  # of a table; the rest is for `curate query`
+_MAX_TEXT = 500  # characters of a caption or a label
 _BINS = 40
 _MAX_SELECTIONS = 6  # in the chart of classes, the newest
 _MAX_CLUSTERS = 500  # in the chart of overlaps
@@ -454,10 +456,11 @@ def _is_number_or_none(value: Any) -> bool:
 
 
 def _to_json(value: Any) -> Any:
-    """A value for the page: short numbers, dates as text."""
+    """A value for the page: short numbers, dates as text, the beginning of a long text."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if np.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
+    is_plain = value is None or isinstance(value, bool | int)
+    return value if is_plain else shorten(str(value), _MAX_TEXT)
 
 
 def _format_cell(column: str, value: Any) -> str:
