@@ -5,9 +5,15 @@ imported when it is first used, so that `import curate` costs nothing.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from curate.verbs import VERBS
+
+# Libraries read these when they are imported, in this process and in those that it starts. ONNX
+# Runtime else writes a device id to ~/.cache and looks up a host of its maker's.
+for _name in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_name, "1")
 
 if TYPE_CHECKING:
     from curate.catalog.catalog import Catalog as Catalog

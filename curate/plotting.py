@@ -1,12 +1,16 @@
 """Pictures in one style, safe for the colour-blind, written as PNG and as SVG."""
 
 import contextlib
+import importlib
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curate.storage.atomic import atomic_write
+from curate.storage.locks import user_tempdir
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,11 +36,23 @@ _STYLE: dict[str, Any] = {
 }
 
 
+def import_matplotlib() -> None:
+    """Import it with its list of fonts among the temporary files, not in the user's home."""
+    if "matplotlib" in sys.modules or "MPLCONFIGDIR" in os.environ:
+        return
+    os.environ["MPLCONFIGDIR"] = str(user_tempdir() / "matplotlib")
+    try:
+        importlib.import_module("matplotlib.font_manager")
+    finally:
+        del os.environ["MPLCONFIGDIR"]
+
+
 @contextlib.contextmanager
 def new_figure(
     path: Path, width: float = 6.4, height: float = 4.2, **subplots: Any
 ) -> "Iterator[tuple[Figure, Any]]":
     """A figure and its axes, sizes in inches; at the block's good end saved by `save_figure`."""
+    import_matplotlib()
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -94,6 +110,7 @@ def caption(figure: "Figure", text: str) -> None:
 
 def sequential_colours(count: int) -> list[Any]:
     """Colours in an order, dark to light; the lightest, which white paper hides, is left out."""
+    import_matplotlib()
     import matplotlib
 
     colour_map = matplotlib.colormaps[SEQUENTIAL_MAP]

@@ -34,9 +34,15 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def local_tempdir() -> Iterator[Path]:
-    """A temporary folder on this machine's own disk.
+    """A temporary folder on this machine's own disk, in that of `user_tempdir`."""
+    with temporary_folder(user_tempdir()) as folder:
+        yield folder
 
-    Raises PermissionError where another user owns its parent folder.
+
+def user_tempdir() -> Path:
+    """This user's folder among the machine's temporary files, which outlives processes.
+
+    Raises PermissionError where another user owns it.
     """
     parent = Path(tempfile.gettempdir()) / f"curate-{os.getuid()}"
     parent.mkdir(mode=0o700, exist_ok=True)
@@ -44,8 +50,7 @@ def local_tempdir() -> Iterator[Path]:
         raise PermissionError(
             f"'{parent}' belongs to another user: set TMPDIR to a folder of your own"
         )
-    with temporary_folder(parent) as folder:
-        yield folder
+    return parent
 
 
 def remove_stale(folder: Path) -> None:

@@ -120,6 +120,7 @@ def _draw_1b(path: Path) -> str:
 
 def _draw_1c(path: Path) -> str:
     """The difference between keeping hard and easy examples."""
+    plotting.import_matplotlib()
     from matplotlib.colors import SymLogNorm
 
     alphas, keeps = np.geomspace(1, 64, 40), np.linspace(0.1, 0.95, 35)
