@@ -52,7 +52,7 @@ def test_the_chain_asks_nobody_and_writes_nowhere_else(tmp_path):
     write_corpus(tmp_path / "corpus", 4, 30)
     write_network(tmp_path / "mean.onnx")
     (tmp_path / "chain.py").write_text(CHAIN)
-    for name in ("home", "temporary"):
+    for name in ("home", "temporary", "empty"):
         (tmp_path / name).mkdir()
     names = ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "MPLCONFIGDIR")
     environment = {name: value for name, value in os.environ.items() if name not in names}
@@ -63,9 +63,11 @@ def test_the_chain_asks_nobody_and_writes_nowhere_else(tmp_path):
         "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
     }
     trace = tmp_path / "trace"
+    watch = f"strace -f -qq -e trace=connect,openat,creat,mkdir -o {trace}".split()
+    chain = [sys.executable, tmp_path / "chain.py", tmp_path, f"onnx:{tmp_path}/mean.onnx"]
     subprocess.run(
-        ["strace", "-f", "-qq", "-e", "trace=connect,openat,creat,mkdir", "-o", trace]
-        + [sys.executable, tmp_path / "chain.py", tmp_path, f"onnx:{tmp_path}/mean.onnx"],
+        [*watch, *chain],
+        cwd=tmp_path / "empty",
         env=environment,
         check=True,
         capture_output=True,
@@ -84,7 +86,8 @@ def test_the_chain_asks_nobody_and_writes_nowhere_else(tmp_path):
     assert written
     elsewhere = {path for path in written if path.startswith("/") and not path.startswith("/dev/")}
     assert {path for path in elsewhere if not path.startswith(allowed)} == set()
-    assert list((tmp_path / "home").iterdir()) == []
+    for name in ("home", "empty"):
+        assert list((tmp_path / name).iterdir()) == []
 
 
 def test_libraries_telemetry_is_switched_off_before_they_are_imported():
