@@ -7,6 +7,7 @@ from curate.catalog.catalog import Catalog
 from curate.catalog.records import SelectionRecord
 from curate.errors import CurateError
 from curate.formats.samples import to_unicode
+from curate.storage.credentials import hide_credentials
 from curate.storage.files import resolve
 
 
@@ -25,7 +26,7 @@ class SelectionFilter:
         return to_unicode(sample["__key__"]) in self._keys
 
     def _load_keys(self, url: str) -> frozenset[str]:
-        location = resolve(url.removeprefix("file://").removeprefix("file:"))
+        location = hide_credentials(resolve(url.removeprefix("file://").removeprefix("file:")))
         with self.catalog.reading() as connection:
             if not connection.execute("select 1 from shards where url = ?", [location]).fetchall():
                 raise CurateError(

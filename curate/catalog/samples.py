@@ -83,7 +83,7 @@ def make_label_bins(catalog: Catalog, count: int) -> LabelBins:
     """
     quantiles = [index / count for index in range(1, count)]
     with catalog.reading() as connection:
-        ((total, other, low, high, edges),) = connection.execute(
+        ((total, non_number, low, high, edges),) = connection.execute(
             "select count(label), any_value(label) filter (number is null and label is not null), "
             "min(number), max(number), quantile_disc(number, $1::double[]) "
             "from (select label, try_cast(label as double) as number from samples)",
@@ -91,8 +91,10 @@ def make_label_bins(catalog: Catalog, count: int) -> LabelBins:
         ).fetchall()
     if not total:
         raise CurateError("the corpus has no labels for --label-bins: leave it out")
-    if other is not None:
-        raise CurateError(f"--label-bins is for numbers, and '{other}' is a label: leave it out")
+    if non_number is not None:
+        raise CurateError(
+            f"--label-bins is for numbers, and '{non_number}' is a label: leave it out"
+        )
     distinct_edges = sorted({edge for edge in edges if low < edge <= high})
     if not distinct_edges:
         raise CurateError(f"all labels are {low:g}: there is nothing to tell apart")

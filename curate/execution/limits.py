@@ -69,7 +69,7 @@ def _list_groups(root: Path, controller: str) -> Iterator[Path]:
         if ".." in folders:  # above the root of this process' view
             continue
         for depth in range(len(folders), -1, -1):
-            groups |= {place.joinpath(*folders[:depth]): None for place in mounts}
+            groups |= {root_group.joinpath(*folders[:depth]): None for root_group in mounts}
     return iter(sorted(groups, key=lambda group: -len(group.parts)))
 
 
