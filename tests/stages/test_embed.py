@@ -160,7 +160,7 @@ def test_broken_samples_are_recorded_and_the_rest_is_kept(tmp_path):
             ("good", {"png": png(1), "cls": b"3"}),
             ("torn", {"png": png(2, (90, 90))[:-400], "cls": b"3"}),
             ("none", {"cls": b"3"}),
-            ("mark", {"png": png(4), "cls": b"\xff\xfe"}),
+            ("mark", {"png": png(4), "cls": b"\xff\xfd"}),
             ("bare", {"png": png(5)}),
         ],
     )
