@@ -23,6 +23,7 @@ from harness import ROUNDS, Row, time_variants
 from curate.encoders import make_encoder
 from curate.execution import engine
 from curate.execution.types import Resources
+from curate.formats.member_roles import MemberRoles
 from curate.stages.embed.inference import EncoderPlan, load_forward, plan_encoder
 from curate.stages.embed.worker import EmbedShards, ShardTask
 
@@ -55,7 +56,7 @@ def make_shard_tasks(urls: list[str]) -> list[ShardTask]:
 def make_embed_task(plan: EncoderPlan, folder: Path, batch_size: int) -> EmbedShards:
     """The task of `curate embed`, which writes into the folder and has no decoding threads."""
     (folder / "pending").mkdir(parents=True)
-    return EmbedShards(plan, str(folder), "cls", batch_size, 0)
+    return EmbedShards(plan, str(folder), MemberRoles(), batch_size, 0)
 
 
 @dataclass(frozen=True)

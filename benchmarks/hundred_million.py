@@ -144,7 +144,7 @@ def main(num_shards: int) -> None:
             run_step(step, folder, num_shards)
         files = [path for path in (folder / "catalog").rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
-        index_rows = pq.ParquetFile(folder / "out" / "index.parquet").metadata.num_rows
+        index_rows = pq.ParquetFile(folder / "out" / ".curate" / "index.parquet").metadata.num_rows
         print(f"\ncatalog {size / 2**30:.1f} GiB; {index_rows:,} rows in the index")
         if index_rows != num_samples // 2:
             raise SystemExit(f"the index should have {num_samples // 2:,} rows")

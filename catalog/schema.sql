@@ -50,7 +50,8 @@ create table if not exists samples (
     byte_offset bigint not null, -- of its first header in the tar
     num_bytes bigint not null, -- of its members in the tar, headers included
     width integer, -- of the image, in pixels
-    height integer
+    height integer,
+    member text -- the extension of the image, as it is in the tar; null before schema 9
 );
 
 create table if not exists embeddings (
@@ -175,7 +176,8 @@ create table if not exists selections (
     num_candidates bigint not null,
     num_samples bigint not null,
     fingerprint text not null,
-    run_id bigint not null
+    run_id bigint not null,
+    known_shards bigint[] -- the shards there were: first and last ids of runs of neighbours; null before schema 9
 );
 
 create table if not exists members (

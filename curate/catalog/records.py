@@ -135,6 +135,7 @@ class SelectionRecord(SetRecord):
     num_samples: int
     fingerprint: str
     run_id: int
+    known_shards: list[int] | None = None  # first and last ids of runs of shards
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,104 @@
 """What the catalog says of samples: labels as class numbers, and where they lie in their shards."""
 
 import itertools
+import json
 import math
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from curate.catalog.catalog import Catalog
+from curate.catalog.records import EmbeddingRecord, SelectionRecord
 from curate.errors import CurateError
+from curate.formats.member_roles import MemberRoles
 from curate.formats.sample_ids import shard_of
 from curate.formats.sample_locations import SampleLocations
 from curate.formats.text import likeness
 from curate.formatting import natural_sort_key
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 # So many samples a class needs on average; of labels such as 0.2713 more, as they are measured.
 _MIN_REPEATS, _MIN_REPEATS_OF_FRACTIONS = 2, 10
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$", re.ASCII)
 _FRACTION = re.compile(r"[+-]?\d*\.\d*[1-9]\d*([eE][+-]?\d+)?$", re.ASCII)
 _MAX_COMPARED_LABELS = 20_000
+
+# Where the column `preprocessing` of an embedding has what is not usual.
+_ROLE_KEYS = {"key_rule": "key", "image": "image", "caption": "caption_member"}
+
+
+def roles_of(record: EmbeddingRecord) -> MemberRoles:
+    """Which members of its samples an embedding was made from."""
+    stored = json.loads(record.preprocessing)
+    named = {field: stored[key] for field, key in _ROLE_KEYS.items() if key in stored}
+    return MemberRoles(label=record.label_source, **named)
+
+
+def roles_to_preprocessing(roles: MemberRoles) -> dict[str, str]:
+    """What `roles_of` reads: those that are not usual."""
+    usual = MemberRoles()
+    return {
+        key: getattr(roles, field)
+        for field, key in _ROLE_KEYS.items()
+        if getattr(roles, field) != getattr(usual, field)
+    }
+
+
+def corpus_roles(catalog: Catalog) -> MemberRoles | None:
+    """How the samples of the corpus were read, the same for all embeddings; None without any."""
+    names = catalog.list_names(EmbeddingRecord)
+    return roles_of(catalog.require(EmbeddingRecord, names[0])) if names else None
+
+
+def image_member(catalog: Catalog) -> str:
+    """The extension of the image, where --image named one, or no text."""
+    roles = corpus_roles(catalog)
+    return (roles.image if roles else None) or ""
+
+
+def find_known_shards(connection: "DuckDBPyConnection") -> list[int]:
+    """The shards whose samples are in the corpus: first and last ids of runs of neighbours."""
+    rows = connection.execute(
+        "select shard_id from shards where num_samples is not null order by 1"
+    ).fetchnumpy()
+    shard_ids = np.asarray(rows["shard_id"], np.int64)
+    if not len(shard_ids):
+        return []
+    gaps = np.flatnonzero(np.diff(shard_ids) != 1)
+    firsts = shard_ids[np.concatenate([[0], gaps + 1])]
+    lasts = shard_ids[np.concatenate([gaps, [len(shard_ids) - 1]])]
+    return [int(shard_id) for pair in zip(firsts, lasts, strict=True) for shard_id in pair]
+
+
+def find_unknown_shards(
+    connection: "DuckDBPyConnection", selection: SelectionRecord
+) -> frozenset[int]:
+    """The shards that came to the corpus after the selection, which says nothing of them.
+
+    Selections of before schema 9 know those of which their scoring has scores.
+    """
+    if selection.known_shards is None:
+        rows = connection.execute(
+            "select shard_id from shards where num_samples is not null "
+            "and shard_id not in (select sample_id >> 24 from scores where scoring = $1) "
+            "and shard_id not in (select sample_id >> 24 from members where selection = $2) "
+            "and exists (select 1 from scores where scoring = $1)",
+            [selection.scoring, selection.selection],
+        ).fetchall()
+        return frozenset(shard_id for (shard_id,) in rows)
+    bounds = np.asarray(selection.known_shards, np.int64).reshape(-1, 2)
+    rows = connection.execute(
+        "select shard_id from shards where num_samples is not null"
+    ).fetchall()
+    shard_ids = np.array([shard_id for (shard_id,) in rows], np.int64)
+    runs = np.searchsorted(bounds[:, 0], shard_ids, side="right") - 1
+    is_known = (
+        (runs >= 0) & (shard_ids <= bounds[runs.clip(min=0), 1]) if len(bounds) else runs >= 0
+    )
+    return frozenset(shard_ids[~is_known].tolist())
 
 
 def class_to_index(catalog: Catalog) -> dict[str, int]:
@@ -161,6 +241,7 @@ def load_locations(catalog: Catalog, sample_ids: np.ndarray) -> SampleLocations:
         np.searchsorted(shard_ids, shard_of(sample_ids)),
         columns["byte_offset"],
         columns["num_bytes"],
+        image_member(catalog),
     )
 
 

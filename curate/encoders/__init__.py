@@ -98,8 +98,10 @@ def check_spec(spec: str) -> None:
 
 
 def check_checkpoint(path: str) -> None:
-    """CurateError for a file that does not exist."""
-    if not Path(path).expanduser().is_file():
+    """CurateError for a file that does not exist; FILE#ENTRY names weights in a file."""
+    from curate.encoders.weights import split_checkpoint
+
+    if not Path(split_checkpoint(str(path)).file).expanduser().is_file():
         raise CurateError(f"no checkpoint at '{path}': check the path given with --checkpoint")
 
 

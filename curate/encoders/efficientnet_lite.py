@@ -4,7 +4,7 @@ from importlib import resources
 from typing import Any
 
 from curate.encoders import Encoder, encoder
-from curate.encoders.weights import hash_weights, load_state
+from curate.encoders.weights import check_loadable, hash_weights, load_state
 from curate.errors import CurateError
 from curate.formats.images import Preprocessing
 
@@ -25,9 +25,14 @@ def _make_lite(name: str, checkpoint: str | None, size: int) -> Encoder:
     import timm
 
     model: Any = timm.create_model(f"tf_{name}", pretrained=False)
-    state = load_state(checkpoint or _packaged_weights(name))
-    # The package has the same tensors in the same order under other names.
-    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)), strict=True)
+    names = model.state_dict().keys()
+    weights = checkpoint or _packaged_weights(name)
+    state = load_state(weights, names)
+    if len(state) != len(names):
+        raise CurateError(f"'{weights}' does not fit the model: it has {len(state)} tensors")
+    if state.keys() != names:  # the package has the same tensors in the same order
+        state = dict(zip(names, state.values(), strict=True))
+    check_loadable(weights, lambda: model.load_state_dict(state, strict=True))
     model.reset_classifier(0)
     # Trained with inputs in [-1, 1], the default of Preprocessing: with ImageNet's mean and
     # deviation its top-1 falls by 9 points.

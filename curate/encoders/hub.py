@@ -1,15 +1,29 @@
 """The model hub, with a time limit and one clear line where it cannot be reached."""
 
 import os
+import pickle
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from curate.errors import CurateError
+from curate.encoders.weights import describe_failure
+from curate.errors import CurateError, OptionError
 
 Result = TypeVar("Result")
+
+# How open_clip and timm call a model of the hub (hf-hub:ORG/NAME), and a folder laid out like one.
+HUB, LOCAL_FOLDER = "hf-hub:", "local-dir:"
+
+
+def check_hub_folder(folder: str, config: str) -> None:
+    """OptionError for a folder without the file that says how the model is built."""
+    if not Path(folder).is_dir():
+        raise OptionError(f"no folder '{folder}': write local-dir:FOLDER")
+    if not (Path(folder) / config).is_file():
+        raise OptionError(f"'{folder}' has no {config}: it is not laid out as on the model hub")
 
 
 def load_from_hub(spec: str, load: Callable[[], Result], what: str = "weights") -> Result:
@@ -25,8 +39,14 @@ def load_from_hub(spec: str, load: Callable[[], Result], what: str = "weights") 
     constants.HF_HUB_OFFLINE = is_offline
     try:
         return load()
-    except (OSError, RuntimeError, ValueError, errors.HfHubHTTPError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        pickle.UnpicklingError,
+        errors.HfHubHTTPError,
+    ) as error:
+        reason = describe_failure(error)
         if is_offline:
             reason = "the model hub cannot be reached"
         remedy = "download them elsewhere and give the file with --checkpoint"

@@ -1,12 +1,15 @@
-"""Any model of timm without its classifier: `timm:MODEL`, as vit_small_patch14_dinov2.lvd142m."""
+"""Any model of timm without its classifier: `timm:MODEL`, as vit_small_patch14_dinov2.lvd142m.
+
+`timm:hf-hub:ORG/NAME` is a model of the hub, `timm:local-dir:FOLDER` a folder in the hub's layout.
+"""
 
 import contextlib
 import math
 from typing import Any
 
 from curate.encoders import Encoder, encoder
-from curate.encoders.hub import load_from_hub
-from curate.encoders.weights import hash_weights, load_into
+from curate.encoders.hub import HUB, LOCAL_FOLDER, check_hub_folder, load_from_hub
+from curate.encoders.weights import check_loadable, hash_weights, load_into
 from curate.errors import CurateError, OptionError
 from curate.formats.images import Preprocessing
 
@@ -16,9 +19,13 @@ def timm(variant: str, checkpoint: str | None, size: int | None) -> Encoder:
     """Pooled features (DINO, DINOv2, SigLIP and others), with timm's own evaluation transform."""
     import timm as library
 
-    if not library.is_model(variant):
+    is_local = variant.startswith(LOCAL_FOLDER)
+    if is_local:
+        check_hub_folder(variant.removeprefix(LOCAL_FOLDER), "config.json")
+    elif not variant.startswith(HUB) and not library.is_model(variant):
         raise OptionError(
-            f"timm has no model '{variant}'; names are listed by timm.list_models('*dino*')"
+            f"timm has no model '{variant}'; names are listed by timm.list_models('*dino*'); "
+            "those of the hub are timm:hf-hub:ORG/NAME, a folder is timm:local-dir:FOLDER"
         )
 
     def load() -> Any:
@@ -30,8 +37,11 @@ def timm(variant: str, checkpoint: str | None, size: int | None) -> Encoder:
         return library.create_model(variant, **options)
 
     if checkpoint:
-        model = load()
+        needs_hub = variant.startswith(HUB)  # for the file that says how the model is built
+        model = load_from_hub(f"timm:{variant}", load) if needs_hub else load()
         load_into(model, checkpoint, ignore=("head.", "fc.", "classifier."))
+    elif is_local:
+        model = check_loadable(variant.removeprefix(LOCAL_FOLDER), load)
     else:
         model = load_from_hub(f"timm:{variant}", load)
     return Encoder(model.eval(), read_preprocessing(model, size), hash_weights(model))

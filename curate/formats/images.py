@@ -7,7 +7,7 @@ import contextlib
 import io
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -79,14 +79,6 @@ class DecodedImage(NamedTuple):
 
 class ImageDecodeError(Exception):
     """The bytes are no image that can be used; the text says why."""
-
-
-def find_image_member(extensions: Iterable[str]) -> str | None:
-    """The extension of the image: the first plain one (`jpg`), else the first that ends so."""
-    extensions = list(extensions)
-    plain = [extension for extension in extensions if extension in EXTENSIONS]
-    compound = [extension for extension in extensions if extension.rsplit(".", 1)[-1] in EXTENSIONS]
-    return next(iter(plain + compound), None)
 
 
 def decode_image(data: bytes, preprocessing: Preprocessing) -> DecodedImage:

@@ -7,12 +7,8 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from curate.errors import CurateError
-from curate.formats.images import (
-    ImageDecodeError,
-    Preprocessing,
-    decode_image,
-    find_image_member,
-)
+from curate.formats.images import ImageDecodeError, Preprocessing, decode_image
+from curate.formats.member_roles import MemberRoles
 from curate.formats.samples import CorruptShardError, iterate_samples
 from curate.formats.tar import BLOCK, TarReader
 from curate.storage.files import read_range
@@ -20,12 +16,13 @@ from curate.storage.files import read_range
 
 class SampleLocations(NamedTuple):
     """Where samples lie: the shards, and for each sample the index of its shard, its offset and
-    its length in bytes: int64 [n] each."""
+    its length in bytes: int64 [n] each. `image` is the member that --image named, or empty."""
 
     urls: list[str]
     url_indices: np.ndarray
     offsets: np.ndarray
     lengths: np.ndarray
+    image: str = ""
 
     def save(self, path: Path) -> None:
         """Write an .npz file."""
@@ -36,23 +33,32 @@ class SampleLocations(NamedTuple):
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
             return cls(
-                arrays["urls"].tolist(), arrays["url_indices"], arrays["offsets"], arrays["lengths"]
+                arrays["urls"].tolist(),
+                arrays["url_indices"],
+                arrays["offsets"],
+                arrays["lengths"],
+                str(arrays["image"]),
             )
 
 
-def read_image(url: str, offset: int, length: int, preprocessing: Preprocessing) -> np.ndarray:
-    """The image of the sample at an offset: uint8 [size, size, 3]. Raises CurateError."""
+def read_image(
+    url: str, offset: int, length: int, preprocessing: Preprocessing, image: str = ""
+) -> np.ndarray:
+    """The image of the sample at an offset: uint8 [size, size, 3]. Raises CurateError.
+
+    `image` is the member that --image named, or empty.
+    """
     try:
         sample = read_range(url, offset, length)
     except OSError as error:
         raise CurateError(
             f"'{url}' cannot be read ({error.strerror or error}): put the shard back"
         ) from error
-    return decode_sample_image(sample, url, offset, preprocessing)
+    return decode_sample_image(sample, url, offset, preprocessing, image)
 
 
 def decode_sample_image(
-    sample: bytes, url: str, offset: int, preprocessing: Preprocessing
+    sample: bytes, url: str, offset: int, preprocessing: Preprocessing, image: str = ""
 ) -> np.ndarray:
     """The image in a sample's bytes, which were read at `offset` of `url`. Raises CurateError."""
     changed = f"'{url}' has changed since it was embedded"
@@ -60,7 +66,9 @@ def decode_sample_image(
         members = next(iterate_samples(TarReader(io.BytesIO(sample + bytes(2 * BLOCK))))).members
     except (CorruptShardError, StopIteration) as error:
         raise CurateError(f"{changed}: no sample at byte {offset:,}") from error
-    extension = find_image_member(members)
+    # All bytes are of one sample, so the rule for keys does not matter: where dots belong to the
+    # key, the image's name is that of --image with a part of the key before it.
+    extension = MemberRoles(image=image or None).choose_image(members).extension
     if extension is None:
         raise CurateError(f"{changed}: no image at byte {offset:,}")
     try:

@@ -10,18 +10,22 @@ from curate.formats.tar import Member, TarError
 # Its own pattern takes folder/._a.jpg, which macOS adds to folder/a.jpg, for a sample with the key
 # `folder/`; here hidden files belong to no sample.
 _KEY = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]*)$", re.DOTALL)
+# Where the key ends: at the first dot, or for keys with dots in them (v1/22.00.png) at the last.
+FIRST_DOT, LAST_DOT = "first-dot", "last-dot"
+KEY_RULES = (FIRST_DOT, LAST_DOT)
 
 
 class Sample(NamedTuple):
     """Neighbouring members with one key; `offset` and `length` span them in the tar, with headers.
 
-    `members` maps lower-case extensions to bytes.
+    `members` maps lower-case extensions to bytes; `spellings`, to those that are spelled otherwise.
     """
 
     key: str
     offset: int
     length: int
     members: dict[str, bytes]
+    spellings: dict[str, str]
 
 
 class CorruptShardError(Exception):
@@ -32,7 +36,7 @@ class CorruptShardError(Exception):
         self.key = key
 
 
-def iterate_samples(members: Iterable[Member]) -> Iterator[Sample]:
+def iterate_samples(members: Iterable[Member], key_rule: str = FIRST_DOT) -> Iterator[Sample]:
     """Group a tar's members into samples as webdataset does: neighbours with the same key.
 
     A second member with the same extension starts a new sample, so a key that comes twice in a row
@@ -42,18 +46,20 @@ def iterate_samples(members: Iterable[Member]) -> Iterator[Sample]:
     sample: Sample | None = None
     try:
         for member in members:
-            key, extension = split_name(member.name)
+            key, extension = split_name(member.name, key_rule)
             if not key:
                 continue
             if sample is not None and (key != sample.key or extension in sample.members):
                 yield sample
                 sample = None
             if sample is None:
-                sample = Sample(key, member.offset, 0, {})
+                sample = Sample(key, member.offset, 0, {}, {})
             sample.members[extension] = member.data
+            if not member.name.endswith(extension):
+                sample.spellings[extension] = to_unicode(member.name)[-len(extension) :]
             sample = sample._replace(length=member.offset + member.length - sample.offset)
     except TarError as error:
-        cut_key = split_name(error.member or "")[0]
+        cut_key = split_name(error.member or "", key_rule)[0]
         if sample is not None and (error.at_boundary or cut_key not in ("", sample.key)):
             yield sample
             sample = None
@@ -62,12 +68,19 @@ def iterate_samples(members: Iterable[Member]) -> Iterator[Sample]:
         yield sample
 
 
-def split_name(name: str) -> tuple[str, str]:
+def split_name(name: str, key_rule: str = FIRST_DOT) -> tuple[str, str]:
     """The key and the lower-case extension of a member; both empty where it has no key."""
-    match = _KEY.match(name)
-    if not match:
-        return "", ""
-    key, extension = match.groups()
+    if key_rule == FIRST_DOT:
+        match = _KEY.match(name)
+        if not match:
+            return "", ""
+        key, extension = match.groups()
+    else:
+        folder, slash, filename = name.rpartition("/")
+        stem, dot, extension = filename.rpartition(".")
+        if not dot or not stem or filename.startswith("."):
+            return "", ""
+        key = f"{folder}{slash}{stem}"
     extension = extension.lower()
     return key, extension if extension.isascii() else to_unicode(extension)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from curate.errors import CurateError
 from curate.formats.samples import to_unicode
 from curate.formatting import natural_sort_key
+from curate.progress import log
 from curate.storage.credentials import hide_credentials, remember_credentials
 from curate.storage.files import filename, glob_files, is_folder, is_url, list_files
 from curate.storage.web import is_web_url
@@ -24,17 +25,20 @@ _UNPACK_COMMANDS = {
 }
 _COMPRESSED = re.compile(r"(\.tar\.(gz|bz2|xz|zst)|\.tgz)$", re.IGNORECASE)
 _MAX_ENDINGS_SHOWN = 4
+_MAX_MISSING_SHOWN = 20
 
 
-def expand_patterns(patterns: Iterable[str]) -> list[str]:
+def expand_patterns(patterns: Iterable[str], *, allow_missing: bool = False) -> list[str]:
     """The locations of the shards that the patterns name, in natural order and each once.
 
     Local paths become absolute. Signatures and passwords in URLs are no part of a location; this
-    process remembers them. Raises CurateError for a pattern that matches nothing, and for `pipe:`.
+    process remembers them. Raises CurateError for patterns that match nothing, all at once, and for
+    `pipe:`; with `allow_missing` those are said and left out, if others match.
     """
     from braceexpand import braceexpand
 
     locations: set[str] = set()
+    missing: list[str] = []
     for pattern in patterns:
         if pattern.startswith("pipe:"):
             raise CurateError(
@@ -50,8 +54,10 @@ def expand_patterns(patterns: Iterable[str]) -> list[str]:
             expand = _expand_url if is_url(plain_pattern) else _expand_path
             matches = expand(plain_pattern)
             if not matches:
-                raise CurateError(_explain_no_match(hide_credentials(plain_pattern)))
+                missing.append(hide_credentials(plain_pattern))
             locations.update(matches)
+    if missing:
+        report_missing(missing, len(locations), allow_missing=allow_missing)
     for location in locations:
         if to_unicode(location) != location:
             raise CurateError(
@@ -77,6 +83,22 @@ def hide_patterns(patterns: Iterable[str]) -> list[str]:
     Raises CurateError as `expand_patterns` does.
     """
     return [hide_credentials(pattern) for pattern in patterns if expand_patterns([pattern])]
+
+
+def report_missing(missing: list[str], num_found: int, *, allow_missing: bool) -> None:
+    """Name the shards that are missing, in a CurateError or, where they are allowed, a warning."""
+    if len(missing) == 1 and not num_found:
+        raise CurateError(_explain_no_match(missing[0]))
+    names = ", ".join(missing[:_MAX_MISSING_SHOWN])
+    if len(missing) > _MAX_MISSING_SHOWN:
+        names += f" and {len(missing) - _MAX_MISSING_SHOWN:,} more"
+    problem = f"{len(missing):,} of {len(missing) + num_found:,} shards are missing: {names}"
+    if not allow_missing or not num_found:
+        remedy = "check the paths"
+        if num_found:
+            remedy += f", or embed the {num_found:,} others with --allow-missing"
+        raise CurateError(f"{problem}; {remedy} (nothing was changed)")
+    log.warning("%s; going on without them", problem)
 
 
 def _expand_path(pattern: str) -> list[str]:

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from curate.catalog import provenance
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ClusteringRecord, ScoringRecord
+from curate.catalog.samples import image_member
 from curate.errors import CurateError, OptionError
 from curate.formats.images import Preprocessing
 from curate.formats.sample_locations import read_image
@@ -24,11 +25,12 @@ _MAX_LABEL = 32  # characters
 
 
 class ImageLocation(NamedTuple):
-    """Where a sample is in its shard, in bytes."""
+    """Where a sample is in its shard, in bytes; `image` is the member that --image named."""
 
     url: str
     offset: int
     length: int
+    image: str = ""
 
 
 def check_png(path: object) -> None:
@@ -126,11 +128,12 @@ def _find_extremes(
         raise CurateError(
             f"the scoring '{scoring.scoring}' has no scored sample with a class or a cluster"
         )
+    image = image_member(catalog)
     groups: dict[str, list[ImageLocation | None]] = {}
     for name, url, offset, length, easy_rank, hard_rank, is_easy in rows:
         line = groups.setdefault(name, [None] * (2 * count))
         column = easy_rank - 1 if is_easy else 2 * count - hard_rank
-        line[column] = ImageLocation(url, offset, length)
+        line[column] = ImageLocation(url, offset, length, image)
     return dict(sorted(groups.items(), key=lambda item: natural_sort_key(item[0])))
 
 
@@ -164,5 +167,6 @@ def _draw(
 
 def read_thumbnail(location: ImageLocation, size: int) -> Image.Image:
     """One sample's image, fitted into a white square. Raises CurateError."""
+    url, offset, length, image = location
     preprocessing = Preprocessing(size, size, resize="longest", fill=(255, 255, 255))
-    return Image.fromarray(read_image(*location, preprocessing))
+    return Image.fromarray(read_image(url, offset, length, preprocessing, image))

@@ -8,7 +8,7 @@ import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import EmbeddingRecord, SelectionRecord
-from curate.catalog.samples import load_locations, load_members
+from curate.catalog.samples import load_locations, load_members, roles_of
 from curate.errors import CurateError
 from curate.execution.limits import cpu_count
 from curate.execution.types import Resources
@@ -39,12 +39,16 @@ def embed_test_set(
     """Embed test shards, or another task's, by the same encoder into a catalog inside this one."""
     inner_catalog = Catalog(catalog.path / folder)
     urls = expand_patterns([patterns] if isinstance(patterns, str) else patterns)
+    roles = roles_of(parent)
     embed(
         inner_catalog,
         urls,
         encoder=parent.encoder,
         checkpoint=parent.checkpoint,
-        label=parent.label_source,
+        label=roles.label,
+        key=roles.key_rule,
+        image=roles.image,
+        caption=roles.caption,
         decode=preprocessing_of(parent)["decode"],
         captions=preprocessing_of(parent)["captions"],
         name=parent.embedding,

@@ -23,6 +23,7 @@ from curate.stages.export.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
     Manifest,
+    find_side_file,
     read_index,
     read_manifest,
 )
@@ -270,7 +271,7 @@ def _verify_export(folder: str, catalog: Catalog, check_sources: bool) -> Iterat
         return
     remedy = (
         "export again into an empty folder, "
-        f"or remove {MANIFEST_NAME} and the file and export again"
+        f"or remove {find_side_file(folder, MANIFEST_NAME)} and the file and export again"
     )
     try:
         manifest = read_manifest(folder)
@@ -284,7 +285,8 @@ def _verify_export(folder: str, catalog: Catalog, check_sources: bool) -> Iterat
     for path, key in index.exported:
         keys_by_shard.setdefault(path, []).append(key)
     for shard in manifest.shards:
-        yield from _verify_exported_shard(folder, shard, keys_by_shard.get(shard.path, []), remedy)
+        keys = keys_by_shard.get(shard.path, [])
+        yield from _verify_exported_shard(folder, shard, keys, manifest.key_rule, remedy)
     if check_sources:
         for source in manifest.sources:
             yield from _verify_source(source.url, source.num_bytes, source.checksum)
@@ -296,17 +298,17 @@ def _verify_counts(folder: str, manifest: Manifest, num_rows: int, remedy: str) 
     is_inconsistent = bool(manifest.shards) and in_shards != manifest.num_samples
     if num_rows != manifest.num_samples or is_inconsistent:
         yield Issue(
-            files.join(folder, INDEX_NAME),
+            find_side_file(folder, INDEX_NAME),
             f"{num_rows} samples, but the manifest says {manifest.num_samples}",
             remedy,
         )
 
 
 def _verify_exported_shard(
-    folder: str, shard: WrittenShard, keys: list[str], remedy: str
+    folder: str, shard: WrittenShard, keys: list[str], key_rule: str, remedy: str
 ) -> Iterator[Issue]:
     if _leads_outside(folder, shard.path):  # a manifest from strangers names no file elsewhere
-        location = files.join(folder, MANIFEST_NAME)
+        location = find_side_file(folder, MANIFEST_NAME)
         yield Issue(location, f"it names '{shard.path}', outside of the export", remedy)
         return
     location = files.join(folder, shard.path)
@@ -316,7 +318,7 @@ def _verify_exported_shard(
     try:
         with files.open_binary(location, sequential=True) as stream:
             exported_keys = [
-                to_unicode(sample.key) for sample in iterate_samples(TarReader(stream))
+                to_unicode(sample.key) for sample in iterate_samples(TarReader(stream), key_rule)
             ]
     except CorruptShardError as error:
         yield Issue(location, str(error), remedy)
@@ -352,10 +354,15 @@ def _compare_with_sources(
         )
         return
     try:
-        members = SelectionMembers(catalog, record)
+        members = SelectionMembers(
+            catalog,
+            record,
+            complement=manifest.complement,
+            unique_keys=manifest.unique_keys,
+        )
         expected = {
             packed.output.path: expected_checksum(packed.output)
-            for packed in members.pack(manifest.layout)
+            for packed in members.pack(manifest.layout, empty_shards=manifest.empty_shards)
             if packed.output
         }
     except CurateError as error:

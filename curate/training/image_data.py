@@ -43,7 +43,9 @@ class FillCache:
                 offset, length = self.locations.offsets[row], self.locations.lengths[row]
                 stream.seek(int(offset))
                 sample = stream.read(int(length))
-                cache[row] = decode_sample_image(sample, url, int(offset), preprocessing)
+                cache[row] = decode_sample_image(
+                    sample, url, int(offset), preprocessing, self.locations.image
+                )
         report_progress(rows[1] - rows[0])
 
 
@@ -111,7 +113,7 @@ class StreamedImages:
     def _read(self, row: int) -> np.ndarray:
         url = self.locations.urls[self.locations.url_indices[row]]
         offset, length = int(self.locations.offsets[row]), int(self.locations.lengths[row])
-        return read_image(url, offset, length, self._preprocessing)
+        return read_image(url, offset, length, self._preprocessing, self.locations.image)
 
 
 def _preprocessing(image_size: int) -> Preprocessing:

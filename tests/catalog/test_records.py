@@ -24,6 +24,7 @@ SQL_TYPES = {
     bool: ("BOOLEAN",),
     bytes: ("BLOB",),
     list[str]: ("VARCHAR[]",),
+    list[int]: ("BIGINT[]",),
 }
 RECORDS = {record_type.table: record_type for record_type in SET_TYPES} | ROW_TYPES
 

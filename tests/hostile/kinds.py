@@ -367,7 +367,9 @@ KINDS: dict[str, Kind] = {
         "no image among its members (.cls, .txt)",
     ),
     "two images": Kind(
-        with_sound(*sample("a"), ("a.png", image(3, format="PNG"))), "the first is used", 2
+        with_sound(*sample("a"), ("a.png", image(3, format="PNG"))),
+        "the first is used, and this is said",
+        2,
     ),
     "an image only": Kind(with_sound(*sample("a")), "used, without a label", 2),
     "an empty image": Kind(

@@ -179,9 +179,9 @@ def test_nothing_from_a_shard_steers_the_terminal(tmp_path):
         assert "\x1b" not in run.stdout + run.stderr
     select(catalog, keep=1.0, strategy="random", name="all")
     export(catalog, "all", tmp_path / "out")
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "out" / ".curate" / "manifest.json").read_text())
     manifest["shards"][0]["path"] = "\x1b[31m\nall is well"
-    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "out" / ".curate" / "manifest.json").write_text(json.dumps(manifest))
     (first, *_) = map(str, verify(catalog, [str(tmp_path / "out")]))
     assert "\n" not in first
     assert "\x1b" not in first
@@ -214,7 +214,7 @@ def test_a_where_may_have_a_subquery_and_a_comment(catalog):
 def test_a_manifest_that_is_none_is_an_issue(catalog, tmp_path, text):
     select(catalog, keep=0.5, strategy="random", name="half")
     export(catalog, "half", tmp_path / "out")
-    (tmp_path / "out" / "manifest.json").write_text(text)
+    (tmp_path / "out" / ".curate" / "manifest.json").write_text(text)
     (issue,) = verify(catalog, [str(tmp_path / "out")])
     assert "its manifest or index cannot be read" in issue.problem
 

@@ -284,7 +284,7 @@ def test_a_name_is_not_shared_by_two_encoders(catalog, shards):
     ("options", "reason"),
     [
         ({"encoder": "nosuch"}, "no encoder called 'nosuch'; there are: .*pixels"),
-        ({"encoder": "pixels", "label": "cols"}, "no label source"),
+        ({"encoder": "pixels", "label": "json"}, "no label source"),
         ({"encoder": "pixels", "name": "../up"}, "cannot be a name"),
         ({"encoder": "pixels", "device": "tpu"}, "--device tpu: choose one of auto, cpu, cuda"),
     ],

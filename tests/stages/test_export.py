@@ -77,7 +77,11 @@ def hash_exported(out: Path) -> MemberHashes:
 
 def read_files(out: Path) -> dict[str, bytes]:
     """What is in an export's folder, by name."""
-    return {path.name: path.read_bytes() for path in out.iterdir() if path.name != LOCK_NAME}
+    return {
+        path.name: path.read_bytes()
+        for path in out.rglob("*")
+        if path.is_file() and path.name != LOCK_NAME
+    }
 
 
 def duplicate_shards() -> dict[str, list]:
@@ -87,7 +91,7 @@ def duplicate_shards() -> dict[str, list]:
 
 
 def load_manifest(out: Path) -> dict:
-    return json.loads((out / "manifest.json").read_text())
+    return json.loads((out / ".curate" / "manifest.json").read_text())
 
 
 def test_every_member_comes_out_byte_for_byte_in_a_shard_of_the_same_name(selected, tmp_path):
@@ -126,7 +130,7 @@ def test_the_manifest_and_the_index_say_what_was_exported(selected, tmp_path):
     assert {(source["url"], source["etag"]) for source in manifest["sources"]} == set(
         rows(selected, "select url, etag from shards")
     )
-    index = pq.read_table(out / "index.parquet").to_pylist()
+    index = pq.read_table(out / ".curate" / "index.parquet").to_pylist()
     assert [row["sample_id"] for row in index] == members(selected, "half")
     assert {(row["shard"], row["key"]) for row in index} == set(hash_selected(selected))
     assert all(row["exported_key"] == row["key"] for row in index)
@@ -149,13 +153,14 @@ def test_repacking_fills_shards_evenly_and_changes_keys_that_collide(selected, t
         return Counter(tuple(sorted(digests.items())) for digests in hashes.values())
 
     assert count_samples(hash_exported(out)) == count_samples(hash_selected(selected))
-    index = pq.read_table(out / "index.parquet").to_pylist()
+    index = pq.read_table(out / ".curate" / "index.parquet").to_pylist()
     changed = [row for row in index if row["exported_key"] != row["key"]]
     assert {(row["shard"], row["exported_key"]) for row in index} == set(hash_exported(out))
     assert all(row["exported_key"] == f"{row['sample_id'] >> 24}-{row['key']}" for row in changed)
     assert changed
     assert load_manifest(out)["keys"] == (
-        f"{len(changed)} keys have the input shard's id in front: exported_key in index.parquet"
+        f"{len(changed)} keys have the input shard's id, or the sample's, in front: "
+        "exported_key in .curate/index.parquet"
     )
 
 
@@ -200,7 +205,7 @@ def test_shards_of_the_same_name_in_different_folders_stay_apart(tmp_path):
 def test_an_index_needs_no_second_copy(selected, shards, tmp_path):
     out = Path(export(selected, "half", tmp_path / "out", index_only=True))
     assert set(read_files(out)) == {"index.parquet", "manifest.json"}
-    index = pq.read_table(out / "index.parquet").to_pylist()
+    index = pq.read_table(out / ".curate" / "index.parquet").to_pylist()
     dataset = webdataset.WebDataset(shards, shardshuffle=False)
     dataset = dataset.select(curate.kept(selected, "half"))
     kept = [(sample["__url__"], sample["__key__"]) for sample in dataset]
@@ -233,7 +238,7 @@ def test_the_same_export_again_does_nothing_and_another_is_refused(selected, tmp
 def test_a_lost_file_is_written_again(selected, tmp_path, name):
     out = Path(export(selected, "half", tmp_path / "out"))
     before = read_files(out)
-    (out / name).unlink()
+    next(out.rglob(name)).unlink()
     if name == "manifest.json":  # as a kill just before the end leaves it
         (out / ".curate-export").write_text(json.loads(before[name])["fingerprint"])
     export(selected, "half", out)

@@ -78,7 +78,7 @@ def execute(sql: str) -> Damage:
 
 def edit_manifest(edit: Callable[[dict], None]) -> Damage:
     def damage(folder: Path) -> None:
-        path = folder / "mirror" / "manifest.json"
+        path = folder / "mirror" / ".curate" / "manifest.json"
         manifest = json.loads(path.read_text())
         edit(manifest)
         path.write_text(json.dumps(manifest))
@@ -200,7 +200,7 @@ FAULTS: dict[str, tuple[Damage, str]] = {
         ),
         "outside of the export",
     ),
-    "an index gone": (remove("mirror/index.parquet"), "manifest or index cannot be read"),
+    "an index gone": (remove("mirror/.curate/index.parquet"), "manifest or index cannot be read"),
 }
 
 
@@ -256,5 +256,5 @@ def test_an_export_is_compared_with_its_shards(sound, tmp_path):
 
 
 def test_index_parquet_of_the_fixture_is_what_the_faults_assume(sound):
-    assert pq.read_metadata(sound / "mirror" / "index.parquet").num_rows == 15
+    assert pq.read_metadata(sound / "mirror" / ".curate" / "index.parquet").num_rows == 15
     assert rows(Catalog(sound / "catalog"), "select count(*) from exports") == [(2,)]

@@ -80,7 +80,7 @@ def read_folder(location: str | Path) -> dict[str, bytes]:
 
 def read_index(export: str) -> list[dict[str, object]]:
     """The index of an export, with the names of the shards instead of their URLs."""
-    content = files.read_bytes(files.join(export, "index.parquet"))
+    content = files.read_bytes(files.join(export, ".curate", "index.parquet"))
     index = pq.read_table(io.BytesIO(content)).to_pylist()
     return [row | {"url": files.filename(row["url"])} for row in index]
 

@@ -41,6 +41,7 @@ class SampleRecord:
     error: str | None = None
     complaint: str | None = None  # of Pillow, of an image that it could read
     members: dict[str, bytes] = field(default_factory=dict)
+    spellings: dict[str, str] = field(default_factory=dict)
     pixels: np.ndarray | None = None
     vector: np.ndarray | None = None
     caption_vector: np.ndarray | None = None

@@ -6,6 +6,7 @@ from curate.catalog.catalog import Catalog
 from curate.catalog.records import ShardRecord
 from curate.errors import CurateError
 from curate.formats.sample_ids import SHARD_FILES, captions_folder, shard_filename
+from curate.formats.shard_patterns import report_missing
 from curate.progress import log
 from curate.stages.embed.worker import ShardTask
 from curate.storage import files
@@ -17,18 +18,29 @@ from curate.storage.files import FileStat
 _CONCURRENT_REQUESTS = 32
 
 
-def stat_shards(urls: list[str]) -> dict[str, FileStat]:
-    """Size and time stamp of each shard. Raises CurateError for one that cannot be reached."""
+def stat_shards(urls: list[str], *, allow_missing: bool = False) -> dict[str, FileStat]:
+    """Size and time stamp of each shard. Raises CurateError for one that cannot be reached.
+
+    Those that are missing are named all at once; with `allow_missing` they are left out.
+    """
     with ThreadPoolExecutor(_CONCURRENT_REQUESTS) as pool:
-        return dict(zip(urls, pool.map(stat_shard, urls), strict=True))
+        stats = dict(zip(urls, pool.map(_stat_if_exists, urls), strict=True))
+    missing = [url for url, stat in stats.items() if stat is None]
+    if missing:
+        report_missing(missing, len(urls) - len(missing), allow_missing=allow_missing)
+    return {url: stat for url, stat in stats.items() if stat is not None}
 
 
 def stat_shard(url: str) -> FileStat:
     """Size and time stamp of a shard. Raises CurateError if it is missing or out of reach."""
+    return stat_shards([url])[url]
+
+
+def _stat_if_exists(url: str) -> FileStat | None:
     try:
         return files.stat(url)
-    except FileNotFoundError as error:
-        raise CurateError(f"no shard at '{url}': check the path (nothing was changed)") from error
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise CurateError(
             f"cannot reach the shard '{url}' ({error.strerror or error}): check the path, "

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -18,7 +19,7 @@ from curate.catalog import provenance, sets
 from curate.catalog.catalog import Catalog
 from curate.catalog.database import CatalogLockedError
 from curate.catalog.records import EmbeddingRecord
-from curate.catalog.samples import find_alike_labels
+from curate.catalog.samples import corpus_roles, find_alike_labels, roles_to_preprocessing
 from curate.encoders import (
     check_checkpoint,
     check_spec,
@@ -26,16 +27,20 @@ from curate.encoders import (
     make_encoder,
     make_text_tower,
 )
+from curate.encoders.hub import LOCAL_FOLDER
 from curate.errors import CurateError, OptionError
 from curate.execution import engine
 from curate.execution.timing import add_seconds, format_shares
 from curate.execution.types import Resources
+from curate.formats.member_roles import JSON_LABEL, MemberRoles
+from curate.formats.samples import KEY_RULES
 from curate.formats.shard_patterns import expand_patterns
-from curate.formatting import file_safe
+from curate.formatting import count_of, file_safe
 from curate.options import Device, Option, SetName, WorkersPerCore, verb
 from curate.progress import log, progress_bar
 from curate.stages.embed.commit import commit_pending, record_unreadable
 from curate.stages.embed.inference import measure_dim, plan_encoder
+from curate.stages.embed.member_counts import MemberCounts
 from curate.stages.embed.pending import pending_folder
 from curate.stages.embed.registration import register_shards, stat_shards
 from curate.stages.embed.worker import EmbedShards, ShardTask
@@ -44,6 +49,7 @@ from curate.storage import files as storage
 from curate.storage.credentials import hide_credentials
 from curate.storage.locks import remove_temporary_files
 
+_EXTENSION = re.compile(r"[^./:\s]+(\.[^./:\s]+)*")
 # Workers take neighbouring shards in groups of about this size, so that batches span small shards.
 _GROUP_BYTES = 32 << 20
 _CPU_BATCH, _CUDA_BATCH = 8, 256
@@ -51,10 +57,21 @@ _MAX_DAMAGED_SHOWN, _MAX_ALIKE_SHOWN = 10, 3
 
 
 def check_label_source(label: str) -> None:
-    """OptionError for what is neither cls nor json:FIELD."""
-    if label != "cls" and not label.startswith("json:"):
+    """OptionError for what is neither an extension nor json:FIELD."""
+    if label.startswith(JSON_LABEL) and label != JSON_LABEL:
+        return
+    if label == "json" or not _EXTENSION.fullmatch(label):
         raise OptionError(
-            f"no label source '{label}'; write cls, or json:FIELD for a field of the .json member"
+            f"no label source '{label}'; write cls or another extension, such as target.cls, "
+            "or json:FIELD for a field of the .json member"
+        )
+
+
+def check_extension(extension: str) -> None:
+    """OptionError for what is no extension of a member, as jpg or input.jpg."""
+    if not _EXTENSION.fullmatch(extension):
+        raise OptionError(
+            f"'{extension}' is no extension: write what follows the key, such as jpg or input.jpg"
         )
 
 
@@ -88,8 +105,42 @@ def embed(
     encoder: EncoderSpec = DEFAULT_ENCODER,
     checkpoint: Checkpoint = None,
     label: Annotated[
-        str, Option("Where labels come from: cls, or json:FIELD.", check=check_label_source)
+        str,
+        Option(
+            "Where labels come from: cls or the extension of another member, or json:FIELD.",
+            check=check_label_source,
+        ),
     ] = "cls",
+    image: Annotated[
+        str | None,
+        Option(
+            "The extension of the image's member, such as input.jpg.",
+            metavar="EXT",
+            default="jpg, png and the like",
+            check=check_extension,
+        ),
+    ] = None,
+    caption: Annotated[
+        str | None,
+        Option(
+            "The extension of the caption's member.",
+            metavar="EXT",
+            default="txt",
+            check=check_extension,
+        ),
+    ] = None,
+    key: Annotated[
+        str | None,
+        Option(
+            "Where the key ends in a member's name: at the first dot, as in webdataset, or at the "
+            "last, for keys with dots in them.",
+            choices=KEY_RULES,
+            default="first-dot, or as the corpus was begun",
+        ),
+    ] = None,
+    allow_missing: Annotated[
+        bool, Option("Go on without shards that are missing, and name them.")
+    ] = False,
     captions: Annotated[
         bool, Option("Embed the captions (.txt) too, by the encoder's own text tower.")
     ] = False,
@@ -125,13 +176,14 @@ def embed(
     encoder, checkpoint = _absolute_files(encoder, checkpoint)
     embedding = sets.check_name(name or default_name(encoder))
     patterns = [shards] if isinstance(shards, str) else shards
-    urls = expand_patterns(patterns)
+    urls = expand_patterns(patterns, allow_missing=allow_missing)
     if not urls:
         raise OptionError("no shards given: name paths, folders, globs, brace ranges or URLs")
-    stats = stat_shards(urls)
+    stats = stat_shards(urls, allow_missing=allow_missing)
     catalog = Catalog(catalog).create(files)
     folder = catalog.embedding_folder(embedding)
-    settings = EmbedSettings(embedding, encoder, checkpoint, label, decode or "fast", captions)
+    roles = _choose_roles(catalog, label, key, image, caption)
+    settings = EmbedSettings(embedding, encoder, checkpoint, roles, decode or "fast", captions)
     with catalog.write_lock(folder, f"the embedding '{embedding}'"):
         _remove_temporary_files(folder)
         _check_same_encoder(catalog, settings)
@@ -142,6 +194,7 @@ def embed(
             settings = settings._replace(decode=_decoding(catalog, embedding, decode))
             resources = _plan_resources(device, workers)
             _embed(catalog, settings, patterns, shard_tasks, batch_size, resources, profile=profile)
+            _warn_of_copies(catalog, [shard.shard_id for shard in shard_tasks])
             # A lost machine leaves temporary files; others have embedded its shards since.
             _remove_temporary_files(folder)
         if not storage.is_url(folder):
@@ -157,7 +210,7 @@ class EmbedSettings(NamedTuple):
     embedding: str
     encoder: str
     checkpoint: str | None
-    label: str
+    roles: MemberRoles
     decode: str
     captions: bool
 
@@ -166,6 +219,9 @@ def default_name(encoder: str) -> str:
     """The embedding's name when none is given: the encoder's, as a file name."""
     if encoder.startswith("onnx:"):
         return Path(encoder.removeprefix("onnx:")).name
+    library, is_folder, folder = encoder.partition(f":{LOCAL_FOLDER}")
+    if is_folder:
+        return file_safe(f"{library}-{Path(folder).name}")
     return file_safe(encoder)
 
 
@@ -193,6 +249,9 @@ def _absolute_files(encoder: str, checkpoint: str | Path | None) -> tuple[str, s
     if encoder.startswith("onnx:"):
         path = Path(encoder.removeprefix("onnx:")).expanduser().absolute()
         encoder = f"onnx:{path}"
+    library, is_folder, folder = encoder.partition(f":{LOCAL_FOLDER}")
+    if is_folder:
+        encoder = f"{library}:{LOCAL_FOLDER}{Path(folder).expanduser().absolute()}"
     return encoder, str(Path(checkpoint).expanduser().absolute()) if checkpoint else None
 
 
@@ -212,17 +271,39 @@ def _check_same_encoder(catalog: Catalog, settings: EmbedSettings) -> None:
                     f"the embedding '{settings.embedding}' was made with {name} {stored_value}, "
                     f"not {value}: choose another --name, or another catalog (-c)"
                 )
-    # Labels belong to the samples, which all embeddings of a catalog share.
-    with catalog.reading() as connection:
-        other_sources = connection.execute(
-            "select embedding, label_source from embeddings where label_source <> ?",
-            [settings.label],
-        ).fetchall()
-    for embedding, source in other_sources:
+
+
+def _choose_roles(
+    catalog: Catalog, label: str, key: str | None, image: str | None, caption: str | None
+) -> MemberRoles:
+    """Which members are read: as all embeddings of the catalog, which share the samples.
+
+    Raises CurateError for an option that differs.
+    """
+    options = {
+        "key_rule": key,
+        "image": image.lower() if image else None,
+        "caption": caption.lower() if caption else None,
+    }
+    label = label if label.startswith(JSON_LABEL) else label.lower()
+    stored = corpus_roles(catalog)
+    if stored is None:
+        return MemberRoles(label, **{name: value for name, value in options.items() if value})
+    if label != stored.label:
+        embedding = catalog.list_names(EmbeddingRecord)[0]
         raise CurateError(
-            f"the labels of this catalog come from {source} (embedding '{embedding}'): "
-            f"give --label {source}, or another catalog (-c)"
+            f"the labels of this catalog come from {stored.label} (embedding '{embedding}'): "
+            f"give --label {stored.label}, or another catalog (-c)"
         )
+    flags = {"key_rule": "--key", "image": "--image", "caption": "--caption"}
+    for name, value in options.items():
+        if value not in (None, getattr(stored, name)):
+            begun_with = getattr(stored, name) or "the usual"
+            raise CurateError(
+                f"the samples of this catalog were read with {flags[name]} {begun_with}, "
+                f"not {value}: continue so, or choose another catalog (-c)"
+            )
+    return stored
 
 
 def _decoding(catalog: Catalog, embedding: str, decode: str | None) -> str:
@@ -263,16 +344,17 @@ def _embed(
 
     `patterns` is what the user gave, for the record of the run.
     """
-    embedding, spec, checkpoint, label, decode, captions = settings
+    embedding, spec, checkpoint, roles, decode, captions = settings
     device = "cuda" if resources.gpus else "cpu"
     previous = catalog.find(EmbeddingRecord, embedding)
     arguments = {
         "shards": list(map(hide_credentials, patterns)),
         "encoder": spec,
         "checkpoint": checkpoint,
-        "label": label,
+        "label": roles.label,
         "decode": decode,
         "captions": captions,
+        **roles_to_preprocessing(roles),
     }
     if previous:
         warn_if_stale(catalog, previous)
@@ -294,6 +376,7 @@ def _embed(
             text_sha256 = make_text_tower(spec, checkpoint).weights_sha256
             weights_sha256 = hashlib.sha256(f"{weights_sha256}\n{text_sha256}".encode()).hexdigest()
             preparation["captions"] = True
+        preparation |= roles_to_preprocessing(roles)
         with catalog.shared_tempdir(run_id) as folder:
             onnx = storage.join(folder, "encoder.onnx")
             plan = plan_encoder(encoder, spec, checkpoint, device, resources.threads, onnx)
@@ -304,7 +387,7 @@ def _embed(
                 weights_sha256=weights_sha256,
                 dim=measure_dim(plan),
                 preprocessing=provenance.canonical_json(preparation),
-                label_source=label,
+                label_source=roles.label,
                 run_id=run_id,
             )
             _create_or_compare(catalog, record)
@@ -312,7 +395,7 @@ def _embed(
             task = EmbedShards(
                 plan,
                 catalog.embedding_folder(embedding),
-                label,
+                roles,
                 batch_size or default_batch,
                 # For a GPU, threads decode ahead of it; on a CPU each core is busy with a worker.
                 decode_threads=resources.threads if device == "cuda" else 0,
@@ -371,6 +454,7 @@ def _map_shards(
     unreadable: dict[int, str] = {}
     num_complaints, complaint = 0, ""
     seconds: dict[str, float] = {}
+    counts = MemberCounts()
     total = sum(shard.num_bytes for shard in shard_tasks) >> 10
     with progress_bar("embed", total) as advance:
         next_commit = 0.0
@@ -386,6 +470,7 @@ def _map_shards(
                 num_complaints += result.num_complaints
                 complaint = complaint or result.complaint
                 add_seconds(seconds, result.seconds)
+                counts.merge(result.members)
             if (started := time.monotonic()) >= next_commit:
                 # If another process reads the database for long, a later commit includes these.
                 with contextlib.suppress(CatalogLockedError):
@@ -409,6 +494,41 @@ def _map_shards(
         log.info(
             "%s images have broken metadata and were used: %s", f"{num_complaints:,}", complaint
         )
+    _log_members(catalog, counts, task.roles)
+
+
+def _warn_of_copies(catalog: Catalog, shard_ids: list[int]) -> None:
+    """Say which of the shards have the bytes of one that was there already, under another URL."""
+    with catalog.reading() as connection:
+        copies = connection.execute(
+            "select copies.url, min(originals.url) from shards as copies "
+            "join shards as originals using (checksum) "
+            "where copies.shard_id in (select unnest(?)) and copies.num_samples > 0 "
+            "and originals.shard_id < copies.shard_id group by all order by all",
+            [shard_ids],
+        ).fetchall()
+    if copies:
+        log.warning(
+            "%s with the bytes of another, such as '%s' and '%s': their samples are there twice",
+            count_of(len(copies), "shard"),
+            *copies[0],
+        )
+
+
+def _log_members(catalog: Catalog, counts: MemberCounts, roles: MemberRoles) -> None:
+    """Say once what was not read, or not clear, in the shards of this call."""
+    for message in counts.warnings(roles):
+        log.warning("%s", message)
+    with catalog.reading() as connection:
+        ((num_labelled,),) = connection.execute("select count(label) from samples").fetchall()
+    # With a member that is the label, only samples without it were counted.
+    is_labelled = num_labelled and roles.label.startswith(JSON_LABEL)
+    unlabelled = None if is_labelled else counts.unlabelled_warning()
+    if unlabelled:
+        log.warning("%s", unlabelled)
+    unread = counts.unread_message()
+    if unread:
+        log.info("%s", unread)
 
 
 def _group_shards(shard_tasks: list[ShardTask], workers: int) -> list[tuple[ShardTask, ...]]:

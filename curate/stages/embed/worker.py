@@ -18,16 +18,15 @@ import numpy as np
 from curate.execution.reporting import report_progress
 from curate.execution.timing import Stopwatch
 from curate.formats.images import (
-    EXTENSIONS,
     ImageDecodeError,
     Preprocessing,
     collect_complaints,
     decode_image,
-    find_image_member,
     take_complaint,
 )
+from curate.formats.member_roles import JSON_LABEL, MemberRoles, choose_members
 from curate.formats.sample_ids import caption_file, first_sample_id, shard_filename
-from curate.formats.samples import CorruptShardError, iterate_samples, split_name, to_unicode
+from curate.formats.samples import CorruptShardError, iterate_samples, to_unicode
 from curate.formats.tar import TarReader
 from curate.formats.text import decode_caption, decode_text, spell_value
 from curate.formats.vectors import write_vectors
@@ -38,6 +37,7 @@ from curate.stages.embed.inference import (
     load_forward,
     load_text_encoder,
 )
+from curate.stages.embed.member_counts import MemberCounts
 from curate.stages.embed.pending import (
     SampleRecord,
     ShardMetadata,
@@ -97,13 +97,14 @@ class SampleError(Exception):
 
 
 class GroupResult(NamedTuple):
-    """Problems by shard id, for shards without output; seconds by kind of work; and how many
-    images were used though Pillow complained of them, with an example."""
+    """Problems by shard id, for shards without output; seconds by kind of work; how many images
+    were used though Pillow complained of them, with an example; and members that were not read."""
 
     problems: dict[int, str]
     seconds: dict[str, float]
     num_complaints: int
     complaint: str
+    members: MemberCounts
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class EmbedShards:
 
     encoder: EncoderPlan
     folder: str
-    label: str
+    roles: MemberRoles
     batch_size: int
     decode_threads: int
     captions: bool = False  # whether they are embedded too
@@ -126,8 +127,8 @@ class EmbedShards:
             return self._embed(shards)
 
     def _embed(self, shards: Iterable[ShardTask]) -> GroupResult:
-        stopwatch = Stopwatch()
-        records = itertools.chain.from_iterable(map(self._read_shard, shards))
+        stopwatch, counts = Stopwatch(), MemberCounts()
+        records = itertools.chain.from_iterable(self._read_shard(shard, counts) for shard in shards)
         if self.decode_threads:
             # Threads read and decode while this one encodes: what shows is how long it waits.
             limit = 2 * self.batch_size
@@ -151,17 +152,19 @@ class EmbedShards:
             if problem:
                 problems[shard_id] = problem
         stopwatch.switch("other")
-        return GroupResult(problems, stopwatch.seconds, num_complaints, complaint)
+        return GroupResult(problems, stopwatch.seconds, num_complaints, complaint, counts)
 
-    def _read_shard(self, shard: ShardTask) -> Iterator[SampleRecord | ShardEnd]:
+    def _read_shard(
+        self, shard: ShardTask, counts: MemberCounts
+    ) -> Iterator[SampleRecord | ShardEnd]:
         """The samples of a shard in tar order, then its end."""
         end = ShardEnd(shard.shard_id)
         remember_credentials(shard.address)
         try:
             before = files.stat(shard.url)
             with files.open_binary(shard.url, sequential=True) as stream:
-                reader = TarReader(stream, shard.checksum, _is_read)
-                yield from self._read_samples(shard, reader, end)
+                reader = TarReader(stream, shard.checksum, self.roles.is_read)
+                yield from self._read_samples(shard, reader, end, counts)
             after = files.stat_after(shard.url, before)
             end.etag = after.etag
             if not after.matches(end.num_bytes, before.etag):
@@ -178,11 +181,12 @@ class EmbedShards:
         yield end
 
     def _read_samples(
-        self, shard: ShardTask, reader: TarReader, end: ShardEnd
+        self, shard: ShardTask, reader: TarReader, end: ShardEnd, counts: MemberCounts
     ) -> Iterator[SampleRecord]:
         sample_ids, reported = itertools.count(first_sample_id(shard.shard_id)), 0
         try:
-            for sample in iterate_samples(reader):
+            for sample in iterate_samples(reader, self.roles.key_rule):
+                counts.add(sample, self.roles)
                 yield SampleRecord(
                     shard.shard_id,
                     next(sample_ids),
@@ -190,6 +194,7 @@ class EmbedShards:
                     sample.offset,
                     sample.length,
                     members=sample.members,
+                    spellings=sample.spellings,
                 )
                 report_progress((reader.num_bytes >> 10) - reported, 0)
                 reported = reader.num_bytes >> 10
@@ -205,7 +210,7 @@ class EmbedShards:
     def _decode(self, record: SampleRecord | ShardEnd) -> SampleRecord | ShardEnd:
         if isinstance(record, SampleRecord) and not record.error:
             try:
-                _decode_members(record, self.label, self.encoder.preprocessing)
+                _decode_members(record, self.roles, self.encoder.preprocessing)
             except SampleError as error:
                 record.fail(error.stage, str(error))
             record.members = {}
@@ -274,42 +279,43 @@ def _write_vectors(
     return write_vectors(location, sample_ids, np.stack(cast("list[np.ndarray]", vectors)))
 
 
-def _is_read(name: str) -> bool:
-    """Whether a member is ever read, by its name: images, labels and captions."""
-    extension = split_name(name)[1].rsplit(".", 1)[-1]
-    return extension in EXTENSIONS or extension in ("cls", "json", "txt")
-
-
-def _decode_members(record: SampleRecord, label: str, preprocessing: Preprocessing) -> None:
+def _decode_members(record: SampleRecord, roles: MemberRoles, preprocessing: Preprocessing) -> None:
     """Decode the record's image and read its label and caption. Raises SampleError."""
-    extension = find_image_member(record.members)
+    members = record.members
+    choices = choose_members(roles, tuple(members))
+    extension = choices.image.extension
     if extension is None:
-        extensions = ", ".join(f".{name}" for name in record.members)
-        raise SampleError("member", f"no image among its members ({extensions})")
-    record.member = extension
+        extensions = ", ".join(f".{name}" for name in members)
+        missing = f"no .{roles.image}" if roles.image else "no image"
+        raise SampleError("member", f"{missing} among its members ({extensions})")
+    record.member = record.spellings.get(extension, extension)
     try:
-        image = decode_image(record.members[extension], preprocessing)
+        image = decode_image(members[extension], preprocessing)
     except ImageDecodeError as error:
         raise SampleError("decode", str(error)) from error
     record.complaint = take_complaint()
     record.pixels, record.width, record.height = image
-    record.label = read_label(record.members, label)
+    record.label = read_label(members, roles)
     try:
-        record.caption = decode_caption(record.members.get("txt", b"")) or None
+        caption = decode_caption(members.get(choices.caption.extension or "", b""))
     except ValueError as error:
         raise SampleError("caption", f"cannot read the caption: {error}") from error
+    record.caption = caption or None
 
 
-def read_label(members: dict[str, bytes], source: str) -> str | None:
-    """The label as text, or None where the sample has none. `source` is cls or json:FIELD.
+def read_label(members: dict[str, bytes], roles: MemberRoles) -> str | None:
+    """The label as text, or None where the sample has none.
 
     Raises SampleError for one that cannot be read.
     """
     try:
-        if source == "cls":
-            return decode_text(members.get("cls", b"")) or None
-        fields: Any = json.loads(members["json"]) if "json" in members else {}
-        value = fields.get(source.removeprefix("json:")) if isinstance(fields, dict) else None
+        content = members.get(choose_members(roles, tuple(members)).label.extension or "", b"")
+        if not roles.label.startswith(JSON_LABEL):
+            return decode_text(content) or None
+        fields: Any = json.loads(content) if content else {}
+        value = (
+            fields.get(roles.label.removeprefix(JSON_LABEL)) if isinstance(fields, dict) else None
+        )
         if value is None:
             return None
         text = json.dumps(value) if isinstance(value, list | dict) else spell_value(value)

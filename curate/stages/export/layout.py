@@ -12,6 +12,7 @@ import numpy as np
 from curate.catalog import sets
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import SelectionRecord
+from curate.catalog.samples import find_unknown_shards
 from curate.errors import CurateError
 from curate.formats.sample_ids import first_sample_id
 from curate.package_data import read_sql
@@ -55,19 +56,35 @@ class PackedShard(NamedTuple):
 
 
 class SelectionMembers:
-    """The members of a selection. Raises CurateError where some have left the corpus."""
+    """The members of a selection, or with `complement` the other samples of the shards it knows.
 
-    def __init__(self, catalog: Catalog, selection: SelectionRecord) -> None:
-        self._catalog, self._record = catalog, selection
+    With `unique_keys`, no key is exported twice. Raises CurateError where members have left the
+    corpus.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        selection: SelectionRecord,
+        *,
+        complement: bool = False,
+        unique_keys: bool = False,
+    ) -> None:
+        self._catalog, self._record, self._complement = catalog, selection, complement
         with catalog.reading() as connection:
             self._check_same(connection)
             # Shards leave the corpus as a whole, and their ids are never used again: a member is in
             # the corpus if its shard is.
-            rows = connection.execute(
-                read_sql("stages/members_by_shard"), [selection.selection]
-            ).fetchall()
+            unknown = find_unknown_shards(connection, selection)
+            query = "stages/others_by_shard" if complement else "stages/members_by_shard"
+            rows = connection.execute(read_sql(query), [selection.selection]).fetchall()
+            rows = [row for row in rows if row[0] not in unknown]
+            self._empty_shards = _find_empty(connection, {row[0] for row in rows}, unknown)
+            self._prefixes = self._choose_prefixes(connection) if unique_keys else None
         self.sources = {shard_id: SourceShard(*source) for shard_id, *source, _ in rows}
         self.counts = {row[0]: int(row[-1]) for row in rows}
+        if complement:
+            return
         num_lost = selection.num_samples - len(self)
         if num_lost:
             raise CurateError(
@@ -82,22 +99,71 @@ class SelectionMembers:
     def checksum(self) -> str:
         return ",".join(source.checksum for source in self.sources.values())
 
-    def pack(self, layout: str) -> Iterator[PackedShard]:
-        """Output shards by the layout: INDEX_ONLY, MIRROR, or so many samples per shard."""
+    def pack(self, layout: str, *, empty_shards: bool = True) -> Iterator[PackedShard]:
+        """Output shards by the layout: INDEX_ONLY, MIRROR, or so many samples per shard.
+
+        With `empty_shards` a mirror has those too of which no sample is kept.
+        """
         if layout == INDEX_ONLY:
             return (PackedShard(None, rows, list(rows.keys)) for rows in self._read_batches())
-        return self._mirror() if layout == MIRROR else self._repack(int(layout.split()[0]))
+        if layout == MIRROR:
+            return self._mirror(self._empty_shards if empty_shards else {})
+        return self._repack(int(layout.split()[0]))
 
-    def _mirror(self) -> Iterator[PackedShard]:
-        """One output for each input shard with members, at its path below the common folder."""
-        paths = _relative_paths([source.url for source in self.sources.values()])
+    def _mirror(self, empty_shards: dict[int, str]) -> Iterator[PackedShard]:
+        """One output for each input shard, at its path below the common folder.
+
+        Of a folder with members every shard has an output, so that numbers have no gaps.
+        """
+        urls = [*(source.url for source in self.sources.values()), *empty_shards.values()]
+        paths = _relative_paths(urls)
+        waiting = sorted(empty_shards, reverse=True)
         for batch in self._read_batches():
             for start, stop in _shard_bounds(batch.shard_ids):
                 rows = batch.slice(start, stop)
-                source = self.sources[int(rows.shard_ids[0])]
-                prefixes = _find_prefixes(rows)
+                shard_id = int(rows.shard_ids[0])
+                while waiting and waiting[-1] < shard_id:
+                    yield _pack(paths[empty_shards[waiting.pop()]], rows.slice(0, 0), {}, [])
+                source = self.sources[shard_id]
+                prefixes = self._prefix_keys(rows)
                 ranges = [SourceRange(source, rows.offsets, rows.lengths, prefixes)]
                 yield _pack(paths[source.url], rows, prefixes, ranges)
+        while waiting:
+            yield _pack(paths[empty_shards[waiting.pop()]], rows.slice(0, 0), {}, [])
+
+    def _prefix_keys(self, rows: MemberRows, *, unique: bool = False) -> dict[int, str]:
+        """What to put before keys, by the sample's index; with unique_keys, before all."""
+        if self._prefixes is None:
+            return _find_prefixes(rows, unique=unique)
+        if self._prefixes == "none":
+            return {}
+        ids = rows.shard_ids if self._prefixes == "shard" else rows.sample_ids
+        return {index: f"{number}-" for index, number in enumerate(ids.tolist())}
+
+    def _choose_prefixes(self, connection: "DuckDBPyConnection") -> str:
+        """none where no key comes twice; the shard's id, or where that is not enough, the sample's.
+
+        An id with a hyphen can be told from what follows, so such keys are unique whatever the
+        others are.
+        """
+        sql = (
+            f"select count(*) from (select 1 from samples where {self._condition} "
+            "group by {} having count(*) > 1 limit 1)"
+        )
+        parameters = {"selection": self._record.selection}
+        for prefix, columns in (("none", "key"), ("shard", "shard_id, key")):
+            ((num_repeated,),) = connection.execute(sql.format(columns), parameters).fetchall()
+            if not num_repeated:
+                return prefix
+        return "sample"
+
+    @property
+    def _condition(self) -> str:
+        """Which rows of `samples` are exported, but for shards that are unknown."""
+        negation = "not " if self._complement else ""
+        return (
+            f"sample_id {negation}in (select sample_id from members where selection = $selection)"
+        )
 
     def _repack(self, samples_per_shard: int) -> Iterator[PackedShard]:
         """Evenly filled outputs, as few as hold at most so many samples each."""
@@ -110,7 +176,7 @@ class SelectionMembers:
                 remaining = buffered.slice(start - buffer_start, len(buffered.sample_ids))
                 buffered, buffer_start = remaining.concatenate(next(batches)), start
             rows = buffered.slice(start - buffer_start, stop - buffer_start)
-            prefixes = _find_prefixes(rows, unique=True)
+            prefixes = self._prefix_keys(rows, unique=True)
             ranges = []
             for first, last in _shard_bounds(rows.shard_ids):
                 range_prefixes = {
@@ -144,13 +210,8 @@ class SelectionMembers:
         }
         with self._catalog.reading() as connection:
             self._check_same(connection)
-            columns = connection.execute(
-                "select samples.sample_id, shard_id, byte_offset, num_bytes, key "
-                "from members join samples using (sample_id) where selection = $selection "
-                "and members.sample_id >= $first and members.sample_id < $stop "
-                "and samples.sample_id >= $first and samples.sample_id < $stop order by 1",
-                parameters,
-            ).fetchnumpy()
+            query = read_sql("stages/others" if self._complement else "stages/members")
+            columns = connection.execute(query, parameters).fetchnumpy()
         sample_ids, shard_ids, offsets, lengths, keys = map(np.asarray, columns.values())
         return MemberRows(sample_ids, shard_ids, offsets, lengths, keys.astype(object))
 
@@ -162,6 +223,25 @@ class SelectionMembers:
             raise CurateError(
                 f"'{name}' was selected anew in the meantime: export it again, into a new folder"
             )
+
+
+def _find_empty(
+    connection: "DuckDBPyConnection", filled: set[int], unknown: frozenset[int]
+) -> dict[int, str]:
+    """The shards without members that lie in a folder with others that have some."""
+    rows = connection.execute(
+        "select shard_id, url from shards where num_samples is not null order by shard_id"
+    ).fetchall()
+    folders = {_folder(url) for shard_id, url in rows if shard_id in filled}
+    return {
+        shard_id: url
+        for shard_id, url in rows
+        if shard_id not in filled and shard_id not in unknown and _folder(url) in folders
+    }
+
+
+def _folder(url: str) -> str:
+    return url.rpartition("/")[0]
 
 
 def _pack(

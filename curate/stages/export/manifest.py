@@ -1,4 +1,8 @@
-"""manifest.json and index.parquet of an export: their writers and readers."""
+"""manifest.json and index.parquet of an export: their writers and readers.
+
+They are in the folder .curate, because readers of a folder of shards take every other file that
+they see for one (load_dataset, ray.data). Exports of earlier versions have them beside the shards.
+"""
 
 import json
 from dataclasses import asdict, dataclass
@@ -7,12 +11,14 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from curate.formats.samples import FIRST_DOT
 from curate.stages.export.layout import PackedShard, SelectionMembers
 from curate.stages.export.worker import SourceShard, WrittenShard
 from curate.storage import files
 from curate.storage.atomic import atomic_write
 
-MANIFEST_NAME, INDEX_NAME = "manifest.json", "index.parquet"
+SIDE_FOLDER = ".curate"
+MANIFEST_NAME, INDEX_NAME = f"{SIDE_FOLDER}/manifest.json", f"{SIDE_FOLDER}/index.parquet"
 _ROW_GROUP = 1 << 18  # rows
 
 
@@ -20,7 +26,9 @@ _ROW_GROUP = 1 << 18  # rows
 class Manifest:
     """What an export is: it is written last, so a folder that has it is whole.
 
-    `selection` are the columns of the selection, `lineage` the runs back to the embedding.
+    `selection` are the columns of the selection, `lineage` the runs back to the embedding. With
+    `complement`, the samples are all others. `empty_shards` says that a mirror has shards of which
+    no sample is kept, `key_rule` where keys end.
     """
 
     curate: str
@@ -34,6 +42,17 @@ class Manifest:
     shards: list[WrittenShard]
     sources: list[SourceShard]
     lineage: list[dict[str, Any]]
+    complement: bool = False
+    unique_keys: bool = False
+    empty_shards: bool = False
+    key_rule: str = FIRST_DOT
+
+
+def find_side_file(folder: str, name: str) -> str:
+    """The location of MANIFEST_NAME or INDEX_NAME, also in an export of an earlier version."""
+    location = files.join(folder, name)
+    earlier = files.join(folder, name.removeprefix(f"{SIDE_FOLDER}/"))
+    return earlier if not files.is_file(location) and files.is_file(earlier) else location
 
 
 def write_manifest(folder: str, manifest: Manifest) -> None:
@@ -50,7 +69,7 @@ def read_manifest(folder: str) -> Manifest:
     Raises OSError, or ValueError for what is no manifest of an export.
     """
     try:
-        content = json.loads(files.read_bytes(files.join(folder, MANIFEST_NAME)))
+        content = json.loads(files.read_bytes(find_side_file(folder, MANIFEST_NAME)))
         shards = [
             WrittenShard(
                 _typed(shard["path"], str),
@@ -81,6 +100,10 @@ def read_manifest(folder: str) -> Manifest:
             shards=shards,
             sources=sources,
             lineage=_typed(content.get("lineage", []), list),
+            complement=_typed(content.get("complement", False), bool),
+            unique_keys=_typed(content.get("unique_keys", False), bool),
+            empty_shards=_typed(content.get("empty_shards", False), bool),
+            key_rule=_typed(content.get("key_rule", FIRST_DOT), str),
         )
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("it is no manifest of an export") from error
@@ -108,7 +131,7 @@ def read_index(folder: str) -> IndexRows:
     """Read index.parquet. Raises OSError, KeyError, or pyarrow's errors where it is damaged."""
     import pyarrow.parquet as pq
 
-    with files.open_binary(files.join(folder, INDEX_NAME)) as file:
+    with files.open_binary(find_side_file(folder, INDEX_NAME)) as file:
         columns = pq.read_table(file).to_pydict()
     exported = zip(columns.get("shard", []), columns.get("exported_key", []), strict=True)
     return IndexRows(columns["sample_id"], list(exported))

@@ -4,27 +4,34 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from curate.catalog import provenance, sets
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ExportRecord, SelectionRecord
+from curate.catalog.samples import corpus_roles
 from curate.errors import CurateError, OptionError
 from curate.execution import engine
 from curate.execution.types import Resources
+from curate.formats.samples import FIRST_DOT
+from curate.formatting import count_of
 from curate.options import Option, SetName, Workers, verb
 from curate.progress import log, progress_bar
+from curate.stages.export.clients import CLIENTS, ENERGON, OPEN_CLIP, write_client_files
 from curate.stages.export.layout import (
     INDEX_ONLY,
     MIRROR,
     SelectionMembers,
     repacked_layout,
 )
+from curate.stages.export.lists import DATACOMP, FORMATS, SHARDS, check_list_path, write_list
 from curate.stages.export.manifest import (
     INDEX_NAME,
     IndexWriter,
     Manifest,
+    find_side_file,
     read_manifest,
     write_manifest,
 )
@@ -44,14 +51,70 @@ _PLAN_NAME = ".curate-export"  # marks the folder of an unfinished export
 def _check_options(arguments: Mapping[str, Any]) -> None:
     if arguments["samples_per_shard"] is not None and arguments["index_only"]:
         raise OptionError("--samples-per-shard takes no --index-only: one writes shards, one none")
+    client_files = _list_clients(arguments["clients"], arguments["sizes_json"])
+    if client_files and arguments["index_only"]:
+        raise OptionError("--for takes no --index-only: its files stand beside shards")
+    list_format = arguments["format"]
+    if list_format == SHARDS:
+        if arguments["uid"] is not None:
+            raise OptionError("--uid goes with --format datacomp")
+        return
+    check_list_path(str(arguments["out"]), list_format)
+    if arguments["uid"] is not None and list_format != DATACOMP:
+        raise OptionError("--uid goes with --format datacomp")
+    for name in ("samples_per_shard", "index_only", "unique_keys"):
+        if arguments[name]:
+            raise OptionError(f"--format {list_format} writes no shards: leave out its options")
+    if client_files:
+        raise OptionError(f"--format {list_format} writes no shards: leave out --for")
 
 
 @verb(check=_check_options)
 def export(
     catalog: Catalog | str | Path,
     selection: Annotated[str, Option("A selection's name.")],
-    out: Annotated[str | Path, Option("New or empty folder, or a URL.")],
+    out: Annotated[
+        str | Path, Option("New or empty folder, or a URL; a file for other formats than shards.")
+    ],
     *,
+    format: Annotated[
+        str,
+        Option(
+            "Shards, or one file: keys (*.txt, *.parquet), csv (a plain manifest with the images' "
+            "paths), or datacomp (*.npy of uids).",
+            choices=FORMATS,
+        ),
+    ] = SHARDS,
+    clients: Annotated[
+        list[str] | str | None,
+        Option(
+            "Write what this framework wants beside the shards; repeatable.",
+            flag="--for",
+            metavar="CLIENT",
+            choices=CLIENTS,
+        ),
+    ] = None,
+    sizes_json: Annotated[
+        bool, Option("Write sizes.json, samples by shard, as --for open_clip does.")
+    ] = False,
+    complement: Annotated[
+        bool, Option("What was dropped: all other samples of the shards selected from.")
+    ] = False,
+    unique_keys: Annotated[
+        bool,
+        Option(
+            "No key twice in the whole export: where one would be, all get an id in front. "
+            "--for energon implies it."
+        ),
+    ] = False,
+    uid: Annotated[
+        str | None,
+        Option(
+            "Column of sample_scores with the uids for datacomp, 32 hexadecimal digits.",
+            metavar="COLUMN",
+            default="key",
+        ),
+    ] = None,
     samples_per_shard: Annotated[
         int | None, Option("Repack into shards of at most this many samples.", minimum=1)
     ] = None,
@@ -64,8 +127,9 @@ def export(
     """Write the selection's samples to the folder `out`, and return its path as it was given.
 
     By default one output shard for one input shard, under the same name, each sample's bytes as
-    they were. With `samples_per_shard` evenly filled shards, numbered from 000000; keys that would
-    collide in one shard get the input shard's id in front. With `index_only` no images.
+    they were; a shard of which nothing is kept is an empty one. With `samples_per_shard` evenly
+    filled shards, numbered from 000000; keys that would collide in one shard get the input shard's
+    id in front. With `index_only` no images. `format` other than shards writes the file `out`.
     """
     catalog = Catalog(catalog)
     record = catalog.require(SelectionRecord, selection)
@@ -75,13 +139,23 @@ def export(
             f"{hide_credentials(folder)}: the manifest would store the password or query of this "
             "URL; give them by the store's own configuration"
         )
+    if format != SHARDS:
+        run_name = sets.check_name(name) if name else files.filename(folder)
+        _export_list(
+            catalog, record, folder, format, run_name, complement=complement, uid=uid or "key"
+        )
+        return out_text
+    client_names = _list_clients(clients, sizes_json)
+    unique_keys = unique_keys or ENERGON in client_names
     layout = repacked_layout(samples_per_shard) if samples_per_shard else MIRROR
     if index_only:
         layout = INDEX_ONLY
-    members = SelectionMembers(catalog, record)
-    fingerprint = provenance.fingerprint(
-        "export", {"layout": layout}, record.fingerprint, members.checksum
-    )
+    members = SelectionMembers(catalog, record, complement=complement, unique_keys=unique_keys)
+    if not len(members):
+        raise CurateError(f"'{selection}' has every sample: nothing was dropped")
+    variant = {"complement": complement, "unique_keys": unique_keys}
+    settings = {"layout": layout} | {name: True for name, is_set in variant.items() if is_set}
+    fingerprint = provenance.fingerprint("export", settings, record.fingerprint, members.checksum)
     with catalog.reading() as connection:
         export_name = sets.check_name(name) if name else _free_name(connection, folder)
     with catalog.write_lock(folder, f"the export '{folder}'"):
@@ -90,9 +164,11 @@ def export(
             files.delete_file(files.join(folder, _PLAN_NAME))
             _remove_temporary_files(folder)
             log.info("nothing to do: %s holds this export already", out_text)
+            manifest = read_manifest(folder)
+            write_client_files(catalog, folder, manifest, client_names, Resources(workers))
             return out_text
         _reserve_folder(folder, fingerprint)
-        settings = {"selection": selection, "path": folder, "layout": layout}
+        settings |= {"selection": selection, "path": folder}
         with catalog.record_run(
             "export", export_name, settings, parents=[record.run_id], fingerprint=fingerprint
         ) as run_id:
@@ -119,6 +195,8 @@ def export(
             manifest = _make_manifest(
                 catalog, record, export_record, members, num_changed_keys, written
             )
+            manifest = replace(manifest, complement=complement, unique_keys=unique_keys)
+            write_client_files(catalog, folder, manifest, client_names, Resources(workers))
             write_manifest(folder, manifest)
         files.delete_file(files.join(folder, _PLAN_NAME))
     log.info(
@@ -129,6 +207,35 @@ def export(
         out_text,
     )
     return out_text
+
+
+def _list_clients(clients: list[str] | str | None, sizes_json: bool) -> list[str]:
+    """The clients of --for, in the order of CLIENTS."""
+    names = [clients] if isinstance(clients, str) else list(clients or [])
+    return [name for name in CLIENTS if name in names or (sizes_json and name == OPEN_CLIP)]
+
+
+def _export_list(
+    catalog: Catalog,
+    record: SelectionRecord,
+    location: str,
+    list_format: str,
+    name: str,
+    *,
+    complement: bool,
+    uid: str,
+) -> None:
+    """Write the selection as one file, as a run of its own."""
+    warn_if_stale(catalog, record)
+    settings = {
+        "selection": record.selection,
+        "path": location,
+        "format": list_format,
+        "complement": complement,
+    }
+    with catalog.record_run("export", name, settings, parents=[record.run_id]):
+        count = write_list(catalog, record, location, list_format, complement=complement, uid=uid)
+    log.info("listed %s in %s", count_of(count, "sample"), location)
 
 
 def _free_name(connection: "DuckDBPyConnection", folder: str) -> str:
@@ -150,7 +257,8 @@ def _is_finished(folder: str, fingerprint: str) -> bool:
         manifest = read_manifest(folder)
     except (OSError, ValueError):
         return False
-    if manifest.fingerprint != fingerprint or not files.is_file(files.join(folder, INDEX_NAME)):
+    has_index = files.is_file(find_side_file(folder, INDEX_NAME))
+    if manifest.fingerprint != fingerprint or not has_index:
         return False
     return all(
         _has_size(files.join(folder, shard.path), shard.num_bytes) for shard in manifest.shards
@@ -252,9 +360,10 @@ def _make_manifest(
     keys = "as they came"
     if num_changed_keys:
         keys = (
-            f"{num_changed_keys} keys have the input shard's id in front: "
-            "exported_key in index.parquet"
+            f"{num_changed_keys} keys have the input shard's id, or the sample's, in front: "
+            f"exported_key in {INDEX_NAME}"
         )
+    roles = corpus_roles(catalog)
     selection_row = selection.to_dict()
     del selection_row["run_id"]
     return Manifest(
@@ -269,6 +378,8 @@ def _make_manifest(
         shards=written,
         sources=[source for _, source in sorted(members.sources.items())],
         lineage=_read_lineage(catalog, selection.run_id),
+        empty_shards=True,
+        key_rule=roles.key_rule if roles else FIRST_DOT,
     )
 
 

@@ -17,8 +17,8 @@ from curate.formats.images import (
     ImageDecodeError,
     Preprocessing,
     decode_image,
-    find_image_member,
 )
+from curate.formats.member_roles import MemberRoles
 from curate.formats.samples import CorruptShardError, iterate_samples
 from curate.formats.tar import TarReader
 from curate.formats.vectors import read_vectors, write_vectors
@@ -51,7 +51,7 @@ def sample_images(urls: list[str]) -> ImageSample:
                 samples = iterate_samples(TarReader(stream))
                 for sample in itertools.islice(samples, _SAMPLE_IMAGES // len(sampled_urls)):
                     lengths.append(sample.length)
-                    extension = find_image_member(sample.members)
+                    extension = MemberRoles().choose_image(sample.members).extension
                     if extension:
                         images.append(sample.members[extension])
         except (OSError, CorruptShardError):  # `curate embed` will say what is wrong with it

@@ -17,6 +17,7 @@ from curate.catalog.records import (
     SelectionRecord,
     ValidationRecord,
 )
+from curate.catalog.samples import image_member
 from curate.errors import CurateError
 from curate.formatting import shorten
 from curate.package_data import read_sql
@@ -375,10 +376,10 @@ class SectionBuilder:
         selections: dict[int, list[str]] = {}
         for sample_id, selection in members:
             selections.setdefault(sample_id, []).append(selection)
-        images, problems = [], []
+        images, problems, image = [], [], image_member(self.catalog)
         with progress_bar("thumbnails", len(rows)) as advance:
             for row in rows:
-                location = ImageLocation(row["url"], row["byte_offset"], row["num_bytes"])
+                location = ImageLocation(row["url"], row["byte_offset"], row["num_bytes"], image)
                 try:
                     thumbnail = read_thumbnail(location, size)
                 except CurateError as error:

@@ -12,6 +12,7 @@ import numpy as np
 from curate.catalog import provenance, sets
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ClusteringRecord, ScoringRecord, SelectionRecord
+from curate.catalog.samples import find_known_shards
 from curate.catalog.sql import quote_identifier, quote_literal
 from curate.errors import CurateError, OptionError
 from curate.options import Option, Seed, SetName, Within, verb
@@ -220,6 +221,7 @@ def select(
     all_candidates = settings["where_sql"]
     if unscored == "drop":
         settings["where_sql"] = _restrict_to_scored(all_candidates, scoring)
+    known_shards = _find_known_shards(catalog, within)
     candidates = load_candidates(
         catalog, settings["scoring"], settings["balance_by"], settings["where_sql"]
     )
@@ -279,6 +281,7 @@ def select(
             num_samples=num_kept,
             fingerprint=fingerprint,
             run_id=run_id,
+            known_shards=known_shards,
         )
         choose = _choose_after_unscored if unscored == "keep" else _choose_members
         _store(catalog, record, choose(candidates, priorities, record))
@@ -290,6 +293,14 @@ def select(
         f"{num_candidates:,}",
     )
     return name
+
+
+def _find_known_shards(catalog: Catalog, within: str | None) -> list[int] | None:
+    """The shards that there are to select from: those of the selection `within`, or all."""
+    if within:
+        return catalog.require(SelectionRecord, within).known_shards
+    with catalog.reading() as connection:
+        return find_known_shards(connection)
 
 
 def _resolve_settings(
