@@ -54,6 +54,27 @@ create table if not exists samples (
     member text -- the extension of the image, as it is in the tar; null before schema 9
 );
 
+-- Further columns of samples: fields of .json members, and imported tables. A column is added for each
+-- field, typed; a sample without the field has NULL. They are in the view sample_scores.
+create table if not exists sample_columns (
+    sample_id bigint not null -- of a sample with at least one of the fields
+);
+
+-- The columns of sample_columns, and where each comes from.
+create table if not exists column_sources (
+    column_name text not null, -- in sample_columns and sample_scores
+    source text not null, -- json, or the name of an import
+    field text not null, -- the path in the .json member, or the column of the imported table
+    type text not null, -- int, double, bool, text or json
+    run_id bigint not null
+);
+
+-- The shards whose .json members were read for columns.
+create table if not exists column_shards (
+    shard_id bigint not null,
+    fields json not null -- "all", or the paths
+);
+
 create table if not exists embeddings (
     embedding text not null,
     encoder text not null,

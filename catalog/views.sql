@@ -1,5 +1,6 @@
 -- Views and macros for people who query. None depends on where the catalog's folder is.
--- One more, sample_scores (a column for each clustering and each scoring), is made by cluster and score.
+-- One more, sample_scores (a column for each clustering and scoring, and those of sample_columns), is made
+-- by the commands that add columns to it.
 
 -- How each selection treats each class; num_kept is 0 for a class that is gone. Samples without a label
 -- are a class too.
@@ -35,6 +36,7 @@ group by clustering, cluster_id;
 -- Every named set, with the run that made it.
 create or replace view named_sets as
 select 'embedding' as kind, embedding as name, run_id from embeddings
+union all select 'columns', source, max(run_id) from column_sources group by source
 union all select 'clustering', clustering, run_id from clusterings
 union all select 'probe', probe, run_id from probes
 union all select 'scoring', scoring, run_id from scorings
@@ -51,9 +53,9 @@ with recursive parents as (
     from named_sets join runs using (run_id)
 ),
 stale (run_id) as (
-    -- an embedding's parent is the run that it grew from
+    -- the parent of an embedding, and of its columns, is the run that it grew from
     select run_id from parents
-    where kind <> 'embedding' and parent_run_id not in (select run_id from named_sets)
+    where kind not in ('embedding', 'columns') and parent_run_id not in (select run_id from named_sets)
     union
     select parents.run_id from parents join stale on parents.parent_run_id = stale.run_id
 ),

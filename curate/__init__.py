@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from curate.stages.export.stage import export as export
     from curate.stages.fit.stage import fit as fit
     from curate.stages.gallery import gallery as gallery
+    from curate.stages.import_table import import_table as import_table
+    from curate.stages.import_vectors.stage import import_vectors as import_vectors
+    from curate.stages.pack.stage import pack as pack
     from curate.stages.plan.stage import plan as plan
     from curate.stages.probe.stage import probe as probe
     from curate.stages.query import query as query
@@ -40,7 +43,8 @@ if TYPE_CHECKING:
     from curate.stages.verify import verify as verify
 
 # `curate.demo` is the module: a function of that name would hide it.
-_MODULES = {name: verb.module for name, verb in VERBS.items() if name != "demo"} | {
+# `curate import` is `curate.import_table` in Python, where `import` is a keyword.
+_MODULES = {verb.function: verb.module for name, verb in VERBS.items() if name != "demo"} | {
     "Catalog": "curate.catalog.catalog",
     "CurateError": "curate.errors",
     "OptionError": "curate.errors",
@@ -60,7 +64,10 @@ __all__ = [
     "export",
     "fit",
     "gallery",
+    "import_table",
+    "import_vectors",
     "kept",
+    "pack",
     "plan",
     "probe",
     "query",

@@ -1,5 +1,6 @@
 """Recipes: whole runs as TOML. Tables are verbs, keys are their options."""
 
+import inspect
 import os
 import re
 import tomllib
@@ -65,7 +66,9 @@ def run(
             raise CurateError(
                 f"[{name}] is about the selection that [select] makes: start with --from select"
             )
-        result = VERBS[name].load()(catalog, **arguments)
+        function = VERBS[name].load()
+        inputs = (catalog,) if "catalog" in inspect.signature(function).parameters else ()
+        result = function(*inputs, **arguments)
         if name == "select":
             variables["SELECTION"] = result
     return " ".join(result) if isinstance(result, list) else str(result)

@@ -22,10 +22,25 @@ class Verb(NamedTuple):
 
 
 VERBS = {
+    "pack": Verb(
+        "curate.stages.pack.stage",
+        "pack",
+        "Write a folder of images, or a table with images, as shards to embed.",
+    ),
     "embed": Verb(
         "curate.stages.embed.stage",
         "embed",
         "Stream shards through an encoder: vectors to Parquet, samples to the catalog.",
+    ),
+    "import-vectors": Verb(
+        "curate.stages.import_vectors.stage",
+        "import_vectors",
+        "Use vectors that another tool computed (clip-retrieval, DataComp) as an embedding.",
+    ),
+    "import": Verb(
+        "curate.stages.import_table",
+        "import_table",
+        "Join columns and scores computed elsewhere, from a Parquet or CSV table.",
     ),
     "cluster": Verb(
         "curate.stages.cluster.stage",
@@ -108,9 +123,12 @@ VERBS = {
     ),
 }
 
-# What a recipe may call: the verbs that work on one catalog and make something in it.
+# What a recipe may call: the verbs that make something, in one catalog or for it.
 RECIPE_VERBS = (
+    "pack",
     "embed",
+    "import-vectors",
+    "import",
     "cluster",
     "probe",
     "score",

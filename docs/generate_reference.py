@@ -88,7 +88,8 @@ def tables_page() -> str:
         comment = _join_comment(match[1])
         lines.append(f"- `{match[3]}` ({match[2]}): {comment}")
     lines += [
-        "- `sample_scores` (view): one row per sample, one column for each clustering and scoring.",
+        "- `sample_scores` (view): one row per sample; the columns of `samples` and "
+        "`sample_columns`, and one for each clustering and scoring.",
         "",
         "## Saved queries",
         "",

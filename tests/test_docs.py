@@ -27,7 +27,9 @@ def test_every_option_in_the_docs_exists():
     for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
         for code in re.findall(r"```.*?```|`[^`\n]+`", page.read_text(), re.DOTALL):
             for line in code.replace("\\\n", " ").splitlines():
-                commands = [name for name in re.findall(r"\bcurate (\w+)", line) if name in flags]
+                commands = [
+                    name for name in re.findall(r"\bcurate ([\w-]+)", line) if name in flags
+                ]
                 if not commands and not line.startswith("`--"):
                     continue
                 known = set().union(*(flags[name] for name in commands or flags))

@@ -170,6 +170,9 @@ def test_every_option_can_stand_in_a_recipe_with_its_default(tmp_path, name):
     }
     required = {"embed": {"shards": ["x"]}, "select": {"keep": 0.5}, "score": {"metrics": "aum"}}
     required["export"] = {"selection": "x", "out": "y"}
+    required["pack"] = {"source": "x", "out": "y"}
+    required["import"] = {"table": "x.csv", "key": "k"}
+    required["import-vectors"] = {"folder": "x", "shards": ["y"]}
     values |= required.get(name, {})
     lines = [
         f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}"

@@ -79,7 +79,7 @@ def test_set_and_from_change_a_run(write_recipe, tmp_path):
         ("[score]\nmetrics = ['el3n']", "no metric called"),
         ("[select]\nkeep = 7", "up to 1"),
         ("[embed]\nshards = 'x'\nencoder = 'nope'", "no encoder called"),
-        ("[polish]\nx = 1", r"\[polish\] is no step; there are: embed"),
+        ("[polish]\nx = 1", r"\[polish\] is no step; there are: pack, embed"),
         ("embed = 3", r"\[embed\] is no step"),
         ("catalog = 3", "catalog is the name of a folder"),
         (

@@ -1,14 +1,7 @@
--- The easiest and the hardest samples of each group, for a picture: a sample is on one side only.
--- $by is label or cluster; groups beyond the $rows largest are left out.
+-- The easiest and the hardest samples of each group, for a picture: a sample is on one side only. The
+-- temporary view `grouped` has the scores and the groups; groups beyond the $rows largest are left out.
 with scored as (
-    select
-        sample_id,
-        score,
-        case $by when 'label' then 'class ' || label else 'cluster ' || cluster_id end as group_name
-    from scores
-    join samples using (sample_id)
-    left join (select sample_id, cluster_id from assignments where clustering = $clustering) using (sample_id)
-    where scoring = $scoring and score is not null
+    select sample_id, score, group_name from grouped where score is not null
 ),
 ranked as (
     select

@@ -240,6 +240,16 @@ class ShardRecord(NamedTuple):
     complete: bool | None
 
 
+class ColumnRecord(NamedTuple):
+    """A row of `column_sources`."""
+
+    column_name: str
+    source: str
+    field: str
+    type: str
+    run_id: int
+
+
 class TrainingRunRecord(NamedTuple):
     """A row of `training_runs`."""
 

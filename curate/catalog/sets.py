@@ -1,5 +1,5 @@
 """Named sets in an open connection: find, list, replace; and the view `sample_scores`, which has a
-column for each clustering and scoring."""
+column for each clustering and scoring, and those of `sample_columns`."""
 
 import re
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -73,6 +73,8 @@ def check_column_name(
         "select column_name from duckdb_columns() where table_name = 'samples'"
     ).fetchall()
     taken = {column: "a column of every sample" for (column,) in [*rows, ("url",)]}
+    rows = connection.execute("select column_name, source from column_sources").fetchall()
+    taken |= {column.lower(): f"a column from {source}" for column, source in rows}
     for column_type, _, _ in _COLUMN_SETS:
         for other_name in list_sets(connection, column_type):
             if (column_type, other_name) != (record_type, name):
@@ -84,9 +86,17 @@ def check_column_name(
 
 
 def refresh_sample_scores(connection: "duckdb.DuckDBPyConnection") -> None:
-    """Replace the view `sample_scores`: a row per sample, a column per clustering or scoring."""
-    columns: list[str] = []
+    """Replace the view `sample_scores`: a row per sample.
+
+    After the columns of `samples` come those of `sample_columns`, clusterings and scorings.
+    """
+    rows = connection.execute("select column_name from column_sources order by rowid").fetchall()
+    columns = [f", sample_columns.{quote_identifier(column)}" for (column,) in rows]
     joins: list[str] = []
+    if columns:
+        columns_join = " left join sample_columns on sample_columns.sample_id = samples.sample_id"
+    else:
+        columns_join = ""
     for record_type, table, value in _COLUMN_SETS:
         for name in sorted(list_sets(connection, record_type)):
             alias = f"set_{len(joins)}"
@@ -98,5 +108,6 @@ def refresh_sample_scores(connection: "duckdb.DuckDBPyConnection") -> None:
             )
     connection.execute(
         "create or replace view sample_scores as select samples.*, shards.url"
-        f"{''.join(columns)} from samples join shards using (shard_id){''.join(joins)}"
+        f"{''.join(columns)} from samples join shards using (shard_id)"
+        f"{columns_join}{''.join(joins)}"
     )

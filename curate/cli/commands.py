@@ -33,6 +33,17 @@ def run_embed(
     _exit_if_partly(catalog, embedding, strict=strict)
 
 
+def run_pack(
+    function: Callable[..., Any], *, options: dict[str, Any], strict: Strict = False
+) -> None:
+    from curate.stages.pack.stage import num_left_out
+
+    folder = function(**options)
+    print(folder)
+    if num_left_out(folder):
+        raise typer.Exit(FAILED if strict else PARTLY)
+
+
 def run_recipe(
     function: Callable[..., Any],
     catalog: str | None = None,
@@ -207,11 +218,31 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "pack": Command(
+        VERBS["pack"],
+        ("curate pack photos/ shards/", "curate pack 'data/train-*.parquet' shards/"),
+        run_pack,
+    ),
     "embed": Command(
         VERBS["embed"],
         ("curate embed 'corpus/{00000..00099}.tar' --encoder open_clip:ViT-B-32/openai",),
         run_embed,
         uses_engine=True,
+    ),
+    "import-vectors": Command(
+        VERBS["import-vectors"],
+        (
+            "curate import-vectors clip-output 'corpus/*.tar'",
+            "curate import-vectors metadata 'shards/*.tar' --array b32_img",
+        ),
+        run_embed,
+    ),
+    "import": Command(
+        VERBS["import"],
+        (
+            "curate import scores.parquet --key key",
+            "curate import scores.csv --key name --as-scoring aesthetic=score",
+        ),
     ),
     "cluster": Command(
         VERBS["cluster"], ("curate cluster --k 1000 --distance cosine",), uses_engine=True

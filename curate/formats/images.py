@@ -18,6 +18,16 @@ EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "tif", "
 # Pillow opens more, and some by running other programs (EPS by Ghostscript): images come from
 # strangers.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+_EXTENSION_OF_FORMAT = {
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "BMP": "bmp",
+    "GIF": "gif",
+    "PPM": "ppm",
+    "TIFF": "tif",
+}
 # Mean and standard deviation of ImageNet's pixels (He et al. 2016), fit for any photos; 1 is white.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MAX_ASPECT = 32  # longer images are cropped before they are resized
@@ -79,6 +89,28 @@ class DecodedImage(NamedTuple):
 
 class ImageDecodeError(Exception):
     """The bytes are no image that can be used; the text says why."""
+
+
+def image_extension(data: bytes) -> str | None:
+    """The usual extension of an image with these bytes, by its header; None for no image."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return _EXTENSION_OF_FORMAT[str(image.format)]
+    except Exception:  # the boundary to decoders, which raise anything
+        return None
+
+
+def read_image_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels, from the header alone. Raises ImageDecodeError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                return image.size
+    except UnidentifiedImageError as error:
+        raise ImageDecodeError("no image of a format that is read here") from error
+    except Exception as error:  # the boundary to decoders, as in `decode_image`
+        raise ImageDecodeError(" ".join(f"{type(error).__name__}: {error}".split())) from error
 
 
 def decode_image(data: bytes, preprocessing: Preprocessing) -> DecodedImage:

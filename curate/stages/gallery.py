@@ -7,8 +7,10 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from curate.catalog import provenance
 from curate.catalog.catalog import Catalog
+from curate.catalog.columns import NUMERIC_TYPES, list_columns
 from curate.catalog.records import ClusteringRecord, ScoringRecord
 from curate.catalog.samples import image_member
+from curate.catalog.sql import quote_identifier
 from curate.errors import CurateError, OptionError
 from curate.formats.images import Preprocessing
 from curate.formats.sample_locations import read_image
@@ -46,12 +48,14 @@ def check_png(path: object) -> None:
 def gallery(
     catalog: Catalog | str | Path,
     *,
-    scoring: Annotated[str, Option("Scoring to rank by.")] = "ssl_prototypes",
+    scoring: Annotated[
+        str, Option("Scoring to rank by, or a column of numbers.")
+    ] = "ssl_prototypes",
     by: Annotated[
         str | None,
         Option(
-            "What the rows of the picture are.",
-            choices=("label", "cluster"),
+            "What the rows of the picture are: label, cluster, or a column.",
+            metavar="label|cluster|COLUMN",
             default="label, or cluster without labels",
         ),
     ] = None,
@@ -73,13 +77,12 @@ def gallery(
 ) -> str:
     """Draw `count` easiest and hardest images of each class or cluster; returns the PNG's path."""
     catalog = Catalog(catalog)
-    record = catalog.require(ScoringRecord, scoring)
     if out:
         path = Path(out).expanduser().absolute()
     else:
-        path = catalog.path / "figures" / f"{record.scoring}.png"
-    groups = _find_extremes(catalog, record, by, count, max_rows)
-    title = f"{record.scoring}: from the easiest of each row (far left) to the hardest (far right)"
+        path = catalog.path / "figures" / f"{scoring.replace('/', '_')}.png"
+    groups = _find_extremes(catalog, scoring, by, count, max_rows)
+    title = f"{scoring}: from the easiest of each row (far left) to the hardest (far right)"
     settings = {"title": title, "size": size, "groups": groups}
     fingerprint = provenance.fingerprint("gallery", settings)
     if _is_drawn(path, fingerprint):
@@ -103,30 +106,42 @@ def _is_drawn(path: Path, fingerprint: str) -> bool:
 
 
 def _find_extremes(
-    catalog: Catalog, scoring: ScoringRecord, by: str | None, count: int, max_rows: int
+    catalog: Catalog, scoring: str, by: str | None, count: int, max_rows: int
 ) -> dict[str, list[ImageLocation | None]]:
     """For each group its easiest and hardest samples, easiest first; None fills a gap."""
-    clusterings = catalog.list_names(ClusteringRecord)
-    clustering = next(reversed(clusterings), None)
-    if scoring.source in clusterings:
-        clustering = scoring.source
     with catalog.reading() as connection:
-        has_labels = connection.execute(
-            "select 1 from samples where label is not null limit 1"
+        columns = {column.column_name: column for column in list_columns(connection)}
+        ((has_labels,),) = connection.execute(
+            "select count(label) > 0 from (select label from samples where label is not null "
+            "limit 1)"
         ).fetchall()
+    source = None
+    if scoring not in columns or columns[scoring].type not in NUMERIC_TYPES:
+        source = catalog.require(ScoringRecord, scoring).source
+    by = by or ("label" if has_labels else "cluster")
+    if by not in ("label", "cluster", *columns):
+        available = ", ".join(["label", "cluster", *columns])
+        raise OptionError(f"--by {by}: choose one of {available}")
+    clusterings = catalog.list_names(ClusteringRecord)
+    clustering = source if source in clusterings else next(reversed(clusterings), None)
+    group = f"'{by}=' || {quote_identifier(by)}::text"
+    if by in ("label", "cluster"):
+        group = "'class ' || label" if by == "label" else "null"
+    if by == "cluster" and clustering is not None:
+        group = f"'cluster ' || {quote_identifier(clustering)}"
+    with catalog.reading() as connection:
+        # A temporary view takes no parameters.
+        connection.execute(
+            f"create temp view grouped as select sample_id, "
+            f"{quote_identifier(scoring)}::double as score, {group} as group_name "
+            "from sample_scores"
+        )
         rows = connection.execute(
-            read_sql("stages/extremes"),
-            {
-                "scoring": scoring.scoring,
-                "by": by or ("label" if has_labels else "cluster"),
-                "clustering": clustering,
-                "rows": max_rows,
-                "count": count,
-            },
+            read_sql("stages/extremes"), {"rows": max_rows, "count": count}
         ).fetchall()
     if not rows:
         raise CurateError(
-            f"the scoring '{scoring.scoring}' has no scored sample with a class or a cluster"
+            f"'{scoring}' has no sample with a score and a {'class' if by == 'label' else by}"
         )
     image = image_member(catalog)
     groups: dict[str, list[ImageLocation | None]] = {}

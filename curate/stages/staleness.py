@@ -106,7 +106,9 @@ def find_stale(
         reason = None
         if _has_changed_code(set_run):
             reason = "by other code than there is now"
-        parent_ids = set_run.parent_run_ids if set_run.kind != "embedding" else []
+        # What embed makes grows, so its parent is an earlier state of itself.
+        grows = set_run.kind in ("embedding", "columns")
+        parent_ids = [] if grows else set_run.parent_run_ids
         for parent_id in parent_ids:
             if set_run.kind == "validation" and not by_selections and parent_id in select_run_ids:
                 continue

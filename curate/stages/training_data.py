@@ -18,6 +18,7 @@ from curate.formats.vectors import read_sample_ids
 from curate.models import Model
 from curate.progress import log, progress_bar
 from curate.stages.embed.stage import embed, preprocessing_of
+from curate.stages.import_vectors.stage import UNKNOWN_ENCODER, is_imported
 from curate.training.inputs import TrainingInputs
 from curate.training.nearest import count_near_duplicates
 from curate.training.pca import Reduction, fit_reduction
@@ -37,6 +38,11 @@ def embed_test_set(
     catalog: Catalog, parent: EmbeddingRecord, patterns: list[str] | str, folder: str = "test"
 ) -> ExtraShards:
     """Embed test shards, or another task's, by the same encoder into a catalog inside this one."""
+    if is_imported(parent) and parent.encoder == UNKNOWN_ENCODER:
+        raise CurateError(
+            f"the vectors of '{parent.embedding}' were imported, and other shards have none: hold "
+            "out a part of the corpus, or import with --encoder SPEC under another --name"
+        )
     inner_catalog = Catalog(catalog.path / folder)
     urls = expand_patterns([patterns] if isinstance(patterns, str) else patterns)
     roles = roles_of(parent)

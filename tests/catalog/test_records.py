@@ -11,6 +11,7 @@ from curate.package_data import read_sql
 
 ROW_TYPES = {
     "shards": records.ShardRecord,
+    "column_sources": records.ColumnRecord,
     "training_runs": records.TrainingRunRecord,
     "comparisons": records.ComparisonRecord,
     "class_accuracies": records.ClassAccuracyRecord,

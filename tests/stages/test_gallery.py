@@ -47,7 +47,7 @@ def test_the_easiest_stand_left_and_the_hardest_right(tmp_path):
 
 def test_without_labels_the_rows_are_clusters(tmp_path):
     catalog = grey_squares(tmp_path, has_labels=False)
-    with pytest.raises(CurateError, match="no scored sample with a class or a cluster"):
+    with pytest.raises(CurateError, match="no sample with a score and a cluster"):
         gallery(catalog, scoring="dark")
     cluster(catalog, k=4, distance="euclidean")  # greys all point the same way
     path = gallery(

@@ -101,7 +101,8 @@ def test_a_metric_is_one_function_with_its_inputs_for_parameters(catalog):
     means = distances.l2_normalize(load_vectors(catalog)).mean(axis=1)
     np.testing.assert_allclose(load_scores(catalog, "brightness"), means, rtol=1e-5)
     with pytest.raises(
-        OptionError, match="asks for 'magic', which is no input; there are: centroids"
+        OptionError,
+        match="asks for 'magic', which is no input and no column of this catalog; there",
     ):
         score(catalog, "needs_magic")
 

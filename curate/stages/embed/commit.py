@@ -6,8 +6,10 @@ from curate.catalog.catalog import Catalog
 from curate.catalog.database import TIMEOUT
 from curate.formats.sample_ids import first_sample_id, shard_id_of
 from curate.package_data import read_sql
+from curate.stages.embed.columns import commit_fields
 from curate.stages.embed.pending import (
     ShardMetadata,
+    fields_file,
     list_pending,
     pending_file,
     read_metadata,
@@ -31,10 +33,12 @@ def commit_pending(
     run_id: int | None = None,
     shard_ids: list[int] | None = None,
     timeout: float = TIMEOUT,
+    fields: str | list[str] | None = None,
 ) -> None:
     """Commit shards that workers have finished, by default all, in one transaction.
 
-    Raises CatalogLockedError.
+    `fields` of .json members become columns. Raises CatalogLockedError, and CurateError for more
+    fields than there can be columns.
     """
     folder = catalog.embedding_folder(embedding)
     if shard_ids is None:
@@ -49,11 +53,19 @@ def commit_pending(
         if metadata:
             committed = [str(paths_by_shard[shard_id]) for shard_id in metadata]
             _commit(connection, embedding, committed, metadata)
+            locations = {
+                shard_id: fields_file(folder, shard_id)
+                for shard_id, shard_metadata in metadata.items()
+                if shard_metadata.has_fields
+            }
+            if fields is not None and locations:
+                commit_fields(connection, locations, fields, run_id)
             if run_id is not None:
                 connection.execute(
                     "update embeddings set run_id = ? where embedding = ?", [run_id, embedding]
                 )
     for file in pending:
+        files.delete_file(fields_file(folder, shard_id_of(file)))
         files.delete_file(file)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _FOLDER = "pending"
+_FIELDS_PREFIX = "fields-"
 
 
 @dataclass
@@ -69,6 +70,7 @@ class ShardMetadata:
     complete: bool
     vectors_checksum: str
     captions_checksum: str | None
+    has_fields: bool = False  # whether the fields of .json members are in a file of their own
 
     def to_parquet(self) -> dict[str, str]:
         return {name: str(value) for name, value in asdict(self).items() if value is not None}
@@ -81,6 +83,7 @@ class ShardMetadata:
         texts.setdefault("checksum", texts.get("fingerprint", ""))
         texts.setdefault("vectors_checksum", texts.get("vectors", ""))
         texts.setdefault("captions_checksum", None)  # which to_parquet leaves out
+        texts.setdefault("has_fields", "False")
         values: dict[str, Any] = {}
         for column in fields(cls):
             text = texts[column.name]
@@ -99,6 +102,18 @@ def pending_file(embedding_folder: str, shard_id: int) -> str:
     return files.join(pending_folder(embedding_folder), shard_filename(shard_id))
 
 
+def fields_file(embedding_folder: str, shard_id: int) -> str:
+    """The file with the fields of a finished shard's .json members, beside its pending file."""
+    return files.join(
+        pending_folder(embedding_folder), f"{_FIELDS_PREFIX}{shard_filename(shard_id)}"
+    )
+
+
+def list_fields_files(embedding_folder: str) -> list[str]:
+    """The files with fields of an embedding's finished shards."""
+    return files.list_files(pending_folder(embedding_folder), f"{_FIELDS_PREFIX}{SHARD_FILES}")
+
+
 def list_pending(embedding_folder: str) -> list[str]:
     """The pending files of an embedding."""
     return files.list_files(pending_folder(embedding_folder), SHARD_FILES)
@@ -114,6 +129,13 @@ def write_pending(location: str, records: Sequence[SampleRecord], metadata: Shar
     table = pa.table(columns, schema=schema).replace_schema_metadata(metadata.to_parquet())
     with atomic_write(location) as temporary:
         pq.write_table(table, temporary)
+
+
+def read_records(path: Path) -> list[SampleRecord]:
+    """The samples and failures in a pending file."""
+    import pyarrow.parquet as pq
+
+    return [SampleRecord(**row) for row in pq.read_table(path).to_pylist()]
 
 
 def read_metadata(path: Path) -> ShardMetadata:

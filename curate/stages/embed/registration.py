@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 from curate.catalog.catalog import Catalog
+from curate.catalog.columns import delete_shard_columns
 from curate.catalog.records import ShardRecord
 from curate.errors import CurateError
 from curate.formats.sample_ids import SHARD_FILES, captions_folder, shard_filename
@@ -83,15 +84,24 @@ def register_shards(
     }
     missing = [shards[url] for url in stats if shards[url].shard_id not in finished]
     return [
-        ShardTask(
-            shard.shard_id,
-            shard.url,
-            stats[shard.url].num_bytes or 0,
-            shard.checksum,
-            reveal_credentials(shard.url),
-        )
+        make_shard_task(shard.shard_id, shard.url, stats[shard.url], shard.checksum)
         for shard in missing
     ]
+
+
+def make_shard_task(shard_id: int, url: str, stat: FileStat, checksum: str | None) -> ShardTask:
+    """The task of reading a shard, with the secrets of its URL for workers."""
+    return ShardTask(shard_id, url, stat.num_bytes or 0, checksum, reveal_credentials(url))
+
+
+def list_read_shards(catalog: Catalog, stats: dict[str, FileStat]) -> dict[str, ShardTask]:
+    """Those of the shards whose samples are in the catalog, by URL."""
+    shards = _list_shards(catalog)
+    return {
+        url: make_shard_task(shards[url].shard_id, url, stat, shards[url].checksum)
+        for url, stat in stats.items()
+        if url in shards and shards[url].num_samples
+    }
 
 
 def _list_shard_files(folder: str) -> set[str]:
@@ -141,6 +151,7 @@ def _delete_shard(catalog: Catalog, shard: ShardRecord) -> None:
         ).fetchall()
         for table in ("samples", "failures", "embedded_shards", "shards"):
             connection.execute(f"delete from {table} where shard_id = ?", [shard.shard_id])
+        delete_shard_columns(connection, shard.shard_id)
     for (embedding,) in rows:
         catalog.delete_shard_files(embedding, shard.shard_id)
 

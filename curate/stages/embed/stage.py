@@ -30,19 +30,27 @@ from curate.encoders import (
 from curate.encoders.hub import LOCAL_FOLDER
 from curate.errors import CurateError, OptionError
 from curate.execution import engine
+from curate.execution.limits import cpu_count
 from curate.execution.timing import add_seconds, format_shares
 from curate.execution.types import Resources
+from curate.formats.json_fields import parse_fields
 from curate.formats.member_roles import JSON_LABEL, MemberRoles
 from curate.formats.samples import KEY_RULES
 from curate.formats.shard_patterns import expand_patterns
 from curate.formatting import count_of, file_safe
 from curate.options import Device, Option, SetName, WorkersPerCore, verb
 from curate.progress import log, progress_bar
+from curate.stages.embed.columns import (
+    add_missing_fields,
+    check_number_of_fields,
+    log_columns,
+    requested_fields,
+)
 from curate.stages.embed.commit import commit_pending, record_unreadable
 from curate.stages.embed.inference import measure_dim, plan_encoder
 from curate.stages.embed.member_counts import MemberCounts
-from curate.stages.embed.pending import pending_folder
-from curate.stages.embed.registration import register_shards, stat_shards
+from curate.stages.embed.pending import list_fields_files, pending_folder
+from curate.stages.embed.registration import list_read_shards, register_shards, stat_shards
 from curate.stages.embed.worker import EmbedShards, ShardTask
 from curate.stages.staleness import encoder_checksum, warn_if_stale
 from curate.storage import files as storage
@@ -94,6 +102,14 @@ EncoderSpec = Annotated[
 Checkpoint = Annotated[
     str | Path | None, Option("Weights from a file.", metavar="FILE", check=check_checkpoint)
 ]
+JsonColumns = Annotated[
+    list[str] | str | None,
+    Option(
+        "Fields of .json members to keep as columns, by path; repeatable.",
+        metavar="all|NAME,…",
+        default="those kept so far",
+    ),
+]
 DEFAULT_ENCODER = "open_clip:ViT-B-32/laion2b_s34b_b79k"
 
 
@@ -144,6 +160,7 @@ def embed(
     captions: Annotated[
         bool, Option("Embed the captions (.txt) too, by the encoder's own text tower.")
     ] = False,
+    columns: JsonColumns = None,
     batch_size: Annotated[
         int | None, Option("Images per batch.", minimum=1, default="8 on a CPU, 256 on a GPU")
     ] = None,
@@ -170,8 +187,10 @@ def embed(
 
     Shards that are in the embedding already are left alone; new ones are added. Samples that cannot
     be read go to `failures`: for every shard, samples = embedded + failed. An embedding that was
-    begun with `captions` continues with them. Raises CurateError if a shard's bytes have changed,
-    or if an embedding of that name has another encoder, or was begun without `captions`.
+    begun with `captions` continues with them. Fields of .json members that are asked for by
+    `columns` become columns of `sample_scores`; of shards that are embedded already, only the .json
+    members are read. Raises CurateError if a shard's bytes have changed, or if an embedding of that
+    name has another encoder, or was begun without `captions`.
     """
     encoder, checkpoint = _absolute_files(encoder, checkpoint)
     embedding = sets.check_name(name or default_name(encoder))
@@ -180,23 +199,43 @@ def embed(
     if not urls:
         raise OptionError("no shards given: name paths, folders, globs, brace ranges or URLs")
     stats = stat_shards(urls, allow_missing=allow_missing)
+    if columns is not None:
+        check_number_of_fields(urls[0], parse_fields(columns))
     catalog = Catalog(catalog).create(files)
     folder = catalog.embedding_folder(embedding)
-    roles = _choose_roles(catalog, label, key, image, caption)
+    roles = choose_roles(catalog, label, key, image, caption)
     settings = EmbedSettings(embedding, encoder, checkpoint, roles, decode or "fast", captions)
     with catalog.write_lock(folder, f"the embedding '{embedding}'"):
         _remove_temporary_files(folder)
         _check_same_encoder(catalog, settings)
         settings = settings._replace(captions=_with_captions(catalog, embedding, captions))
-        commit_pending(catalog, embedding)
+        fields = requested_fields(catalog, columns)
+        commit_pending(catalog, embedding, fields=fields)
         shard_tasks = register_shards(catalog, embedding, stats)
         if shard_tasks:
             settings = settings._replace(decode=_decoding(catalog, embedding, decode))
             resources = _plan_resources(device, workers)
-            _embed(catalog, settings, patterns, shard_tasks, batch_size, resources, profile=profile)
+            _embed(
+                catalog,
+                settings,
+                patterns,
+                shard_tasks,
+                batch_size,
+                resources,
+                fields=fields,
+                profile=profile,
+            )
             _warn_of_copies(catalog, [shard.shard_id for shard in shard_tasks])
             # A lost machine leaves temporary files; others have embedded its shards since.
             _remove_temporary_files(folder)
+        if fields is not None:
+            shards_in_catalog = list_read_shards(catalog, stats)
+            add_missing_fields(
+                catalog, embedding, shards_in_catalog, roles, fields, workers or cpu_count()
+            )
+            log_columns(catalog, fields)
+        for file in list_fields_files(folder):  # of a shard whose pending file was never written
+            storage.delete_file(file)
         if not storage.is_url(folder):
             with contextlib.suppress(OSError):  # it does not exist, or is not empty
                 os.rmdir(pending_folder(folder))
@@ -273,8 +312,12 @@ def _check_same_encoder(catalog: Catalog, settings: EmbedSettings) -> None:
                 )
 
 
-def _choose_roles(
-    catalog: Catalog, label: str, key: str | None, image: str | None, caption: str | None
+def choose_roles(
+    catalog: Catalog,
+    label: str,
+    key: str | None = None,
+    image: str | None = None,
+    caption: str | None = None,
 ) -> MemberRoles:
     """Which members are read: as all embeddings of the catalog, which share the samples.
 
@@ -286,7 +329,7 @@ def _choose_roles(
         "caption": caption.lower() if caption else None,
     }
     label = label if label.startswith(JSON_LABEL) else label.lower()
-    stored = corpus_roles(catalog)
+    stored = corpus_roles(catalog) if catalog.database_path.exists() else None
     if stored is None:
         return MemberRoles(label, **{name: value for name, value in options.items() if value})
     if label != stored.label:
@@ -338,6 +381,7 @@ def _embed(
     batch_size: int | None,
     resources: Resources,
     *,
+    fields: str | list[str] | None,
     profile: bool,
 ) -> None:
     """Load the encoder, create the embedding or compare with it, and embed the shards, as one run.
@@ -355,6 +399,7 @@ def _embed(
         "decode": decode,
         "captions": captions,
         **roles_to_preprocessing(roles),
+        "columns": fields,
     }
     if previous:
         warn_if_stale(catalog, previous)
@@ -400,6 +445,7 @@ def _embed(
                 # For a GPU, threads decode ahead of it; on a CPU each core is busy with a worker.
                 decode_threads=resources.threads if device == "cuda" else 0,
                 captions=captions,
+                fields=fields,
             )
             _map_shards(catalog, embedding, run_id, task, shard_tasks, resources, profile)
 
@@ -474,13 +520,15 @@ def _map_shards(
             if (started := time.monotonic()) >= next_commit:
                 # If another process reads the database for long, a later commit includes these.
                 with contextlib.suppress(CatalogLockedError):
-                    commit_pending(catalog, embedding, run_id, uncommitted, timeout=0)
+                    commit_pending(
+                        catalog, embedding, run_id, uncommitted, timeout=0, fields=task.fields
+                    )
                     uncommitted.clear()
                 # Commits take at most a tenth of the time: after one of t seconds, 9 t without.
                 next_commit = time.monotonic() + 9 * (time.monotonic() - started)
-    commit_pending(catalog, embedding, run_id, uncommitted)
+    commit_pending(catalog, embedding, run_id, uncommitted, fields=task.fields)
     # A group that failed at one shard may have finished shards before it.
-    commit_pending(catalog, embedding, run_id)
+    commit_pending(catalog, embedding, run_id, fields=task.fields)
     catalog.record_timing(run_id, seconds)
     log.log(
         logging.INFO if profile else logging.DEBUG,

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
+from curate.errors import CurateError
 from curate.execution.reporting import report_progress
 from curate.execution.timing import Stopwatch
 from curate.formats.images import (
@@ -22,8 +23,10 @@ from curate.formats.images import (
     Preprocessing,
     collect_complaints,
     decode_image,
+    read_image_size,
     take_complaint,
 )
+from curate.formats.json_fields import FieldTable, find_field, to_text
 from curate.formats.member_roles import JSON_LABEL, MemberRoles, choose_members
 from curate.formats.sample_ids import caption_file, first_sample_id, shard_filename
 from curate.formats.samples import CorruptShardError, iterate_samples, to_unicode
@@ -41,10 +44,12 @@ from curate.stages.embed.member_counts import MemberCounts
 from curate.stages.embed.pending import (
     SampleRecord,
     ShardMetadata,
+    fields_file,
     pending_file,
     write_pending,
 )
 from curate.storage import files
+from curate.storage.atomic import atomic_write
 from curate.storage.credentials import remember_credentials
 
 # Characters of a caption that are encoded: no text tower reads so many, and tokenizers take time
@@ -111,8 +116,9 @@ class GroupResult(NamedTuple):
 class EmbedShards:
     """The task: embed a group of shards; batches span them.
 
-    It writes up to three files per shard, in this order: the vectors, the vectors of the captions,
-    and the pending file with the rows for the catalog. When the last exists, all are complete.
+    It writes up to four files per shard, in this order: the vectors, the vectors of the captions,
+    the fields of .json members, and the pending file with the rows for the catalog. When the last
+    exists, all are complete.
     """
 
     encoder: EncoderPlan
@@ -121,6 +127,7 @@ class EmbedShards:
     batch_size: int
     decode_threads: int
     captions: bool = False  # whether they are embedded too
+    fields: str | list[str] | None = None  # of .json members, to keep as columns
 
     def __call__(self, shards: Iterable[ShardTask]) -> GroupResult:
         with collect_complaints():
@@ -213,7 +220,10 @@ class EmbedShards:
                 _decode_members(record, self.roles, self.encoder.preprocessing)
             except SampleError as error:
                 record.fail(error.stage, str(error))
+            json_member = record.members.get("json")
             record.members = {}
+            if self.fields is not None and json_member is not None:
+                record.members = {"json": json_member}  # for the columns, when the shard is written
         return record
 
     def _encode(
@@ -251,6 +261,8 @@ class EmbedShards:
                 captioned,
                 [record.caption_vector for record in captioned],
             )
+        if self.fields is not None:
+            write_fields(fields_file(self.folder, shard_id), embedded, self.fields)
         metadata = ShardMetadata(
             num_samples=len(records),
             num_embedded=len(embedded),
@@ -261,6 +273,7 @@ class EmbedShards:
             complete=not end.problem,
             vectors_checksum=vectors_checksum,
             captions_checksum=captions_checksum,
+            has_fields=self.fields is not None,
         )
         if end.problem:
             failure = SampleRecord(shard_id, None, None).fail("shard", end.problem)
@@ -279,25 +292,161 @@ def _write_vectors(
     return write_vectors(location, sample_ids, np.stack(cast("list[np.ndarray]", vectors)))
 
 
+def write_fields(location: str, records: list[SampleRecord], requested: str | list[str]) -> None:
+    """Write the fields of the records' .json members."""
+    table = FieldTable(requested)
+    for record in records:
+        if record.sample_id is not None:
+            table.add(record.sample_id, record.members.get("json"))
+    table.write(location)
+
+
+@dataclass(frozen=True)
+class ReadFields:
+    """The task: write the fields of the .json members of one shard that is embedded already.
+
+    The file is in `folder`, named as the shard. Raises CurateError for a shard that cannot be read.
+    """
+
+    reader: EmbedShards
+    folder: str
+
+    def __call__(self, shard: ShardTask) -> None:
+        records: list[SampleRecord] = []
+        for record in self.reader._read_shard(shard, MemberCounts()):
+            if isinstance(record, ShardEnd):
+                if record.is_unusable:
+                    raise CurateError(record.problem or "")
+                break
+            json_member = record.members.get("json")
+            record.members = {} if json_member is None else {"json": json_member}
+            records.append(record)
+        location = files.join(self.folder, shard_filename(shard.shard_id))
+        write_fields(location, records, self.reader.fields or [])
+
+
+@dataclass(frozen=True)
+class ReadSamples:
+    """The task: read the samples of a shard but for their pixels, for vectors computed elsewhere.
+
+    It writes two files named as the shard in `folder`: rows as in a pending file, and keys-… with
+    the `sample_key` of each sample that can be used: its key, or a field of its .json member.
+    Returns the problem of a shard that cannot be used at all.
+    """
+
+    reader: EmbedShards
+    folder: str
+    sample_key: str
+
+    def __call__(self, shard: ShardTask) -> str | None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        records: list[SampleRecord] = []
+        keys: dict[int, str | None] = {}
+        end = ShardEnd(shard.shard_id)
+        for record in self.reader._read_shard(shard, MemberCounts()):
+            if isinstance(record, ShardEnd):
+                end = record
+                break
+            if not record.error:
+                try:
+                    _read_members(record, self.reader.roles)
+                except SampleError as error:
+                    record.fail(error.stage, str(error))
+            if not record.error and record.sample_id is not None:
+                keys[record.sample_id] = self._find_key(record)
+            record.members = {}
+            records.append(record)
+        if end.problem and (end.is_unusable or not records):
+            return end.problem
+        num_samples, num_usable = len(records), len(keys)
+        if end.problem:
+            records.append(SampleRecord(shard.shard_id, None, None).fail("shard", end.problem))
+        metadata = ShardMetadata(
+            num_samples=num_samples,
+            num_embedded=num_usable,
+            num_failed=num_samples - num_usable,
+            num_bytes=end.num_bytes,
+            etag=end.etag,
+            checksum=end.checksum,
+            complete=not end.problem,
+            vectors_checksum="",
+            captions_checksum=None,
+        )
+        name = shard_filename(shard.shard_id)
+        table = pa.table(
+            {
+                "sample_id": pa.array(keys.keys(), pa.int64()),
+                "key": pa.array(keys.values(), pa.string()),
+            }
+        )
+        with atomic_write(files.join(self.folder, f"keys-{name}")) as temporary:
+            pq.write_table(table, temporary)
+        write_pending(files.join(self.folder, name), records, metadata)
+        return None
+
+    def _find_key(self, record: SampleRecord) -> str | None:
+        if self.sample_key == "key":
+            return record.key
+        return read_json_text(record.members, self.sample_key.removeprefix("json:"))
+
+
+def _read_members(record: SampleRecord, roles: MemberRoles) -> None:
+    """Read the size of the record's image, its label and its caption. Raises SampleError."""
+    image = _choose_image(record, roles)
+    try:
+        record.width, record.height = read_image_size(image)
+    except ImageDecodeError as error:
+        raise SampleError("decode", str(error)) from error
+    _read_texts(record, roles)
+
+
+def read_json_text(members: dict[str, bytes], path: str) -> str | None:
+    """A field of the .json member as text, or None where there is none."""
+    try:
+        fields: Any = json.loads(members["json"]) if "json" in members else {}
+    except (ValueError, RecursionError):
+        return None
+    value = find_field(fields, path) if isinstance(fields, dict) else None
+    return None if value is None else to_text(value)
+
+
+def make_reader(folder: str, roles: MemberRoles, fields: str | list[str] | None) -> EmbedShards:
+    """The task without an encoder, for those who only read shards as it does."""
+    no_encoder = EncoderPlan("", None, "cpu", 1, Preprocessing(1, 1), None)
+    return EmbedShards(no_encoder, folder, roles, batch_size=1, decode_threads=0, fields=fields)
+
+
 def _decode_members(record: SampleRecord, roles: MemberRoles, preprocessing: Preprocessing) -> None:
     """Decode the record's image and read its label and caption. Raises SampleError."""
-    members = record.members
-    choices = choose_members(roles, tuple(members))
-    extension = choices.image.extension
-    if extension is None:
-        extensions = ", ".join(f".{name}" for name in members)
-        missing = f"no .{roles.image}" if roles.image else "no image"
-        raise SampleError("member", f"{missing} among its members ({extensions})")
-    record.member = record.spellings.get(extension, extension)
+    content = _choose_image(record, roles)
     try:
-        image = decode_image(members[extension], preprocessing)
+        image = decode_image(content, preprocessing)
     except ImageDecodeError as error:
         raise SampleError("decode", str(error)) from error
     record.complaint = take_complaint()
     record.pixels, record.width, record.height = image
-    record.label = read_label(members, roles)
+    _read_texts(record, roles)
+
+
+def _choose_image(record: SampleRecord, roles: MemberRoles) -> bytes:
+    """The bytes of the record's image, whose member is noted. Raises SampleError without one."""
+    extension = choose_members(roles, tuple(record.members)).image.extension
+    if extension is None:
+        extensions = ", ".join(f".{name}" for name in record.members)
+        missing = f"no .{roles.image}" if roles.image else "no image"
+        raise SampleError("member", f"{missing} among its members ({extensions})")
+    record.member = record.spellings.get(extension, extension)
+    return record.members[extension]
+
+
+def _read_texts(record: SampleRecord, roles: MemberRoles) -> None:
+    """Read the record's label and caption. Raises SampleError."""
+    record.label = read_label(record.members, roles)
+    extension = choose_members(roles, tuple(record.members)).caption.extension
     try:
-        caption = decode_caption(members.get(choices.caption.extension or "", b""))
+        caption = decode_caption(record.members.get(extension or "", b""))
     except ValueError as error:
         raise SampleError("caption", f"cannot read the caption: {error}") from error
     record.caption = caption or None
@@ -314,7 +463,9 @@ def read_label(members: dict[str, bytes], roles: MemberRoles) -> str | None:
             return decode_text(content) or None
         fields: Any = json.loads(content) if content else {}
         value = (
-            fields.get(roles.label.removeprefix(JSON_LABEL)) if isinstance(fields, dict) else None
+            find_field(fields, roles.label.removeprefix(JSON_LABEL))
+            if isinstance(fields, dict)
+            else None
         )
         if value is None:
             return None

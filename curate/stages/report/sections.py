@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from curate.catalog.catalog import Catalog
+from curate.catalog.columns import NUMERIC_TYPES, list_columns
 from curate.catalog.records import (
     ClusteringRecord,
     ScoringRecord,
@@ -64,6 +65,8 @@ class GalleryFilters:
     selections: list[str]
     scorings: list[str]
     scoring: str | None
+    numbers: list[str]  # columns of samples to filter and order by, as by scores
+    columns: list[str]  # columns of samples to choose a value of
     shown: str
     total: str
 
@@ -314,6 +317,8 @@ class SectionBuilder:
         """The grid of images, and what it can be filtered by."""
         ((total,),) = self._query("select count(*) from samples")
         names = [self.scoring, *self.catalog.list_names(ScoringRecord)]
+        with self.catalog.reading() as connection:
+            columns = list_columns(connection)
         labels = {image.row["label"] for image in images} - {None}
         clusters = {image.cluster for image in images if image.cluster is not None}
         filters = GalleryFilters(
@@ -322,6 +327,8 @@ class SectionBuilder:
             selections=self.catalog.list_names(SelectionRecord),
             scorings=list(dict.fromkeys(name for name in names if name is not None)),
             scoring=self.scoring,
+            numbers=[column.column_name for column in columns if column.type in NUMERIC_TYPES],
+            columns=[column.column_name for column in columns],
             shown=f"{len(images):,}",
             total=f"{total:,}",
         )

@@ -1,6 +1,7 @@
 """What a metric may ask for of a catalog: vectors, centroids, class means, outputs of probes."""
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,21 +10,24 @@ from typing import Any, TypeVar
 import numpy as np
 
 from curate.catalog.catalog import Catalog
+from curate.catalog.columns import NUMERIC_TYPES, as_identifier, list_columns
 from curate.catalog.records import (
     ClusteringRecord,
+    ColumnRecord,
     EmbeddingRecord,
     ProbeRecord,
     SelectionRecord,
 )
 from curate.catalog.samples import class_to_index, encode_labels
+from curate.catalog.sql import quote_identifier
 from curate.distances import normalize_rows
 from curate.errors import CurateError, OptionError
 from curate.execution import engine
 from curate.formats.centroids import load_centroids
 from curate.formats.probe_outputs import read_summary
 from curate.formats.sample_ids import shard_filename, shard_id_of
-from curate.stages.score.metric_lookup import input_names
-from curate.stages.score.worker import PROBE_COLUMNS, ShardSamples, SumClasses
+from curate.stages.score.metric_lookup import find_metric, input_names
+from curate.stages.score.worker import PROBE_COLUMNS, SHARD_INPUTS, ShardSamples, SumClasses
 
 SetWithin = TypeVar("SetWithin", ClusteringRecord, ProbeRecord)
 
@@ -66,6 +70,28 @@ class MetricInputs:
     @property
     def uses_probe(self) -> bool:
         return bool(set(PROBE_COLUMNS) & set(self.names))
+
+    @functools.cached_property
+    def columns(self) -> dict[str, ColumnRecord]:
+        """The columns of samples that the metric asks for, by its parameters.
+
+        Raises CurateError for a parameter that is no column. A column called a.b.c is a_b_c.
+        """
+        names = column_inputs(self.metric)
+        if not names:
+            return {}
+        with self.catalog.reading() as connection:
+            records = list_columns(connection)
+        by_name = {as_identifier(record.column_name): record for record in reversed(records)}
+        by_name |= {record.column_name: record for record in records}
+        for name in names:
+            if name not in by_name:
+                inputs = ", ".join(sorted({*CORPUS_INPUTS, *SHARD_INPUTS, *by_name}))
+                raise OptionError(
+                    f"the metric '{self.metric}' asks for '{name}', which is no input and no "
+                    f"column of this catalog; there are: {inputs}"
+                )
+        return {name: by_name[name] for name in names}
 
     @functools.cached_property
     def within(self) -> SelectionRecord | None:
@@ -239,6 +265,9 @@ class MetricInputs:
         else:
             labels = np.full(len(sample_ids), -1)
         is_included = self._are_within(sample_ids)
+        extra_columns = {
+            name: self._load_column(record, sample_ids) for name, record in self.columns.items()
+        }
         bounds = np.flatnonzero(np.diff(shard_ids)) + 1
         for row_indices in np.split(np.arange(len(sample_ids)), bounds):
             if len(row_indices):
@@ -249,7 +278,29 @@ class MetricInputs:
                     is_included[row_indices],
                     self._vector_files.get(shard_id),
                     self._probe_files(shard_id),
+                    tuple((name, values[row_indices]) for name, values in extra_columns.items()),
                 )
+
+    def _load_column(self, record: ColumnRecord, sample_ids: np.ndarray) -> np.ndarray:
+        """A column of samples, for sorted ids [n].
+
+        Numbers and truth values are float64, NaN where a sample has none; others are objects, str
+        or None.
+        """
+        is_number = record.type in (*NUMERIC_TYPES, "bool")
+        sql_type = "double" if is_number else "text"
+        name = quote_identifier(record.column_name)
+        with self.catalog.reading() as connection:
+            rows = connection.execute(
+                f"select sample_id, {name}::{sql_type} as value from sample_columns "
+                f"where sample_id between ? and ? and {name} is not null",
+                [int(sample_ids[0]), int(sample_ids[-1])],
+            ).fetchnumpy()
+        values: np.ndarray = np.full(len(sample_ids), None, object)
+        if is_number:
+            values = np.full(len(sample_ids), np.nan)
+        values[np.searchsorted(sample_ids, rows["sample_id"])] = np.ma.getdata(rows["value"])
+        return values
 
     def _are_within(self, sample_ids: np.ndarray) -> np.ndarray:
         """Which sorted ids are of the corpus that is scored: [n] -> bool [n]."""
@@ -315,3 +366,15 @@ CORPUS_INPUTS: dict[str, Callable[[MetricInputs], Any]] = {
     "distance": lambda inputs: inputs.distance,
     "seed": lambda inputs: inputs.seed,
 }
+
+
+def column_inputs(metric: str) -> list[str]:
+    """The parameters of a metric that are no input and have no default: columns of samples."""
+    parameters = inspect.signature(find_metric(metric)).parameters.items()
+    return [
+        name
+        for name, parameter in parameters
+        if parameter.default is parameter.empty
+        and name not in CORPUS_INPUTS
+        and name not in SHARD_INPUTS
+    ]

@@ -25,7 +25,12 @@ from curate.execution.types import Resources
 from curate.options import EmbeddingName, Option, Seed, SetName, Within, Workers, verb
 from curate.package_data import read_sql
 from curate.progress import log, progress_bar
-from curate.stages.score.inputs import CORPUS_INPUTS, DEFAULT_DISTANCE, MetricInputs
+from curate.stages.score.inputs import (
+    CORPUS_INPUTS,
+    DEFAULT_DISTANCE,
+    MetricInputs,
+    column_inputs,
+)
 from curate.stages.score.metric_lookup import find_metric, split_spec
 from curate.stages.score.worker import SHARD_INPUTS, ScoreShard
 from curate.stages.staleness import metric_checksum, warn_if_stale
@@ -37,15 +42,11 @@ RELIABLE = 0.7
 
 
 def check_metric(metric: str) -> None:
-    """OptionError for a metric that does not exist, or that asks for what is no input."""
-    inputs = CORPUS_INPUTS | SHARD_INPUTS
-    for name, parameter in inspect.signature(find_metric(metric)).parameters.items():
-        if name not in inputs and parameter.default is parameter.empty:
-            available = ", ".join(sorted(inputs))
-            raise OptionError(
-                f"the metric '{metric}' asks for '{name}', which is no input; "
-                f"there are: {available}"
-            )
+    """OptionError for a metric that does not exist.
+
+    A parameter that is no input is a column of the catalog, which is looked for later.
+    """
+    find_metric(metric)
 
 
 def check_metric_file(spec: str) -> None:
@@ -138,8 +139,9 @@ def score(
         for spec in specs
     ]
     names = [name or _default_name(inputs, options or {}) for inputs in all_inputs]
-    for scoring in names:
+    for inputs, scoring in zip(all_inputs, names, strict=True):
         catalog.check_column_name(ScoringRecord, scoring)
+        _ = inputs.columns  # which says what is missing before anything is computed
     return [
         _score_one(inputs, scoring, options or {}, Resources(workers))
         for inputs, scoring in zip(all_inputs, names, strict=True)
@@ -163,7 +165,7 @@ def _absolute_spec(metric: str) -> str:
 
 def _metric_defaults(metric: str) -> dict[str, Any]:
     """The options of a metric: its parameters that are no inputs, with their defaults."""
-    inputs = CORPUS_INPUTS | SHARD_INPUTS
+    inputs = {*CORPUS_INPUTS, *SHARD_INPUTS, *column_inputs(metric)}
     parameters = inspect.signature(find_metric(metric)).parameters.items()
     return {name: parameter.default for name, parameter in parameters if name not in inputs}
 
@@ -295,6 +297,12 @@ class _Source(NamedTuple):
 
 def _find_source(inputs: MetricInputs) -> _Source:
     source = _find_main_source(inputs)
+    if inputs.columns:
+        columns = sorted(inputs.columns.values())
+        run_ids = {column.run_id for column in columns}
+        source = source._replace(
+            parents=[*source.parents, *run_ids], content=f"{source.content}{columns}"
+        )
     if inputs.within is None:
         return source
     warn_if_stale(inputs.catalog, inputs.within)

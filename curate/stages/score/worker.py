@@ -37,6 +37,7 @@ class ShardSamples(NamedTuple):
     is_included: np.ndarray
     vector_file: str | None
     probe_files: tuple[Path, ...] = ()  # one for each part of the probe
+    columns: tuple[tuple[str, np.ndarray], ...] = ()  # of samples, by the metric's parameters
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class SampleBlock:
     vectors: np.ndarray
     parts: dict[Path, dict[str, np.ndarray]]
     half: int | None = None
+    columns: tuple[tuple[str, np.ndarray], ...] = ()
 
     def __getitem__(self, rows: slice) -> "SampleBlock":
         parts = {
@@ -63,6 +65,7 @@ class SampleBlock:
             labels=self.labels[rows],
             vectors=self.vectors[rows],
             parts=parts,
+            columns=tuple((name, values[rows]) for name, values in self.columns),
         )
 
     def model_column(self, name: str) -> np.ndarray:
@@ -178,7 +181,9 @@ def load_block(
         rows = normalize_rows(vectors[np.searchsorted(vector_ids, sample_ids)], distance)
     else:
         rows = np.empty((len(sample_ids), 0))
-    return is_scorable, SampleBlock(sample_ids, shard.labels[is_scorable], rows, parts)
+    labels = shard.labels[is_scorable]
+    columns = tuple((name, values[is_scorable]) for name, values in shard.columns)
+    return is_scorable, SampleBlock(sample_ids, labels, rows, parts, columns=columns)
 
 
 @dataclass(frozen=True)
@@ -226,6 +231,7 @@ class ScoreShard:
     def _score(self, block: SampleBlock, inputs: list[str]) -> np.ndarray:
         """Scores and standard errors, [2, n]; NaN where a metric gives no errors."""
         arguments = {name: SHARD_INPUTS[name](block) for name in inputs if name in SHARD_INPUTS}
+        arguments |= dict(block.columns)
         shared = _load_shared(self.shared_files)
         result = find_metric(self.metric)(**arguments, **self.options, **shared)
         if isinstance(result, tuple):
