@@ -26,7 +26,8 @@ create table if not exists runs (
     started_at timestamp not null,
     finished_at timestamp,
     status text not null, -- running, done, failed, interrupted, killed
-    timing json -- seconds of its workers by kind of work
+    timing json, -- seconds of its workers by kind of work
+    process_start bigint -- of the process, in clock ticks since the machine's: its id may be used again
 );
 
 -- The shards of the corpus.

@@ -176,7 +176,9 @@ select
     sample_id,
     vector::float[] as vector
 from read_parquet(
-    coalesce(getvariable('catalog') || '/', '') || 'embeddings/' || pattern || '/[0-9]*.parquet',
+    -- The folder's own name is no pattern, whatever signs are in it.
+    coalesce(regexp_replace(getvariable('catalog'), '([*?\[])', '[\1]', 'g') || '/', '')
+        || 'embeddings/' || pattern || '/[0-9]*.parquet',
     filename = true,
     hive_partitioning = false
 )

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from curate.stages.plan.stage import plan as plan
     from curate.stages.probe.stage import probe as probe
     from curate.stages.query import query as query
+    from curate.stages.remove import remove as remove
+    from curate.stages.rename import rename as rename
     from curate.stages.report.stage import report as report
     from curate.stages.score.correlations import correlations as correlations
     from curate.stages.score.stage import score as score
@@ -71,6 +73,8 @@ __all__ = [
     "plan",
     "probe",
     "query",
+    "remove",
+    "rename",
     "report",
     "run",
     "score",

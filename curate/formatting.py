@@ -41,6 +41,15 @@ def escape_control_characters(text: str, allow: str = "") -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", escape, text)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a name can be written as UTF-8; names of files may hold any bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def natural_sort_key(text: str) -> list[tuple[int, str]]:
     """A sort key under which `part-10` comes after `part-9`; no two texts share a key."""
 

@@ -98,6 +98,14 @@ VERBS = {
         "verify",
         "Check that nothing is lost, doubled or damaged; one line per problem.",
     ),
+    "remove": Verb(
+        "curate.stages.remove",
+        "remove",
+        "Remove sets, or shards, and give their space back.",
+    ),
+    "rename": Verb(
+        "curate.stages.rename", "rename", "Give a set another name; the sets made from it know it."
+    ),
     "plan": Verb(
         "curate.stages.plan.stage",
         "plan",

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +24,7 @@ from curate.catalog import sets
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ScoringRecord, TrainingRunRecord, ValidationRecord
 from curate.formats.vectors import read_vectors
+from curate.progress import log
 from curate.stages.embed.stage import embed
 from curate.stages.evidence.comparisons import pack_answers
 
@@ -35,6 +37,15 @@ _LONGEST_FIRST = ("test_real_images.py", "test_ray.py", "test_kills.py", "test_w
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in _LONGEST_FIRST)
+
+
+@pytest.fixture(autouse=True)
+def _messages_reach_caplog() -> Iterator[None]:
+    """A test that runs a command line leaves the package's logger as it found it."""
+    handlers, level = list(log.handlers), log.level
+    yield
+    log.handlers[:], log.propagate = handlers, True
+    log.setLevel(level)
 
 
 def png(seed: int, size: tuple[int, int] = (12, 10)) -> bytes:

@@ -2,3 +2,6 @@
 alter table samples add column member text;
 alter table if exists selections add column known_shards bigint[];
 -- Columns of samples are in new tables, which schema.sql makes.
+
+-- A process is known by its id and its start, because ids are used again.
+alter table runs add column process_start bigint;

@@ -17,12 +17,14 @@ from typing import Any, Self, TypeVar
 import duckdb
 
 from curate.catalog import database, provenance, runs, sets
+from curate.catalog.compaction import compact
 from curate.catalog.database import SCHEMA_VERSION, TIMEOUT
 from curate.catalog.records import ClusteringRecord, EmbeddingRecord, ProbeRecord, SetRecord
-from curate.catalog.sql import quote_literal
+from curate.catalog.sql import quote_literal, quote_patterns
 from curate.errors import CurateError, OptionError
 from curate.execution.limits import memory_limit
 from curate.formats.sample_ids import caption_file, shard_filename
+from curate.formatting import is_unicode
 from curate.package_data import read_sql
 from curate.storage import files
 from curate.storage.credentials import hide_credentials
@@ -46,6 +48,8 @@ class Catalog:
             self.path: Path = path.path
         else:
             self.path = Path(path).expanduser().absolute()
+            if not is_unicode(str(self.path)):
+                raise CurateError(f"'{self.path}' is not UTF-8: choose another folder with -c")
         self._files_root: str | None = None
 
     def __repr__(self) -> str:
@@ -154,11 +158,7 @@ class Catalog:
                 f"--files {hide_credentials(files_url)}: the catalog would store the password or "
                 "query of this URL; give them by the store's own configuration"
             )
-        # DuckDB would read the paths of the vectors as patterns.
-        if re.search(r"[*?\[]", str(self.path)):
-            raise CurateError(
-                f"a catalog cannot be at '{self.path}': choose a path without * ? and [ with -c"
-            )
+        self._check_path()
         if files_url and not self.database_path.exists():
             _check_is_empty(files_url)
         try:
@@ -196,8 +196,10 @@ class Catalog:
                     [str(self.path)],
                 )
                 if sandboxed:
-                    vectors_folder = quote_literal(str(self.path / "embeddings"))
-                    connection.execute(f"set allowed_directories = [{vectors_folder}]")
+                    # As it is, for the files, and as the pattern in the macro that finds them.
+                    folder = self.path / "embeddings"
+                    folders = map(quote_literal, [str(folder), *quote_patterns([folder])])
+                    connection.execute(f"set allowed_directories = [{', '.join(folders)}]")
                     connection.execute("set enable_external_access = false")
                     connection.execute("set lock_configuration = true")
                 yield connection
@@ -214,8 +216,9 @@ class Catalog:
         Raises CatalogLockedError after `timeout` seconds.
         """
         self._check_exists()
-        if database.is_for_newer_clients(self.database_path):
-            self._convert_storage(timeout)
+        if (file := database.open_database(self.database_path)).is_for_newer_clients:
+            compact(self.database_path, is_for_newer_clients=True)
+            file.is_for_newer_clients = False
         with self._connection(read_only=False, timeout=timeout) as connection:
             schema_version = database.read_schema_version(connection, self.path)
             connection.execute("begin")
@@ -227,19 +230,15 @@ class Catalog:
                 raise
             connection.execute("commit")
 
-    def _convert_storage(self, timeout: float) -> None:
-        """Replace the database by a copy in the storage version that older DuckDB clients read."""
-        with (
-            self.temporary_folder() as folder,
-            self._connection(read_only=False, timeout=timeout) as connection,
-        ):
-            if not database.is_for_newer_clients(self.database_path):
-                return  # another process was faster
-            copy = folder / self.database_path.name
-            database.copy_for_older_clients(connection, copy)
-            os.replace(copy, self.database_path)
+    def _check_path(self) -> None:
+        """CurateError for a path in which DuckDB would take `?` for the start of options."""
+        if "?" in str(self.path):
+            raise CurateError(
+                f"a catalog cannot be at '{self.path}': choose a path without ? with -c"
+            )
 
     def _check_exists(self) -> None:
+        self._check_path()
         if not self.database_path.is_file():
             raise CurateError(
                 f"no catalog at '{self.path}': make one with `curate embed SHARDS -c {self.path}`"
@@ -378,6 +377,7 @@ class Catalog:
                 "device": device,
                 "status": "running",
                 "started_at": provenance.now(),
+                "process_start": runs.process_start(os.getpid()),
             }
             sets.insert_row(connection, "runs", row)
         status = "failed"

@@ -19,7 +19,7 @@ from curate.progress import log
 SCHEMA_VERSION = 9
 TIMEOUT = 600.0  # seconds to wait while another process has the database open
 _QUIET = 2.0  # seconds to wait without a message
-_ALIAS = "curate"  # of the file, for DuckDB
+ALIAS = "curate"  # of the file, for DuckDB
 # What DuckDB 1.2 and later read. Unless asked, each version writes its own, refused by older ones.
 _STORAGE_VERSION, _STORAGE_NUMBER = "v1.2.0", 65
 
@@ -45,6 +45,7 @@ class Database:
         self._lock = threading.Lock()
         self._num_connections = 0
         self._read_only = True
+        self.is_for_newer_clients = False  # looked at before the first connection
 
     def connect(self, read_only: bool, timeout: float) -> duckdb.DuckDBPyConnection:
         """A connection to the file, waiting while another process commits or reads.
@@ -80,7 +81,7 @@ class Database:
             if not self._num_connections:
                 attach(connection, self._path, read_only)
                 self._read_only = read_only
-            connection.execute(f"use {_ALIAS}")
+            connection.execute(f"use {ALIAS}")
             connection.execute("set enable_progress_bar = false")  # it would write over ours
             self._num_connections += 1
             return connection
@@ -93,7 +94,7 @@ class Database:
             if self._num_connections:
                 return
             try:
-                self._duckdb.execute(f"detach {_ALIAS}")
+                self._duckdb.execute(f"detach {ALIAS}")
             except duckdb.Error:
                 # On a full disk, what was committed stays in the log beside the file, and the next
                 # opening takes it from there.
@@ -106,36 +107,42 @@ def start_duckdb(path: Path) -> duckdb.DuckDBPyConnection:
     return duckdb.connect(config={"temp_directory": f"{path}.tmp"})
 
 
-def attach(connection: duckdb.DuckDBPyConnection, path: Path, read_only: bool) -> None:
+def attach(
+    connection: duckdb.DuckDBPyConnection, path: Path, read_only: bool, alias: str = ALIAS
+) -> None:
     """Open a file as the database that queries mean. Raises duckdb.Error."""
     options = "read_only" if read_only else "read_write"
     if not path.exists():  # that of an existing file cannot be changed
         options += f", storage_version '{_STORAGE_VERSION}'"
     file = quote_literal(str(path))
-    connection.execute(f"attach {file} as {_ALIAS} (type duckdb, {options})")
+    while True:
+        inode = _inode(path)
+        connection.execute(f"attach {file} as {alias} (type duckdb, {options})")
+        if inode in (None, _inode(path)):
+            return
+        connection.execute(f"detach {alias}")  # another has been put in its place meanwhile
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def is_for_newer_clients(path: Path) -> bool:
     """Whether the file is of a storage version that older DuckDB clients refuse.
 
-    DuckDB documents the place of the number: the eight bytes after a checksum and "DUCK".
+    DuckDB documents the place of the number: the eight bytes after a checksum and "DUCK". Not for a
+    file that this process has open: closing it here would give up DuckDB's lock (POSIX).
     """
-    with path.open("rb") as file:
-        header = file.read(20)
+    try:
+        with path.open("rb") as file:
+            header = file.read(20)
+    except OSError:
+        return False
     magic, number = struct.unpack("<8x4sQ", header.ljust(20, b"\0"))
     return bool(magic == b"DUCK" and number > _STORAGE_NUMBER)
-
-
-def copy_for_older_clients(connection: duckdb.DuckDBPyConnection, copy: Path) -> None:
-    """Write the attached database to a new file that older DuckDB clients read.
-
-    The log is empty then, so that the copy may take the file's place.
-    """
-    connection.execute(f"checkpoint {_ALIAS}")
-    file = quote_literal(str(copy))
-    connection.execute(f"attach {file} as copy (type duckdb, storage_version '{_STORAGE_VERSION}')")
-    connection.execute(f"copy from database {_ALIAS} to copy")
-    connection.execute("detach copy")
 
 
 _databases: dict[Path, Database] = {}
@@ -148,6 +155,7 @@ def open_database(path: Path) -> Database:
     if database is None:
         _databases.clear()
         database = _databases[path] = Database(path)
+        database.is_for_newer_clients = is_for_newer_clients(path)
     return database
 
 

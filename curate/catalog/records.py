@@ -20,6 +20,11 @@ class SetRecord:
     def name(self) -> str:
         return str(getattr(self, self.kind))
 
+    @property
+    def last_run_id(self) -> int:
+        """The run that made it, or that it grew by."""
+        return int(vars(self)["run_id"])
+
     @classmethod
     def columns(cls) -> list[str]:
         return [field.name for field in fields(cls)]

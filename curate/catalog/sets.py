@@ -1,10 +1,13 @@
 """Named sets in an open connection: find, list, replace; and the view `sample_scores`, which has a
 column for each clustering and scoring, and those of `sample_columns`."""
 
+import json
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from curate.catalog.records import ClusteringRecord, ScoringRecord, SetRecord
+from curate.catalog.provenance import canonical_json
+from curate.catalog.records import ClusteringRecord, ScoringRecord, SelectionRecord, SetRecord
 from curate.catalog.sql import quote_identifier, quote_literal
 from curate.errors import CurateError, OptionError
 
@@ -53,9 +56,120 @@ def list_sets(connection: "duckdb.DuckDBPyConnection", record_type: type[SetReco
 
 def replace_set(connection: "duckdb.DuckDBPyConnection", record: SetRecord) -> None:
     """In an open transaction: delete the set of that name with its body, and insert the new row."""
+    delete_set(connection, record)
+    insert_row(connection, record.table, record.to_dict())
+
+
+def delete_set(connection: "duckdb.DuckDBPyConnection", record: SetRecord) -> None:
+    """In an open transaction: delete the set of that name with its body."""
     for table in (record.table, *record.body_tables):
         connection.execute(f"delete from {table} where {record.kind} = ?", [record.name])
-    insert_row(connection, record.table, record.to_dict())
+
+
+def rename_set(connection: "duckdb.DuckDBPyConnection", record: SetRecord, new_name: str) -> None:
+    """In an open transaction: give a set another name, wherever the catalog has its name.
+
+    That is each column called as its kind, the sources of scorings, the runs that made it, and the
+    arguments of those that read it. Conditions that users wrote stay as they are.
+    """
+    kind, name = record.kind, record.name
+    run_ids = list_run_ids(connection, record)
+    tables = connection.execute(
+        "select table_name from duckdb_columns() join duckdb_tables() using (table_name) "
+        "where column_name = ?",
+        [kind],
+    ).fetchall()
+    for (table,) in tables:
+        connection.execute(f"update {table} set {kind} = ? where {kind} = ?", [new_name, name])
+    connection.execute(
+        "update runs set name = ? where run_id in (select unnest(?))", [new_name, run_ids]
+    )
+    readers = connection.execute(
+        "select run_id, arguments from runs where list_has_any(parent_run_ids, ?)", [run_ids]
+    ).fetchall()
+    for run_id, arguments in readers:
+        new_text = _rename_in_json(arguments, kind, name, new_name)
+        connection.execute("update runs set arguments = ? where run_id = ?", [new_text, run_id])
+    reader_ids = [run_id for run_id, _ in readers]
+    connection.execute(
+        "update scorings set source = ? where source = ? and run_id in (select unnest(?))",
+        [new_name, name, reader_ids],
+    )
+    for table, column in (("scorings", "arguments"), ("validations", "setting")):
+        rows = connection.execute(
+            f"select run_id, {column} from {table} "
+            f"where {column} is not null and run_id in (select unnest(?))",
+            [reader_ids],
+        ).fetchall()
+        for run_id, text in rows:
+            new_text = _rename_in_json(text, kind, name, new_name)
+            connection.execute(
+                f"update {table} set {column} = ? where run_id = ?", [new_text, run_id]
+            )
+    if kind == SelectionRecord.kind:  # --within is a condition of our own
+        connection.execute(
+            "update selections set where_sql = replace(where_sql, ?, ?)",
+            [members_condition(name), members_condition(new_name)],
+        )
+
+
+def members_condition(selection: str) -> str:
+    """The SQL condition that a sample is a member of a selection."""
+    members = f"select sample_id from members where selection = {quote_literal(selection)}"
+    return f"sample_id in ({members})"
+
+
+def list_run_ids(connection: "duckdb.DuckDBPyConnection", record: SetRecord) -> list[int]:
+    """The run that made a set and, of one that grew, those that made its earlier states."""
+    rows = connection.execute(
+        "with recursive states as ("
+        "select run_id, stage, name, parent_run_ids from runs where run_id = $run_id "
+        "union select parent.run_id, parent.stage, parent.name, parent.parent_run_ids "
+        "from states join runs as parent on list_contains(states.parent_run_ids, parent.run_id) "
+        "and parent.name = states.name "
+        # Embeddings alone have earlier states: shards are added to them and removed.
+        "and parent.stage in ('embed', 'remove') and states.stage in ('embed', 'remove')"
+        ") select run_id from states order by 1",
+        {"run_id": record.last_run_id},
+    ).fetchall()
+    return [run_id for (run_id,) in rows]
+
+
+def list_dependents(
+    connection: "duckdb.DuckDBPyConnection", records: Sequence[SetRecord]
+) -> list[tuple[str, str]]:
+    """The sets, by kind and name, that were made from any of these, directly or through others."""
+    run_ids = [run_id for record in records for run_id in list_run_ids(connection, record)]
+    rows = connection.execute(
+        "with recursive descendants as ("
+        "select run_id from runs where list_has_any(parent_run_ids, $run_ids) "
+        "union select runs.run_id from runs join descendants "
+        "on list_contains(runs.parent_run_ids, descendants.run_id)"
+        ") select kind, name from named_sets where run_id in (from descendants) order by run_id",
+        {"run_ids": run_ids},
+    ).fetchall()
+    own = {(record.kind, record.name) for record in records}
+    return [(kind, name) for kind, name in rows if (kind, name) not in own]
+
+
+def _rename_in_json(text: str, kind: str, name: str, new_name: str) -> str:
+    """Arguments of a run, as JSON, with another name of a set that it read."""
+    arguments: dict[str, Any] = json.loads(text)
+    keys = {kind, f"{kind}s", "source", "given"} | (
+        {"within"} if kind == SelectionRecord.kind else set()
+    )
+    for key in keys & arguments.keys():
+        value = arguments[key]
+        if isinstance(value, list):
+            arguments[key] = [new_name if element == name else element for element in value]
+        elif value == name:
+            arguments[key] = new_name
+    if kind == SelectionRecord.kind and arguments.get("where_sql"):
+        condition = members_condition(name)
+        arguments["where_sql"] = arguments["where_sql"].replace(
+            condition, members_condition(new_name)
+        )
+    return canonical_json(arguments)
 
 
 def insert_row(connection: "duckdb.DuckDBPyConnection", table: str, row: dict[str, Any]) -> None:

@@ -1,6 +1,9 @@
 """Text that users write into SQL: what of it may run, and how names and values are quoted."""
 
+import glob
 import json
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from curate.errors import CurateError
@@ -19,6 +22,11 @@ def quote_identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def quote_patterns(paths: Iterable[Path]) -> list[str]:
+    """Paths for read_parquet, which takes * ? and [ for patterns."""
+    return [glob.escape(str(path)) for path in paths]
+
+
 def check_reads_only(connection: "duckdb.DuckDBPyConnection", text: str) -> None:
     """CurateError unless the text is one SELECT, which can write nothing.
 
@@ -34,21 +42,16 @@ def check_reads_only(connection: "duckdb.DuckDBPyConnection", text: str) -> None
 def check_is_condition(connection: "duckdb.DuckDBPyConnection", text: str) -> None:
     """CurateError unless the text is one expression, by DuckDB's own parser.
 
-    A bracket in it may not close one of ours.
+    It is parsed in brackets of two kinds: a text that closes one kind, to go on outside of it, does
+    not close the other. Within them neither a second statement nor a LIMIT can stand, and a cast
+    takes neither a list nor nothing.
     """
-    ((serialized,),) = connection.execute(
-        "select json_serialize_sql(?)", [f"select ({text}\n)"]
-    ).fetchall()
-    tree = json.loads(serialized)
-    if tree["error"]:
-        raise CurateError(tree["error_message"])
-    (statement,) = tree["statements"]
-    node = statement["node"]
-    is_expression = (
-        node["type"] == "SELECT_NODE"
-        and node["from_table"]["type"] == "EMPTY"
-        and not node["modifiers"]
-        and len(node["select_list"]) == 1
-    )
-    if not is_expression:
-        raise CurateError("it is no condition")
+    if not text.strip():
+        raise CurateError("it is empty")
+    for column in (f"cast({text}\n as boolean)", f"[{text}\n]"):
+        ((serialized,),) = connection.execute(
+            "select json_serialize_sql(?)", [f"select {column}"]
+        ).fetchall()
+        tree = json.loads(serialized)
+        if tree["error"]:
+            raise CurateError(f"it is no condition ({tree['error_message'].splitlines()[0]})")

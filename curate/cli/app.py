@@ -3,10 +3,12 @@
 0 done; 1 failed, one line says why; 2 wrong usage; 3 done, but some samples or shards failed.
 """
 
+import contextlib
 import io
 import os
 import signal
 import sys
+import warnings
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -14,7 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from curate.cli.commands import COMMANDS, FAILED, INTERRUPTED, WRONG_USAGE
 from curate.errors import CurateError, OptionError
-from curate.formatting import escape_control_characters
+from curate.formatting import escape_control_characters, is_unicode
 
 # Typer's own class for wrong usage is not public, but the base of one that is.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -83,6 +85,8 @@ def configure(
     from curate.progress import configure_output
 
     configure_output(messages=not quiet, bars=not quiet)
+    if quiet or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -95,7 +99,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     ]
     debug = "--debug" in shared
     _repair_streams()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end, as by Ctrl-C
+    _end_politely()
+    _silence_libraries(debug=debug)
+    _check_surroundings(words)
     command = typer.main.get_command(app)
     try:
         status = command.main(args=words, prog_name="curate", standalone_mode=False)
@@ -108,11 +114,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except _UsageError as error:
         _fail_usage(error, debug=debug)
     except (KeyboardInterrupt, typer.Abort):
-        print(
-            "curate: interrupted; what was finished is kept, "
-            "and the same command goes on with the rest",
-            file=sys.stderr,
-        )
+        with contextlib.suppress(OSError):  # of a terminal that was closed
+            print(
+                "curate: interrupted; what was finished is kept, "
+                "and the same command goes on with the rest",
+                file=sys.stderr,
+            )
         raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stderr.close()
@@ -137,6 +144,56 @@ def _repair_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _end_politely() -> None:
+    """End as by Ctrl-C, with all that is cleared up then, also where a terminal is closed.
+
+    Signals that are ignored stay so, as SIGHUP under nohup.
+    """
+
+    def interrupt(signal_number: int, frame: Any) -> NoReturn:
+        if signal_number == signal.SIGHUP:  # a shell repeats it
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for signal_number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(signal_number) != signal.SIG_IGN:
+            signal.signal(signal_number, interrupt)
+
+
+def _silence_libraries(*, debug: bool) -> None:
+    """Keep what libraries warn of from stderr, in worker processes too, unless it is asked for.
+
+    They read these variables when they are imported.
+    """
+    if debug:
+        return
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        os.environ["PYTHONWARNINGS"] = "ignore"
+    for name in ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def _check_surroundings(words: list[str]) -> None:
+    """Fail in one line where nothing could work: in a deleted folder, with words that are no text.
+
+    Neither the database nor JSON can hold names that are not UTF-8.
+    """
+    try:
+        os.getcwd()
+    except OSError:
+        _fail(
+            "the working folder does not exist any more: change to another (cd)",
+            FAILED,
+            debug=False,
+        )
+    for word in words:
+        if not is_unicode(word):
+            message = f"'{word}' is not UTF-8: rename it, or use another name"
+            _fail(message, WRONG_USAGE, debug=False)
 
 
 def _fail(message: str, status: int, *, debug: bool) -> NoReturn:

@@ -306,6 +306,11 @@ COMMANDS = {
         ("curate verify", "curate verify pruned --check-sources"),
         run_verify,
     ),
+    "remove": Command(
+        VERBS["remove"],
+        ("curate remove scoring el2n", "curate remove shards 'corpus/wrong-*.tar' --force"),
+    ),
+    "rename": Command(VERBS["rename"], ("curate rename selection el2n-hardest-0.5 final",)),
     "plan": Command(
         VERBS["plan"],
         (

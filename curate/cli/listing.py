@@ -21,7 +21,8 @@ _SETS_SQL = (
     "from lineage order by run_id"
 )
 _RUNS_SQL = (
-    "select * exclude (arguments, fingerprint, code_checksum, timing) from runs order by run_id"
+    "select * exclude (arguments, fingerprint, code_checksum, timing, process_start) "
+    "from runs order by run_id"
 )
 _SET_TABLES = {record_type.table: record_type for record_type in SET_TYPES}
 SUBJECTS = (*_REGISTRIES, *_SHIPPED, "sets", "runs", *_SET_TABLES)

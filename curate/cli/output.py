@@ -71,7 +71,14 @@ def print_table(
     from rich.text import Text
 
     file = file or sys.stdout
-    console = Console(file=file, width=None if file.isatty() else 100_000, highlight=False)
+    is_terminal = file.isatty()
+    # What a pipe or a file gets is data: no colours, not even by FORCE_COLOR.
+    console = Console(
+        file=file,
+        force_terminal=is_terminal,
+        width=None if is_terminal else 100_000,
+        highlight=False,
+    )
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, column in enumerate(columns):
         is_numeric = bool(rows) and all(isinstance(row[index], int | float | None) for row in rows)

@@ -14,7 +14,8 @@ apart from the network for images, and only where captions are embedded:
         ...
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,14 +72,32 @@ def text_tower_of(
 def make_encoder(spec: str, checkpoint: str | None = None) -> Encoder:
     """The encoder of a spec NAME, NAME:VARIANT or NAME:VARIANT@SIZE. Raises CurateError."""
     name, variant, size = _parse_spec(spec)
-    return encoders[name](variant, checkpoint, size)  # type: ignore[no-any-return]
+    make = encoders[name]
+    with _explain_errors(spec):
+        return make(variant, checkpoint, size)  # type: ignore[no-any-return]
 
 
 def make_text_tower(spec: str, checkpoint: str | None = None, device: str = "cpu") -> TextTower:
     """The text tower of the encoder of a spec. Raises CurateError."""
     check_text_tower(spec)
     name, variant, _ = _parse_spec(spec)
-    return _text_towers[name](variant, checkpoint, device)
+    with _explain_errors(spec):
+        return _text_towers[name](variant, checkpoint, device)
+
+
+@contextlib.contextmanager
+def _explain_errors(spec: str) -> Iterator[None]:
+    """CurateError for whatever a library raises for a model or weights that it cannot make."""
+    try:
+        yield
+    except CurateError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise CurateError(
+            f"the encoder {spec} cannot be loaded ({type(error).__name__}: {reason}): "
+            "check its name, its size and the --checkpoint"
+        ) from error
 
 
 def check_text_tower(spec: str) -> None:

@@ -130,14 +130,9 @@ def check_loadable(checkpoint: str, load: Callable[[], Result]) -> Result:
     """Call `load`, which reads the checkpoint; CurateError where it cannot or does not fit."""
     try:
         return load()
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        KeyError,
-        pickle.UnpicklingError,
-    ) as error:
+    except CurateError:
+        raise
+    except Exception as error:  # the boundary to other people's files: a damaged one raises any
         raise CurateError(
             f"'{checkpoint}' does not fit the model, or is no file of weights: "
             f"{describe_failure(error)}"

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from typing import Any
 
 from curate.errors import CurateError
@@ -86,6 +87,7 @@ def _map_in_pool(
     # spawn: a fork would copy the locks of torch's, faiss' and DuckDB's threads in whatever state
     # they are.
     context = multiprocessing.get_context("spawn")
+    _start_resource_tracker()
     counters = context.Array("q", 2)  # work and samples that workers have reported
     gpus = context.SimpleQueue()
     for worker in range(workers):
@@ -136,6 +138,18 @@ def _map_in_pool(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _start_resource_tracker() -> None:
+    """Start what removes semaphores after a kill, so that the end of a terminal does not end it.
+
+    It ignores Ctrl-C by itself. A signal that is blocked stays so in a process that is started.
+    """
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGQUIT, signal.SIGHUP))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
 @contextlib.contextmanager
 def _hide_main_module() -> Iterator[None]:
     """Keep spawned workers from running the user's own script; tasks come from this package."""
@@ -161,8 +175,10 @@ def _initialize_worker(counters: Any, gpus: Any, threads: int) -> None:
     gpu = gpus.get()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    # Ctrl-C reaches the whole process group; the parent decides, and ends its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches the whole process group, and so does the end of its terminal; the parent
+    # decides, and ends its workers itself.
+    for signal_number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(signal_number, signal.SIG_IGN)
 
     def count(work: int, num_samples: int) -> None:
         with counters.get_lock():

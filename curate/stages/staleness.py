@@ -58,6 +58,7 @@ def strategy_checksum(strategy: str) -> str:
 # From a run's stage and arguments to the checksum that its code has now.
 _CURRENT_CHECKSUMS: dict[str, Callable[[dict[str, Any]], str]] = {
     "embed": lambda arguments: encoder_checksum(arguments["encoder"]),
+    "remove": lambda arguments: encoder_checksum(arguments["encoder"]),  # of shards
     "probe": lambda arguments: models_checksum(arguments["models"]),
     "score": lambda arguments: metric_checksum(arguments["metric"]),
     "select": lambda arguments: strategy_checksum(arguments["strategy"]),
@@ -97,6 +98,7 @@ def find_stale(
     run_names = {run_id: name for run_id, name, _ in runs}
     select_run_ids = {run_id for run_id, _, stage in runs if stage == "select"}
     set_runs = [_SetRun(*row)._replace(arguments=json.loads(row[4])) for row in rows]
+    all_names = {set_run.name for set_run in set_runs}
     by_run_id = {set_run.run_id: set_run for set_run in set_runs}
     if record is not None:
         ancestor_ids = _find_ancestors(set_runs, record)
@@ -113,7 +115,7 @@ def find_stale(
             if set_run.kind == "validation" and not by_selections and parent_id in select_run_ids:
                 continue
             if parent_id not in by_run_id:
-                reason = f"before the last change of '{run_names.get(parent_id, 'a removed set')}'"
+                reason = _changed_parent(run_names.get(parent_id), all_names)
             elif parent_id in reasons:
                 parent = by_run_id[parent_id]
                 reason = f"from the {parent.kind} '{parent.name}', which is out of date"
@@ -124,6 +126,15 @@ def find_stale(
         for set_run in set_runs
         if set_run.run_id in reasons
     }
+
+
+def _changed_parent(name: str | None, existing: set[str]) -> str:
+    """The reason where a set was made from one that has changed, or was removed."""
+    if name is None:
+        return "from a removed set"
+    if name not in existing:
+        return f"from '{name}', which was removed"
+    return f"before the last change of '{name}'"
 
 
 def warn_if_stale(catalog: Catalog, record: SetRecord) -> None:

@@ -71,6 +71,7 @@ def verify(
         issues = [
             issue for folder in folders for issue in _verify_export(folder, catalog, check_sources)
         ]
+        issues = list(dict.fromkeys(issues))
         log.info("verified %s: %s issues", count_of(len(folders), "export"), len(issues) or "no")
         return issues
     damage = _find_damage(catalog)
@@ -89,6 +90,7 @@ def verify(
     ]
     for folder in existing:
         issues += _verify_export(folder, catalog, check_sources)
+    issues = list(dict.fromkeys(issues))  # several exports may have the same sources
     log.info(
         "verified the catalog and %s: %s issues",
         count_of(len(existing), "export"),
@@ -288,9 +290,24 @@ def _verify_export(folder: str, catalog: Catalog, check_sources: bool) -> Iterat
         keys = keys_by_shard.get(shard.path, [])
         yield from _verify_exported_shard(folder, shard, keys, manifest.key_rule, remedy)
     if check_sources:
+        moved = _find_moved(catalog)
         for source in manifest.sources:
-            yield from _verify_source(source.url, source.num_bytes, source.checksum)
+            url = source.url
+            if not files.is_file(url):
+                url = moved.get(source.checksum or "", url)
+            yield from _verify_source(url, source.num_bytes, source.checksum)
         yield from _compare_with_sources(folder, manifest, catalog, remedy)
+
+
+def _find_moved(catalog: Catalog) -> dict[str, str]:
+    """Where the shards of the catalog are now, by their checksums: an export has the old URLs."""
+    if not catalog.database_path.is_file():
+        return {}
+    with catalog.reading() as connection:
+        rows = connection.execute(
+            "select checksum, url from shards where checksum is not null"
+        ).fetchall()
+    return dict(rows)
 
 
 def _verify_counts(folder: str, manifest: Manifest, num_rows: int, remedy: str) -> Iterator[Issue]:

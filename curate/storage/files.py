@@ -11,14 +11,16 @@ import glob
 import io
 import os
 import re
+import shutil
 import stat as stat_module
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from curate.storage import web
 from curate.storage.credentials import reveal_credentials
-from curate.storage.locks import local_tempdir
+from curate.storage.locks import TEMPORARY_PREFIX, local_tempdir
 
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 # Listings are never cached, because other processes write. Failed requests are repeated with
@@ -241,6 +243,40 @@ def delete_remote_folder(url: str) -> None:
     filesystem, path = _client(url)
     with contextlib.suppress(FileNotFoundError), wrap_remote_errors():
         filesystem.rm(path, recursive=True)
+
+
+def delete_folder(location: str) -> None:
+    """Remove a folder with everything in it; no error where there is none.
+
+    A folder of this machine loses its name first, in one step, so that nobody sees a part of it.
+    """
+    if is_url(location):
+        delete_remote_folder(location)
+        return
+    temporary = Path(location).with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(location, temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def link_file(source: str, target: str) -> None:
+    """Give a file a second name, or make a copy of it where there are no links. Raises OSError.
+
+    Both are locations of one kind. What is at the target is replaced.
+    """
+    if is_url(source):
+        filesystem, path = _client(source)
+        with wrap_remote_errors():
+            filesystem.copy(path, filesystem._strip_protocol(target))
+        return
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV):
+            raise
+        shutil.copy2(source, target)
 
 
 def upload(path: Path, url: str) -> None:

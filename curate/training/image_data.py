@@ -21,6 +21,7 @@ from curate.execution.types import ReportProgress, Resources
 from curate.formats.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from curate.formats.sample_locations import SampleLocations, decode_sample_image, read_image
 from curate.storage.files import open_binary
+from curate.storage.mapped import create_array
 
 CACHE_BYTES = 4 << 30
 _PREFETCHED_BATCHES = 4
@@ -59,7 +60,7 @@ def write_image_cache(
     """Decode all images into one .npy file, uint8 [n, size, size, 3]. Raises CurateError."""
     count = len(locations.offsets)
     shape = (count, image_size, image_size, 3)
-    np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).flush()
+    create_array(path, np.uint8, shape)
     shard_starts = np.flatnonzero(np.diff(locations.url_indices)) + 1
     bounds = itertools.pairwise([0, *shard_starts.tolist(), count])
     ranges = [(start, stop) for start, stop in bounds if start < stop]

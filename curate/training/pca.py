@@ -11,6 +11,7 @@ import numpy as np
 
 from curate.execution.types import ReportProgress
 from curate.formats.vectors import read_vectors, sample_rows
+from curate.storage.mapped import create_array
 
 _FIT_ROWS = 1 << 16  # beyond so many rows the components no longer change
 NUM_COMPONENTS = 128
@@ -43,7 +44,8 @@ def fit_reduction(files: dict[str, int], seed: int, advance: ReportProgress) -> 
     rows /= deviation
     values, basis = np.linalg.eigh((rows.T @ rows).astype(np.float64) / len(rows))
     num_positive = int((values > 1e-6 * values[-1]).sum())
-    count = min(NUM_COMPONENTS, num_positive, max(len(rows) - 1, 1))
+    # Rows that are all alike have no component; one, of zeros, is kept.
+    count = max(min(NUM_COMPONENTS, num_positive, len(rows) - 1), 1)
     scale = np.sqrt(max(values[::-1][:count].mean(), 1e-12))
     scaled_basis = basis[:, ::-1][:, :count] / scale
     return Reduction(mean, (scaled_basis / deviation[:, None]).astype(np.float32))
@@ -58,7 +60,7 @@ def write_reduced(
 ) -> None:
     """Write the reduced rows of samples, sorted ids int64 [n], to a .npy file in half precision."""
     shape = (len(sample_ids), reduction.basis.shape[1])
-    rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    rows = create_array(path, np.float16, shape)
     start = 0
     for file in files:
         shard = read_vectors(file)
@@ -66,4 +68,4 @@ def write_reduced(
         rows[start : start + len(selected)] = reduction(selected)
         start += len(selected)
         advance(len(shard.sample_ids), len(shard.sample_ids))
-    rows.flush()
+    del rows  # writes what is mapped

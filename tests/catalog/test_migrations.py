@@ -13,6 +13,7 @@ import pytest
 from conftest import rows
 
 import curate
+from curate.catalog import database
 from curate.catalog.catalog import Catalog
 from curate.catalog.database import SCHEMA_VERSION, is_for_newer_clients
 from curate.errors import CurateError
@@ -102,6 +103,7 @@ def test_a_catalog_of_a_newer_storage_version_is_converted_when_it_is_written(tm
     os.replace(newest, catalog.database_path)
     if not is_for_newer_clients(catalog.database_path):
         pytest.skip("this DuckDB has no newer storage version")
+    database._databases.clear()  # as in another process
     tables = schema(catalog)
     with catalog.writing() as connection:
         connection.execute("update meta set next_shard_id = 7")

@@ -71,6 +71,8 @@ class Connection:
 def add_points() -> None:
     """Count and kill where the package commits; nothing in the package knows of it."""
     os.replace = with_points(os.replace, "rename")
+    os.rename = with_points(os.rename, "rename of a folder")
+    os.link = with_points(os.link, "link")
     os.unlink = with_points(os.unlink, "unlink")
     Path.unlink = with_points(Path.unlink, "unlink")  # type: ignore[method-assign]
     shutil.rmtree = with_points(shutil.rmtree, "rmtree")  # type: ignore[assignment]

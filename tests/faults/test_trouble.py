@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pytest
 from conftest import members, rows, write_corpus
 
@@ -24,6 +25,7 @@ from curate.stages.score.stage import score
 from curate.stages.select.stage import select
 from curate.stages.verify import verify
 from curate.storage import files
+from curate.storage.mapped import create_array
 
 # The limit holds for this process and its workers only; the signal that would end them becomes an
 # error, as on a full disk.
@@ -75,6 +77,36 @@ def test_a_full_disk_ends_embed_in_one_line_and_what_was_finished_stays(tmp_path
     embed(catalog, shards, encoder="pixels@32", workers=1)
     assert rows(catalog, "select sum(num_embedded) from embedded_shards") == [(120,)]
     assert verify(catalog, check_sources=True) == []
+
+
+def test_what_is_mapped_is_on_the_disk_before_it_is_written(tmp_path):
+    """Else a full disk ends the process by SIGBUS."""
+    path = tmp_path / "rows.npy"
+    array = create_array(path, np.float16, (1000, 500))
+    status = path.stat()
+    assert 512 * status.st_blocks >= status.st_size > 1_000_000
+    array[-1] = 1
+    del array
+    assert np.load(path)[-1].tolist() == [1] * 500
+
+
+def test_a_full_disk_ends_a_probe_in_one_line(tmp_path):
+    """On a small file system, where this process may mount one."""
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, write_corpus(tmp_path / "corpus", 2, 400), encoder="pixels", workers=1)
+    (tmp_path / "small").mkdir()
+    program = f"""
+mount -t tmpfs -o size=9m none {tmp_path}/small || exit 77
+cp -r {catalog.path} {tmp_path}/small/catalog || exit 77
+dd if=/dev/zero of={tmp_path}/small/rest bs=1k count=10000 2>/dev/null
+truncate -s -40k {tmp_path}/small/rest
+{sys.executable} -m curate probe --model ridge -c {tmp_path}/small/catalog
+"""
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", program]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if run.returncode == 77 or "unshare" in run.stderr:
+        pytest.skip(f"no file system can be mounted: {run.stderr}")
+    assert_one_line(run, "No space left on device")
 
 
 def test_a_full_disk_at_the_commit_of_a_selection_keeps_the_old_one(tmp_path):

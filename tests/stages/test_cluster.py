@@ -20,6 +20,18 @@ def load_clustering(catalog: Catalog, name: str) -> tuple[ClusteringRecord, np.n
     return record, np.load(catalog.centroids_file(record))
 
 
+@pytest.mark.parametrize(("num_distinct", "num_empty"), [(1, 7), (2, 6)])
+def test_empty_clusters_are_said(tmp_path, caplog, num_distinct, num_empty):
+    samples = [(f"{n:02d}", {"png": png(n % num_distinct)}) for n in range(16)]
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, [str(write_shard(tmp_path / "a.tar", samples))], encoder="pixels")
+    cluster(catalog, k=8)
+    assert f"{num_empty} of 8 clusters are empty" in caplog.text
+    caplog.clear()
+    cluster(catalog, k=num_distinct, name="fitting")
+    assert "empty" not in caplog.text
+
+
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 def test_the_objective_is_that_of_the_assignments_in_float64(catalog, distance):
     cluster(catalog, k=4, distance=distance, name="four")

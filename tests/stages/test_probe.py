@@ -44,6 +44,35 @@ def read_part(part: Path) -> dict[str, np.ndarray]:
     return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
 
 
+def test_a_corpus_of_one_sample_is_too_few_to_train_on_and_numpy_has_nothing_to_warn_of(tmp_path):
+    samples = [("a", {"png": png(0), "cls": b"a"})]
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, [str(write_shard(tmp_path / "a.tar", samples))], encoder="pixels")
+    with pytest.raises(CurateError, match="has 1 labelled sample: too few"):  # warnings are errors
+        probe(catalog, model="ridge")
+
+
+def test_equal_images_have_a_component_to_train_on(tmp_path):
+    samples = [(str(n), {"png": png(0), "cls": b"ab"[n % 2 : n % 2 + 1]}) for n in range(6)]
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, [str(write_shard(tmp_path / "a.tar", samples))], encoder="pixels")
+    probe(catalog, model="linear", count=1, epochs=1)
+    assert rows(catalog, "select accuracy from probe_models") == [(0.5,)]
+
+
+def test_test_samples_without_a_class_of_the_corpus_measure_no_influence(tmp_path):
+    train = [(str(n), {"png": png(n), "cls": b"a"}) for n in range(6)]
+    test = [(str(n), {"png": png(9 + n), "cls": b"b"}) for n in range(3)]
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, [str(write_shard(tmp_path / "a.tar", train))], encoder="pixels")
+    shards = [str(write_shard(tmp_path / "b.tar", test))]
+    with pytest.raises(CurateError, match="none of the 3 test samples has a label that the corpus"):
+        probe(catalog, model="ridge", test=shards)
+    own_class = [(str(n), {"png": png(20 + n), "cls": b"a"}) for n in range(3)]
+    probe(catalog, model="ridge", test=[str(write_shard(tmp_path / "c.tar", own_class))])
+    assert score(catalog, "influence_max") == ["influence_max"]
+
+
 def test_a_probe_says_something_of_every_sample_by_every_model(catalog):
     name = probe(catalog, count=3, epochs=4)
     (part,) = [path for path in probe_folder(catalog, name).iterdir() if path.is_dir()]

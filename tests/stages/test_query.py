@@ -22,6 +22,7 @@ from curate.stages.query import query
 from curate.stages.score.stage import score
 from curate.stages.select.stage import select
 from curate.stages.validate.stage import validate
+from curate.stages.verify import verify
 
 QUERIES_DIR = package_data.SQL_DIR / "queries"
 QUERIES = package_data.list_names(QUERIES_DIR, ".sql")
@@ -176,6 +177,29 @@ def test_not_even_the_catalogs_own_files_can_be_written(full):
         with pytest.raises(CurateError, match="--where"):
             select(full, keep=0.5, where=f"true)); copy (select 1) to '{target}'; select ((1")
     assert modification_times() == before
+
+
+def test_a_catalog_works_in_a_folder_of_any_name(tmp_path):
+    folder = tmp_path / "of [a]* {b}"
+    folder.mkdir()
+    make_catalog(tmp_path / "plain")
+    (tmp_path / "plain" / "catalog").rename(folder / "moved")
+    for catalog in (Catalog(folder / "moved"), make_catalog(folder)):
+        cluster(catalog, k=2)
+        score(catalog, "ssl_prototypes")
+        table = query(
+            catalog, "select count(*) as n, any_value(len(vector)) from embedding('pixels')"
+        )
+        assert table["n"].to_pylist() == [30]
+        assert verify(catalog) == []
+    # As docs/catalog.md says for plain clients.
+    client = duckdb.connect(str(folder / "moved" / "catalog.duckdb"), read_only=True)
+    client.execute(
+        "set variable catalog = (select parse_dirpath(path) from duckdb_databases() "
+        "where database_name = current_database())"
+    )
+    assert client.execute("select count(*) from embedding('pixels')").fetchall() == [(30,)]
+    client.close()
 
 
 def test_neighbours_are_those_of_one_embedding(tmp_path):

@@ -129,11 +129,80 @@ def test_ties_are_not_broken_by_tar_order(ten):
     [
         "true) union all select 42 where (true",
         "true) union all select sample_id from samples where (true",
+        "toy > 3) or (1=1",
+        "toy > 3) or (1=1) --",
+        "toy > 3) or (1=1) /*",
+        "true) where (true",
+        "true) group by (true",
+        "true) having (true",
+        "true) qualify (true",
+        "true) order by (1",
+        "true) limit (5",
+        "true) using sample (5",
+        "true) window w as (order by 1",
+        "true); select (true",
+        "true)) or ((true",
+        "true as boolean), cast(true",
+        "[1] = [1] or 1 in [1]]",
+        "true limit 5",
+        "true;",
+        "true, true",
+        "select true",
+        "-- nothing",
+        "/* nothing */",
+        "'",
+        "$a$",
     ],
 )
 def test_a_where_that_closes_its_bracket_is_no_condition(ten, where):
-    with pytest.raises(CurateError, match="it is no condition"):
+    select(ten, keep=0.3, scoring="toy", name="within")
+    for within in (None, "within"):
+        with pytest.raises(CurateError, match="it is no condition"):
+            select(ten, keep=1.0, scoring="toy", where=where, within=within, name="all")
+
+
+@pytest.mark.parametrize("where", ["", " ", "\n"])
+def test_an_empty_where_is_no_condition(ten, where):
+    with pytest.raises(CurateError, match="it is empty"):
         select(ten, keep=1.0, scoring="toy", where=where)
+
+
+@pytest.mark.parametrize(
+    ("where", "num_candidates"),
+    [
+        ("key <> ')' or key = '('", 3),
+        ("toy > 0.95 -- a remark )", 1),
+        ("/* ( */ (toy, key) > (0.85, '')", 2),
+        ("key in (select key from samples order by key limit 2)", 2),
+        ("list_contains([1, 2], key::int) or [key][1] = '0'", 3),
+        ("key = $a$1$a$ or \"key\" = '2' or key = 'it''s'", 2),
+    ],
+)
+def test_a_condition_may_have_brackets_comments_quotes_and_subqueries(ten, where, num_candidates):
+    select(ten, keep=0.3, scoring="toy", balance=0, name="within")
+    select(ten, keep=1.0, scoring="toy", where=where, within="within", name="both")
+    kept = members(ten, "both")
+    assert set(kept) <= set(members(ten, "within"))
+    assert len(kept) == num_candidates
+
+
+def test_classes_that_no_sample_stands_for_are_named(tmp_path, caplog):
+    labels = [number // 2 if number < 8 else number for number in range(12)]
+    samples = [
+        (f"{number:02d}", {"png": png(number), "cls": str(label).encode()})
+        for number, label in enumerate(labels)
+    ]
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, [str(write_shard(tmp_path / "a.tar", samples))], encoder="pixels")
+    select(catalog, keep=0.5, strategy="random", balance=1, name="few")
+    assert "2 of 8 classes have no sample in 'few': " in caplog.text
+    sql = "select label from members join samples using (sample_id)"
+    lost = set(map(str, labels)) - {label for (label,) in rows(catalog, sql)}
+    assert len(lost) == 2
+    assert all(repr(label) in caplog.text for label in lost)
+    caplog.clear()
+    select(catalog, keep=1.0, strategy="random", balance=0.5, name="all")
+    assert "no sample in" not in caplog.text
 
 
 def test_where_narrows_the_candidates(ten):

@@ -42,6 +42,22 @@ def sound(tmp_path_factory) -> Path:
     return folder
 
 
+def test_exports_of_shards_that_moved_are_compared_where_these_are_now(catalog, shards, tmp_path):
+    select(catalog, keep=0.5, strategy="random", name="half")
+    export(catalog, "half", tmp_path / "mirror")
+    export(catalog, "half", tmp_path / "repacked", samples_per_shard=6)
+    (tmp_path / "corpus").rename(tmp_path / "moved")
+    issues = list(map(str, verify(catalog, check_sources=True)))
+    assert len(issues) == len(set(issues))
+    assert all("embed it where it is now" in issue for issue in issues if "000.tar: it" in issue)
+    embed(catalog, str(tmp_path / "moved"), encoder="pixels")
+    assert verify(catalog, check_sources=True) == []
+    assert verify(catalog, [tmp_path / "mirror"], check_sources=True) == []
+    (tmp_path / "moved" / "000.tar").unlink()
+    issues = [issue.subject for issue in verify(catalog, check_sources=True)]
+    assert issues.count(str(tmp_path / "moved" / "000.tar")) == 1
+
+
 # What damages a folder such as `sound`.
 Damage = Callable[[Path], None]
 

@@ -11,6 +11,7 @@ from curate.catalog import provenance, sets
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ClusteringRecord, EmbeddingRecord, SelectionRecord
 from curate.catalog.samples import load_members
+from curate.catalog.sql import quote_patterns
 from curate.distances import DISTANCES, normalize_rows
 from curate.errors import CurateError, OptionError
 from curate.execution import engine
@@ -133,7 +134,7 @@ def cluster(
     fingerprint = provenance.fingerprint("cluster", settings, *content)
     existing = catalog.find_up_to_date(ClusteringRecord, name, fingerprint)
     if existing and storage.is_file(catalog.centroids_file(existing)):
-        _remove_old_files(catalog, name)
+        remove_unused_files(catalog, name)
         log.info(
             "nothing to do: '%s' is this clustering already (objective %.6g)",
             name,
@@ -157,7 +158,7 @@ def cluster(
             iterations=iterations,
             seed=seed,
             objective=0.0,  # of the assignment, which comes last
-            centroids_file=_centroids_filename(name, run_id),
+            centroids_file=centroids_filename(name, run_id),
             fit_rows=num_rows,
             num_samples=num_samples,
             fingerprint=fingerprint,
@@ -182,7 +183,22 @@ def cluster(
         f"{num_rows:,}",
         record.objective,
     )
+    _warn_of_empty_clusters(catalog, record)
     return name
+
+
+def _warn_of_empty_clusters(catalog: Catalog, record: ClusteringRecord) -> None:
+    with catalog.reading() as connection:
+        ((num_used,),) = connection.execute(
+            "select count(distinct cluster_id) from assignments where clustering = ?",
+            [record.clustering],
+        ).fetchall()
+    if num_used < record.k:
+        log.warning(
+            "%s of %s clusters are empty: there are too few distinct vectors; lower --k",
+            f"{record.k - num_used:,}",
+            f"{record.k:,}",
+        )
 
 
 def auto_k(num_samples: int) -> int:
@@ -300,7 +316,7 @@ class _ClusteringJob:
                 objective += share
         record = replace(record, objective=objective, centroids_checksum=checksum)
         self._commit(record, folder)
-        _remove_old_files(catalog, record.clustering, finished_run=record.run_id)
+        remove_unused_files(catalog, record.clustering, finished_run=record.run_id)
         return record
 
     def _commit(self, record: ClusteringRecord, folder: str) -> None:
@@ -313,16 +329,17 @@ class _ClusteringJob:
                 "insert into assignments (clustering, sample_id, cluster_id, distance) "
                 "select $name, sample_id, cluster_id, distance "
                 "from read_parquet($files, hive_partitioning = false)",
-                {"name": record.clustering, "files": list(map(str, paths))},
+                {"name": record.clustering, "files": quote_patterns(paths)},
             )
             sets.refresh_sample_scores(connection)
 
 
-def _remove_old_files(catalog: Catalog, name: str, finished_run: int | None = None) -> None:
-    """Remove centroids of replaced sets, of killed runs, and the finished run's checkpoint.
+def remove_unused_files(catalog: Catalog, name: str, finished_run: int | None = None) -> bool:
+    """Remove centroids of replaced and removed sets, of killed runs, and the finished checkpoint.
 
-    Other processes keep theirs.
+    Other processes keep theirs. Returns whether there were any.
     """
+    has_unused = False
     with catalog.reading() as connection:
         rows = connection.execute("select centroids_file from clusterings").fetchall()
         running = connection.execute(
@@ -331,7 +348,7 @@ def _remove_old_files(catalog: Catalog, name: str, finished_run: int | None = No
         ).fetchall()
     in_use = {file for (file,) in rows}
     for clustering, run_id, fingerprint in running:
-        in_use.add(_centroids_filename(clustering, run_id))
+        in_use.add(centroids_filename(clustering, run_id))
         if run_id != finished_run:
             in_use.add(_checkpoint_filename(clustering, fingerprint))
     prefix = rf"({re.escape(TEMPORARY_PREFIX)}\w+-)?"
@@ -341,9 +358,11 @@ def _remove_old_files(catalog: Catalog, name: str, finished_run: int | None = No
         match = pattern.fullmatch(storage.filename(location))
         if match and match.group(2) not in in_use:
             storage.delete_file(location)
+            has_unused = True
+    return has_unused
 
 
-def _centroids_filename(name: str, run_id: int) -> str:
+def centroids_filename(name: str, run_id: int) -> str:
     """A file for each run, so that the old set's centroids stay until the new set is committed."""
     return f"{name}-{run_id:06d}.npy"
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.database import TIMEOUT
+from curate.catalog.sql import quote_patterns
 from curate.formats.sample_ids import first_sample_id, shard_id_of
 from curate.package_data import read_sql
 from curate.stages.embed.columns import commit_fields
@@ -51,7 +52,7 @@ def commit_pending(
         paths_by_shard = {shard_id_of(path): path for path in paths}
         metadata = _reject_invalid(catalog, connection, embedding, paths_by_shard)
         if metadata:
-            committed = [str(paths_by_shard[shard_id]) for shard_id in metadata]
+            committed = quote_patterns(paths_by_shard[shard_id] for shard_id in metadata)
             _commit(connection, embedding, committed, metadata)
             locations = {
                 shard_id: fields_file(folder, shard_id)

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from curate.encoders import Encoder, make_encoder, make_text_tower
+from curate.encoders.onnx import explain, make_session
+from curate.errors import CurateError
 from curate.formats.images import Preprocessing
 from curate.progress import log
 from curate.storage.files import is_url, read_bytes, upload
@@ -79,9 +81,28 @@ def load_text_encoder(plan: EncoderPlan) -> EncodeTexts:
 
 
 def measure_dim(plan: EncoderPlan) -> int:
-    """The length of the encoder's vectors."""
+    """The length of the encoder's vectors, by a first batch.
+
+    Raises CurateError where the model cannot run, so that it is said once and not for every shard.
+    """
     size = plan.preprocessing.size
-    return int(load_forward(plan)(np.zeros((1, size, size, 3), np.uint8)).shape[1])
+    # Two images, because a model that was exported for one at a time runs with one.
+    pixels = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    try:
+        vectors = load_forward(plan)(pixels)
+    except CurateError:
+        raise
+    except Exception as error:  # the boundary to other people's models
+        reason = explain(error)
+        raise CurateError(
+            f"the encoder {plan.spec} cannot run on two images of {size} × {size}: {reason}"
+        ) from error
+    if vectors.ndim != 2 or len(vectors) != len(pixels) or not vectors.shape[1]:
+        raise CurateError(
+            f"the encoder {plan.spec} gives an array of shape {list(vectors.shape)} for two "
+            "images: a vector for each is needed, [2, dim]"
+        )
+    return int(vectors.shape[1])
 
 
 def _is_torch(network: Any) -> bool:
@@ -91,19 +112,18 @@ def _is_torch(network: Any) -> bool:
 def _make_session(onnx: str, threads: int, device: str) -> Forward:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
     network = read_bytes(onnx) if is_url(onnx) else onnx
     providers = ["CPUExecutionProvider"]
     if device == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         providers.insert(0, "CUDAExecutionProvider")
-    session = onnxruntime.InferenceSession(network, options, providers=providers)
+    session = make_session(network, threads=threads, providers=providers)
     input_name = session.get_inputs()[0].name
 
     def forward(images: np.ndarray) -> np.ndarray:
         output = np.asarray(session.run(None, {input_name: images})[0], np.float32)
-        return output.reshape(len(images), -1)
+        # Another number of rows would be cut into vectors that mix images.
+        has_row_per_image = output.ndim > 1 and len(output) == len(images)
+        return output.reshape(len(images), -1) if has_row_per_image else output
 
     return forward
 

@@ -1,5 +1,7 @@
 """The shards of the corpus in the catalog: which are new, have moved, or have changed."""
 
+import functools
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
 from curate.catalog.catalog import Catalog
@@ -54,16 +56,11 @@ def register_shards(
 ) -> list[ShardTask]:
     """Give new shards their ids, and return the shards that this embedding lacks.
 
-    A shard that moved keeps its id. A damaged shard whose bytes have changed becomes a new shard,
-    so that no selection of its old samples can mean other ones. Raises CurateError if the bytes of
-    an intact shard have changed.
+    A shard that moved, or that exchanged its name with another, keeps its id. A damaged shard whose
+    bytes have changed becomes a new shard, so that no selection of its old samples can mean other
+    ones. Raises CurateError if the bytes of an intact shard have changed.
     """
-    shards = _list_shards(catalog)
-    for url in stats:
-        if url in shards and _has_other_bytes(catalog, shards[url], stats[url]):
-            _delete_shard(catalog, shards.pop(url))
-    unregistered = {url: stat for url, stat in stats.items() if url not in shards}
-    _relink_moved(catalog, shards, unregistered)
+    _follow_renames(catalog, stats)
     _insert_new(catalog, stats)
     shards = _list_shards(catalog)
     with catalog.reading() as connection:
@@ -117,30 +114,112 @@ def _list_shards(catalog: Catalog) -> dict[str, ShardRecord]:
     return {record.url: record for record in records}
 
 
-def _has_other_bytes(catalog: Catalog, shard: ShardRecord, stat: FileStat) -> bool:
-    """Whether a damaged shard has other bytes than before. Raises CurateError for an intact one.
+def _follow_renames(catalog: Catalog, stats: dict[str, FileStat]) -> None:
+    """Store at which of these URLs shards are now, by their checksums.
 
     A shard with the same bytes and another time stamp was touched or copied: the new time stamp is
-    stored, so that its checksum is not computed again.
+    stored, so that its checksum is not computed again. Damaged shards whose bytes are nowhere are
+    taken out of the corpus. Raises CurateError, before anything is stored, for an intact one.
     """
-    if shard.checksum is None or stat.matches(shard.num_bytes, shard.etag):
-        return False
-    is_different = (
-        stat.num_bytes not in (None, shard.num_bytes)
-        or file_checksum(shard.url, shard.checksum) != shard.checksum
-    )
-    if is_different and shard.complete:
-        raise CurateError(
-            f"'{shard.url}' has changed since it was embedded: "
-            "restore it, or embed the new corpus elsewhere (-c NEW)"
-        )
-    if is_different:
-        return True
+    shards = _list_shards(catalog)
+    changed, gone = _find_displaced(shards, stats)
+    read_checksum = functools.cache(file_checksum)
+    touched = {
+        url: stat
+        for url, stat in changed.items()
+        if stat.num_bytes in (None, shards[url].num_bytes)
+        and read_checksum(url, _kind(shards[url])) == shards[url].checksum
+    }
+    displaced = gone + [shards[url] for url in changed if url not in touched]
+    unexplained = {url: stat for url, stat in stats.items() if url not in shards}
+    unexplained |= {url: stat for url, stat in changed.items() if url not in touched}
+    by_size: defaultdict[int, list[ShardRecord]] = defaultdict(list)
+    for shard in displaced:
+        by_size[shard.num_bytes].append(shard)
+    new_urls: dict[int, str] = {}
+    for url, stat in unexplained.items():
+        same_bytes = [
+            shard
+            for shard in (displaced if stat.num_bytes is None else by_size[stat.num_bytes])
+            if shard.shard_id not in new_urls and read_checksum(url, _kind(shard)) == shard.checksum
+        ]
+        if same_bytes:
+            same_name = [one for one in same_bytes if _has_same_name(one.url, url)]
+            new_urls[(same_name or same_bytes)[0].shard_id] = url
+    lost = [
+        shards[url]
+        for url in changed
+        if url in stats and url not in touched and shards[url].shard_id not in new_urls
+    ]
+    for shard in lost:
+        if shard.complete:
+            raise CurateError(
+                f"'{shard.url}' has changed since it was embedded: "
+                "restore it, or embed the new corpus elsewhere (-c NEW)"
+            )
+    for shard in lost:
+        _delete_shard(catalog, shard)
+    touched_urls = {shards[url].shard_id: url for url in touched}
+    _store_urls(catalog, touched_urls | new_urls, touched | unexplained)
+    for shard in displaced:
+        if shard.shard_id in new_urls:
+            log.info("%s moved to %s", shard.url, new_urls[shard.shard_id])
+
+
+def _find_displaced(
+    shards: dict[str, ShardRecord], stats: dict[str, FileStat]
+) -> tuple[dict[str, FileStat], list[ShardRecord]]:
+    """URLs of shards where another file seems to be, and the shards whose URLs have none.
+
+    Besides the URLs that were given, those of shards as large as a file that is not known: one of
+    two shards that exchanged their names tells where the other is.
+    """
+    changed = {
+        url: stat
+        for url, stat in stats.items()
+        if url in shards and shards[url].checksum and _differs(shards[url], stat)
+    }
+    new = [stat for url, stat in stats.items() if url not in shards]
+    sizes = {stat.num_bytes for stat in (*changed.values(), *new)}
+    gone = []
+    for url, shard in shards.items():
+        # None stands for a size that is not known.
+        is_candidate = None in sizes or shard.num_bytes in sizes
+        if url in stats or not shard.checksum or not is_candidate:
+            continue
+        try:
+            stat = files.stat(url)
+        except OSError:
+            gone.append(shard)
+            continue
+        if _differs(shard, stat):
+            changed[url] = stat
+    return changed, gone
+
+
+def _has_same_name(url: str, other_url: str) -> bool:
+    return files.filename(url) == files.filename(other_url)
+
+
+def _differs(shard: ShardRecord, stat: FileStat) -> bool:
+    return not stat.matches(shard.num_bytes, shard.etag)
+
+
+def _kind(shard: ShardRecord) -> str:
+    """What `file_checksum` takes for a checksum of the same kind: old catalogs have SHA-256."""
+    return "xxh3:" if str(shard.checksum).startswith("xxh3:") else "sha256"
+
+
+def _store_urls(catalog: Catalog, urls: dict[int, str], stats: dict[str, FileStat]) -> None:
+    """In one transaction: where shards are, by their ids, with the time stamps there."""
+    if not urls:
+        return
     with catalog.writing() as connection:
-        connection.execute(
-            "update shards set etag = ? where shard_id = ?", [stat.etag, shard.shard_id]
-        )
-    return False
+        for shard_id, url in urls.items():
+            connection.execute(
+                "update shards set url = ?, etag = ? where shard_id = ?",
+                [url, stats[url].etag, shard_id],
+            )
 
 
 def _delete_shard(catalog: Catalog, shard: ShardRecord) -> None:
@@ -154,44 +233,6 @@ def _delete_shard(catalog: Catalog, shard: ShardRecord) -> None:
         delete_shard_columns(connection, shard.shard_id)
     for (embedding,) in rows:
         catalog.delete_shard_files(embedding, shard.shard_id)
-
-
-def _relink_moved(
-    catalog: Catalog, shards: dict[str, ShardRecord], new: dict[str, FileStat]
-) -> None:
-    """A new URL with the bytes of a shard that is no longer at its URL: store where it moved to."""
-    sizes = {stat.num_bytes for stat in new.values()}  # None is one that is not known
-    gone = [
-        shard
-        for shard in shards.values()
-        if shard.checksum and (shard.num_bytes in sizes or None in sizes) and not _exists(shard.url)
-    ]
-    for url, stat in new.items():
-        candidates = [shard for shard in gone if stat.num_bytes in (None, shard.num_bytes)]
-        if not candidates:
-            continue
-        # One checksum of each kind: old catalogs have SHA-256.
-        kinds = {len(shard.checksum): shard.checksum for shard in candidates if shard.checksum}
-        checksums = {file_checksum(url, like) for like in kinds.values()}
-        same_bytes = [shard for shard in candidates if shard.checksum in checksums]
-        same_bytes.sort(key=lambda shard: files.filename(shard.url) != files.filename(url))
-        if same_bytes:
-            shard = same_bytes[0]
-            gone.remove(shard)
-            log.info("%s moved to %s", shard.url, url)
-            with catalog.writing() as connection:
-                connection.execute(
-                    "update shards set url = ?, etag = ? where shard_id = ?",
-                    [url, stat.etag, shard.shard_id],
-                )
-
-
-def _exists(url: str) -> bool:
-    try:
-        files.stat(url)
-    except OSError:
-        return False
-    return True
 
 
 def _insert_new(catalog: Catalog, stats: dict[str, FileStat]) -> None:

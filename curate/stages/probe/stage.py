@@ -15,7 +15,7 @@ from curate.errors import CurateError, OptionError
 from curate.execution import engine
 from curate.execution.types import Resources
 from curate.formats.probe_outputs import ModelSummary, read_summary
-from curate.formatting import file_safe
+from curate.formatting import count_of, file_safe
 from curate.models import make_model, num_epochs
 from curate.options import (
     Device,
@@ -340,8 +340,13 @@ def _train(
             num_trained = num_labelled - -(-num_labelled // plan.folds)
         if num_labelled < 2 or num_trained < 1:
             raise CurateError(
-                f"the embedding '{embedding}' has {num_labelled} labelled samples: "
+                f"the embedding '{embedding}' has {count_of(num_labelled, 'labelled sample')}: "
                 "too few to train on"
+            )
+        if test and not (test.labels >= 0).any():
+            raise CurateError(
+                f"none of the {count_of(len(test.labels), 'test sample')} has a label that the "
+                "corpus has too: give others with --test"
             )
         if plan.folds and plan.folds > num_labelled:
             raise CurateError(

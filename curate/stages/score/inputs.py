@@ -183,7 +183,7 @@ class MetricInputs:
         if "was_trained_on" in names:
             return probe.fraction < 1
         if "influence" in names:
-            return bool(probe.test) and (probe.fraction < 1 or is_ridge)
+            return probe.num_test > 0 and (probe.fraction < 1 or is_ridge)
         if _TRAINING_INPUTS & set(names) and is_ridge:
             return False
         return probe.fraction == 1

@@ -18,6 +18,7 @@ from curate.catalog.records import (
     SelectionRecord,
     SetRecord,
 )
+from curate.catalog.sql import quote_patterns
 from curate.distances import DISTANCES
 from curate.errors import OptionError
 from curate.execution import engine
@@ -371,7 +372,7 @@ def _commit(
     catalog: Catalog, record: ScoringRecord, score_files: list[str], has_halves: bool
 ) -> ScoringRecord:
     with storage.localize(score_files) as paths, catalog.writing() as connection:
-        parameters = {"files": list(map(str, paths))}
+        parameters = {"files": quote_patterns(paths)}
         sets.check_column_name(connection, ScoringRecord, record.scoring)
         ((count, num_null),) = connection.execute(
             "select count(*), count(*) - count(score) "

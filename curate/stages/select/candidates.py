@@ -63,7 +63,9 @@ def load_candidates(
 
 def count_unscored(catalog: Catalog, scoring: str, where: str | None) -> int:
     """How many samples that meet the condition `where` have no score of `scoring`."""
-    condition = f"{quote_identifier(scoring)} is null" + (f" and ({where}\n)" if where else "")
+    condition = f"{quote_identifier(scoring)} is null" + (
+        f" and ({where}\n)" if where is not None else ""
+    )
     with catalog.reading(sandboxed=True) as connection:
         ((count,),) = connection.execute(
             f"select count(*) from sample_scores where {condition}"
@@ -91,7 +93,7 @@ def _load_sample_ids(connection: "duckdb.DuckDBPyConnection", where: str | None)
     ((count,),) = connection.execute("select count(*) from samples").fetchall()
     sample_ids, filled = np.empty(count, np.int64), 0
     query = "select sample_id from samples"
-    if where:
+    if where is not None:
         # Whatever the condition is, only samples are returned, and each once.
         query += f" where sample_id in (select sample_id from sample_scores where ({where}\n))"
     try:
@@ -126,6 +128,19 @@ def _fill_label_groups(
     )
     query = "select sample_id, enum_code(label::labels) + 1 from samples where label is not null"
     _fill_column(connection, sample_ids, groups, query)
+
+
+def load_group_names(catalog: Catalog, balance_by: str, groups: list[int]) -> list[str]:
+    """What groups of `Candidates.groups` are called in messages."""
+    with catalog.reading() as connection:
+        labels = connection.execute(
+            "select label from (select row_number() over (order by label) as number, label "
+            "from (select distinct label from samples where label is not null)) "
+            "where number in (select unnest($1)) order by number",
+            [groups if balance_by == "label" else []],
+        ).fetchall()
+    names = [repr(label) for (label,) in labels] or [str(group - 1) for group in groups if group]
+    return [f"those without a {balance_by}", *names] if 0 in groups else names
 
 
 def _fill_column(

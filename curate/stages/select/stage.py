@@ -13,7 +13,7 @@ from curate.catalog import provenance, sets
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ClusteringRecord, ScoringRecord, SelectionRecord
 from curate.catalog.samples import find_known_shards
-from curate.catalog.sql import quote_identifier, quote_literal
+from curate.catalog.sql import quote_identifier
 from curate.errors import CurateError, OptionError
 from curate.options import Option, Seed, SetName, Within, verb
 from curate.progress import log
@@ -24,6 +24,7 @@ from curate.stages.select.candidates import (
     check_where,
     count_unscored,
     load_candidates,
+    load_group_names,
 )
 from curate.stages.select.quotas import (
     BASES,
@@ -47,6 +48,8 @@ _UNSCORED_OUTCOMES = {
 }
 # What --balance-by is under each --scope that prunes every group equally.
 _SCOPE_GROUPS = {"class": "label", "cluster": "cluster"}
+
+_MAX_GROUPS_SHOWN = 5
 
 _DEFAULT_SCORING, _DEFAULT_STRATEGY = "ssl_prototypes", "hardest"
 Balance = Annotated[
@@ -284,7 +287,8 @@ def select(
             known_shards=known_shards,
         )
         choose = _choose_after_unscored if unscored == "keep" else _choose_members
-        _store(catalog, record, choose(candidates, priorities, record))
+        member_ids = choose(candidates, priorities, record)
+        _store(catalog, record, member_ids)
     log.info(
         "selection '%s'%s: %s of %s samples",
         name,
@@ -292,6 +296,7 @@ def select(
         f"{record.num_samples:,}",
         f"{num_candidates:,}",
     )
+    _warn_of_lost_groups(catalog, record, candidates, member_ids)
     return name
 
 
@@ -329,7 +334,7 @@ def _default_name(settings: dict[str, Any], within: str | None, unscored: str) -
         f"balance{settings['balance']:.10g}" if settings["balance"] != DEFAULT_BALANCE else None,
         f"by_{settings['balance_by']}" if settings["balance_by"] else None,
         settings["balance_base"] if settings["balance_base"] != "proportional" else None,
-        f"where{hashlib.sha256(where.encode()).hexdigest()[:6]}" if where else None,
+        f"where{hashlib.sha256(where.encode()).hexdigest()[:6]}" if where is not None else None,
         f"in-{within}" if within else None,
         f"skip{settings['skip_hardest']:.10g}" if settings["skip_hardest"] else None,
         f"unscored_{unscored}" if unscored != "last" else None,
@@ -339,14 +344,13 @@ def _default_name(settings: dict[str, Any], within: str | None, unscored: str) -
 
 
 def _restrict_to_selection(where: str | None, within: str) -> str:
-    members = f"select sample_id from members where selection = {quote_literal(within)}"
-    condition = f"sample_id in ({members})"
-    return f"{condition} and ({where}\n)" if where else condition
+    condition = sets.members_condition(within)
+    return f"{condition} and ({where}\n)" if where is not None else condition
 
 
 def _restrict_to_scored(where: str | None, scoring: str) -> str:
     condition = f"{quote_identifier(scoring)} is not null"
-    return f"{condition} and ({where}\n)" if where else condition
+    return f"{condition} and ({where}\n)" if where is not None else condition
 
 
 def _uses_scores(strategy: str) -> bool:
@@ -370,6 +374,34 @@ def _log_unscored(
         scoring.scoring,
         _UNSCORED_OUTCOMES[unscored],
         remedy,
+    )
+
+
+def _warn_of_lost_groups(
+    catalog: Catalog, record: SelectionRecord, candidates: Candidates, member_ids: np.ndarray
+) -> None:
+    """Say which classes or clusters have candidates and no member.
+
+    Where one sample in two is kept, not every class of one can keep its sample.
+    """
+    if record.balance_by == "none":
+        return
+    rows = np.searchsorted(candidates.sample_ids, member_ids)
+    num_candidates = np.bincount(candidates.groups)
+    num_kept = np.bincount(candidates.groups[rows], minlength=len(num_candidates))
+    lost = np.flatnonzero((num_candidates > 0) & (num_kept == 0)).tolist()
+    if not lost:
+        return
+    names = load_group_names(catalog, record.balance_by, lost[:_MAX_GROUPS_SHOWN])
+    log.warning(
+        "%s of %s %s have no sample in '%s': %s%s; raise --keep, "
+        "or give each the same quota by --balance-base uniform",
+        f"{len(lost):,}",
+        f"{np.count_nonzero(num_candidates):,}",
+        {"label": "classes", "cluster": "clusters"}[record.balance_by],
+        record.selection,
+        ", ".join(names),
+        " …" if len(lost) > len(names) else "",
     )
 
 
