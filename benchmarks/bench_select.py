@@ -80,7 +80,8 @@ def build_catalog(folder: Path) -> None:
             [NUM_SAMPLES // 10_000],
         )
         connection.execute(
-            "insert into samples select (i // 10000) << 24 | i % 10000, i // 10000, "
+            "insert into samples (sample_id, shard_id, key, label, caption, byte_offset, "
+            "num_bytes, width, height) select (i // 10000) << 24 | i % 10000, i // 10000, "
             "format('{:09d}', i), 'class-' || hash(i) % ?, null, "
             "i % 10000 * 30720, 30000, 400, 300 from range(?) as t(i)",
             [NUM_CLASSES, NUM_SAMPLES],

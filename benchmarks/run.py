@@ -15,7 +15,18 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS, PAGE = FOLDER / "results.json", FOLDER.parent / "docs" / "performance.md"
-BENCHMARKS = ("start", "tar", "decode", "embed", "clip", "export", "kmeans", "select", "heads")
+BENCHMARKS = (
+    "start",
+    "tar",
+    "decode",
+    "embed",
+    "clip",
+    "export",
+    "kmeans",
+    "dedup",
+    "select",
+    "heads",
+)
 TABLE_START, TABLE_END = "<!-- table: made by benchmarks/run.py -->", "<!-- end of table -->"
 TABLE_HEADER = """\
 | stage | ours | of the limit | times the peer | target | met |

@@ -52,7 +52,10 @@ create table if not exists samples (
     num_bytes bigint not null, -- of its members in the tar, headers included
     width integer, -- of the image, in pixels
     height integer,
-    member text -- the extension of the image, as it is in the tar; null before schema 9
+    member text, -- the extension of the image, as it is in the tar; null before schema 9
+    image_bytes bigint, -- of its image's file; null, as the checksums, where an early version embedded it
+    image_checksum ubigint, -- XXH3 (64 bits) of these bytes
+    pixels_checksum ubigint -- XXH3 (64 bits) of the decoded RGB pixels
 );
 
 -- Further columns of samples: fields of .json members, and imported tables. A column is added for each
@@ -205,6 +208,38 @@ create table if not exists selections (
 create table if not exists members (
     selection text not null,
     sample_id bigint not null
+);
+
+-- Duplicates by bytes, by pixels and by vectors. Each leaves a selection of the same name: the samples that
+-- are no duplicate of another that stays.
+create table if not exists deduplications (
+    deduplication text not null,
+    embedding text, -- null where only exact duplicates were looked for
+    method text not null, -- exact, greedy, components or upper
+    eps double, -- near: a cosine above 1 − eps
+    keep_best text not null, -- of a group the one with the highest value of this stays
+    against text, -- the other catalog, where duplicates of its samples were looked for
+    num_candidates bigint not null,
+    num_groups bigint not null,
+    num_rows bigint not null, -- in `duplicates`
+    num_exact bigint not null, -- samples that go, by bytes or by pixels
+    num_near bigint not null, -- samples that go, by their vectors
+    num_contradicting bigint not null, -- groups with several labels
+    fingerprint text not null,
+    run_id bigint not null
+);
+
+-- The groups, each with the sample that stays. Against another catalog: a group for each of its samples that has
+-- duplicates here, and none stays.
+create table if not exists duplicates (
+    deduplication text not null,
+    group_id bigint not null,
+    sample_id bigint not null,
+    stays boolean not null,
+    kind text, -- bytes, pixels or near; null for the one that stays
+    similarity double not null, -- cosine with the one that stays; 1 for bytes and pixels
+    other_url text, -- the sample of the other catalog
+    other_key text
 );
 
 create table if not exists exports (

@@ -1,6 +1,6 @@
 -- Views and macros for people who query. None depends on where the catalog's folder is.
--- One more, sample_scores (a column for each clustering and scoring, and those of sample_columns), is made
--- by the commands that add columns to it.
+-- One more, sample_scores (a column for each clustering, scoring and deduplication, and those of
+-- sample_columns), is made by the commands that add columns to it.
 
 -- How each selection treats each class; num_kept is 0 for a class that is gone. Samples without a label
 -- are a class too.
@@ -40,6 +40,7 @@ union all select 'columns', source, max(run_id) from column_sources group by sou
 union all select 'clustering', clustering, run_id from clusterings
 union all select 'probe', probe, run_id from probes
 union all select 'scoring', scoring, run_id from scorings
+union all select 'deduplication', deduplication, run_id from deduplications
 union all select 'selection', selection, run_id from selections
 union all select 'export', export, run_id from exports
 union all select 'validation', validation, run_id from validations
@@ -161,6 +162,10 @@ create or replace macro default_scoring() as coalesce(
 create or replace macro default_clustering() as coalesce(
     getvariable('clustering')::text,
     (select clustering from clusterings order by run_id desc limit 1)
+);
+create or replace macro default_deduplication() as coalesce(
+    getvariable('deduplication')::text,
+    (select deduplication from deduplications order by run_id desc limit 1)
 );
 create or replace macro default_selection() as coalesce(
     getvariable('selection')::text,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from curate.selection_filter import kept as kept
     from curate.stages.advise import advise as advise
     from curate.stages.cluster.stage import cluster as cluster
+    from curate.stages.dedup.stage import dedup as dedup
     from curate.stages.doctor import doctor as doctor
     from curate.stages.embed.stage import embed as embed
     from curate.stages.export.stage import export as export
@@ -61,6 +62,7 @@ __all__ = [
     "advise",
     "cluster",
     "correlations",
+    "dedup",
     "doctor",
     "embed",
     "export",

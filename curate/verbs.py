@@ -47,6 +47,11 @@ VERBS = {
         "cluster",
         "k-means in an embedding: centroids, and a cluster and a distance for every sample.",
     ),
+    "dedup": Verb(
+        "curate.stages.dedup.stage",
+        "dedup",
+        "Find duplicates: by bytes, by pixels, and near ones by vectors; one of each group stays.",
+    ),
     "probe": Verb(
         "curate.stages.probe.stage",
         "probe",
@@ -138,6 +143,7 @@ RECIPE_VERBS = (
     "import-vectors",
     "import",
     "cluster",
+    "dedup",
     "probe",
     "score",
     "select",

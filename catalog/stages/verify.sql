@@ -29,6 +29,11 @@ bodies (kind, name, num_claimed, num_rows, num_distinct) as (
     select 'selection', selection, num_samples, count(sample_id), count(distinct sample_id)
         from selections left join members using (selection) group by all
     union all
+    select
+        'deduplication', deduplication, num_rows, count(sample_id),
+        count(distinct (group_id, sample_id, other_url, other_key))
+        from deduplications left join duplicates using (deduplication) group by all
+    union all
     select 'probe', probe, num_models, count(part), count(part)
         from probes left join probe_models using (probe) group by all
     union all
@@ -109,6 +114,15 @@ select
     'select again under another name (--name)'
 from selections
 where num_samples <> round_even(keep * num_candidates, 0)
+union all
+select
+    format('deduplication ''{}''', deduplication),
+    format('in group {} {} samples stay instead of one', group_id, count(*) filter (stays)),
+    'make it again under another name (curate dedup --name)'
+from deduplications join duplicates using (deduplication)
+where against is null
+group by deduplication, group_id
+having count(*) filter (stays) <> 1
 union all
 select
     format('{} ''{}''', kind, name),

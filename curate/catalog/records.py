@@ -144,6 +144,29 @@ class SelectionRecord(SetRecord):
 
 
 @dataclass(frozen=True)
+class DeduplicationRecord(SetRecord):
+    kind: ClassVar[str] = "deduplication"
+    table: ClassVar[str] = "deduplications"
+    body_tables: ClassVar[tuple[str, ...]] = ("duplicates",)
+    command: ClassVar[str] = "curate dedup"
+
+    deduplication: str
+    embedding: str | None
+    method: str
+    eps: float | None
+    keep_best: str
+    against: str | None
+    num_candidates: int
+    num_groups: int
+    num_rows: int
+    num_exact: int
+    num_near: int
+    num_contradicting: int
+    fingerprint: str
+    run_id: int
+
+
+@dataclass(frozen=True)
 class ExportRecord(SetRecord):
     kind: ClassVar[str] = "export"
     table: ClassVar[str] = "exports"
@@ -225,6 +248,7 @@ SET_TYPES: tuple[type[SetRecord], ...] = (
     ClusteringRecord,
     ProbeRecord,
     ScoringRecord,
+    DeduplicationRecord,
     SelectionRecord,
     ValidationRecord,
     FitRecord,

@@ -1,5 +1,5 @@
 """Named sets in an open connection: find, list, replace; and the view `sample_scores`, which has a
-column for each clustering and scoring, and those of `sample_columns`."""
+column for each clustering, scoring and deduplication, and those of `sample_columns`."""
 
 import json
 import re
@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from curate.catalog.provenance import canonical_json
-from curate.catalog.records import ClusteringRecord, ScoringRecord, SelectionRecord, SetRecord
+from curate.catalog.records import (
+    ClusteringRecord,
+    DeduplicationRecord,
+    ScoringRecord,
+    SelectionRecord,
+    SetRecord,
+)
 from curate.catalog.sql import quote_identifier, quote_literal
 from curate.errors import CurateError, OptionError
 
@@ -17,10 +23,16 @@ if TYPE_CHECKING:
 AnySet = TypeVar("AnySet", bound=SetRecord)
 
 _NAME = re.compile(r"[A-Za-z0-9@_][A-Za-z0-9@_.,+=-]{0,127}")
-# Clusterings and scorings are columns of the view sample_scores: (record, body table, its value).
+# Sets that are columns of the view sample_scores: (record, the rows of its body as SQL with the
+# sample_id, the column's value for a sample). A sample that is in no group is no duplicate.
 _COLUMN_SETS = (
-    (ClusteringRecord, "assignments", "cluster_id"),
-    (ScoringRecord, "scores", "score"),
+    (ClusteringRecord, "select sample_id, cluster_id from assignments where {}", "cluster_id"),
+    (ScoringRecord, "select sample_id, score from scores where {}", "score"),
+    (
+        DeduplicationRecord,
+        "select distinct sample_id from duplicates where not stays and {}",
+        "sample_id is not null",
+    ),
 )
 
 
@@ -182,7 +194,7 @@ def insert_row(connection: "duckdb.DuckDBPyConnection", table: str, row: dict[st
 def check_column_name(
     connection: "duckdb.DuckDBPyConnection", record_type: type[SetRecord], name: str
 ) -> None:
-    """CurateError where the name of a clustering or scoring is another column of sample_scores."""
+    """CurateError where the name of a set is another column of sample_scores."""
     rows = connection.execute(
         "select column_name from duckdb_columns() where table_name = 'samples'"
     ).fetchall()
@@ -202,7 +214,8 @@ def check_column_name(
 def refresh_sample_scores(connection: "duckdb.DuckDBPyConnection") -> None:
     """Replace the view `sample_scores`: a row per sample.
 
-    After the columns of `samples` come those of `sample_columns`, clusterings and scorings.
+    After the columns of `samples` come those of `sample_columns`, clusterings, scorings
+    and deduplications.
     """
     rows = connection.execute("select column_name from column_sources order by rowid").fetchall()
     columns = [f", sample_columns.{quote_identifier(column)}" for (column,) in rows]
@@ -211,15 +224,12 @@ def refresh_sample_scores(connection: "duckdb.DuckDBPyConnection") -> None:
         columns_join = " left join sample_columns on sample_columns.sample_id = samples.sample_id"
     else:
         columns_join = ""
-    for record_type, table, value in _COLUMN_SETS:
+    for record_type, body_sql, value in _COLUMN_SETS:
         for name in sorted(list_sets(connection, record_type)):
             alias = f"set_{len(joins)}"
             columns.append(f", {alias}.{value} as {quote_identifier(name)}")
-            joins.append(
-                f" left join (select sample_id, {value} from {table} "
-                f"where {record_type.kind} = {quote_literal(name)}) as {alias}"
-                f" on {alias}.sample_id = samples.sample_id"
-            )
+            body = body_sql.format(f"{record_type.kind} = {quote_literal(name)}")
+            joins.append(f" left join ({body}) as {alias} on {alias}.sample_id = samples.sample_id")
     connection.execute(
         "create or replace view sample_scores as select samples.*, shards.url"
         f"{''.join(columns)} from samples join shards using (shard_id)"

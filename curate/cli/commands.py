@@ -247,6 +247,11 @@ COMMANDS = {
     "cluster": Command(
         VERBS["cluster"], ("curate cluster --k 1000 --distance cosine",), uses_engine=True
     ),
+    "dedup": Command(
+        VERBS["dedup"],
+        ("curate dedup", "curate dedup --eps 0.05 --against 'test/*.tar'"),
+        uses_engine=True,
+    ),
     "probe": Command(
         VERBS["probe"],
         (

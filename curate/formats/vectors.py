@@ -64,10 +64,13 @@ def read_sample_ids(location: str) -> np.ndarray:
     return np.asarray(_read_table(location, ["sample_id"])["sample_id"].to_numpy(), np.int64)
 
 
-def iterate_vectors(location: str, batch_size: int) -> Iterator[ShardVectors]:
+def iterate_vectors(
+    location: str, batch_size: int, within: str | None = None, dtype: type = np.float32
+) -> Iterator[ShardVectors]:
     """The rows of one file, so many at a time; no more of a large file is in memory.
 
-    Raises CurateError as `read_vectors`.
+    `dtype` np.float16 gives the numbers as they are on disk. See `read_vectors` for `within`, and
+    for what is raised.
     """
     import pyarrow.parquet as pq
 
@@ -75,7 +78,11 @@ def iterate_vectors(location: str, batch_size: int) -> Iterator[ShardVectors]:
         # Without a buffer, Parquet reads a whole column chunk, which is up to a million vectors.
         parquet = pq.ParquetFile(file, buffer_size=_READ_BUFFER, pre_buffer=False)
         for batch in parquet.iter_batches(batch_size, columns=["sample_id", "vector"]):
-            yield ShardVectors(batch["sample_id"].to_numpy(), _to_matrix(batch["vector"]))
+            sample_ids, vectors = batch["sample_id"].to_numpy(), _to_matrix(batch["vector"], dtype)
+            if within is not None:
+                is_within = _is_within(sample_ids, within)
+                sample_ids, vectors = sample_ids[is_within], vectors[is_within]
+            yield ShardVectors(sample_ids, vectors)
 
 
 def write_sample_ids(location: str, sample_ids: np.ndarray) -> None:
@@ -97,10 +104,10 @@ def _is_within(sample_ids: np.ndarray, within: str) -> np.ndarray:
     return np.isin(sample_ids, all_ids[first:last])
 
 
-def _to_matrix(rows: Any) -> np.ndarray:
-    """A fixed-size list array of half-precision numbers as float32 [n, dim]."""
+def _to_matrix(rows: Any, dtype: type = np.float32) -> np.ndarray:
+    """A fixed-size list array of half-precision numbers as [n, dim]."""
     values = rows.flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(values.reshape(len(rows), rows.type.list_size).astype(np.float32))
+    return np.asarray(values.reshape(len(rows), rows.type.list_size).astype(dtype, copy=False))
 
 
 def _read_table(location: str, columns: list[str]) -> Any:

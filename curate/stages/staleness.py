@@ -7,7 +7,12 @@ from typing import Any, NamedTuple
 
 from curate.catalog import provenance
 from curate.catalog.catalog import Catalog
-from curate.catalog.records import ScoringRecord, SetRecord
+from curate.catalog.records import (
+    DeduplicationRecord,
+    ScoringRecord,
+    SelectionRecord,
+    SetRecord,
+)
 from curate.encoders import encoder_module
 from curate.errors import CurateError
 from curate.models import model_module
@@ -55,12 +60,19 @@ def strategy_checksum(strategy: str) -> str:
     return provenance.module_checksum(strategies[strategy].__module__)
 
 
+def dedup_checksum() -> str:
+    """The checksum of the code that says which samples are duplicates, and which stay."""
+    modules = [f"curate.stages.dedup.{name}" for name in ("cosines", "groups", "methods")]
+    return " ".join(map(provenance.module_checksum, modules))
+
+
 # From a run's stage and arguments to the checksum that its code has now.
 _CURRENT_CHECKSUMS: dict[str, Callable[[dict[str, Any]], str]] = {
     "embed": lambda arguments: encoder_checksum(arguments["encoder"]),
     "remove": lambda arguments: encoder_checksum(arguments["encoder"]),  # of shards
     "probe": lambda arguments: models_checksum(arguments["models"]),
     "score": lambda arguments: metric_checksum(arguments["metric"]),
+    "dedup": lambda arguments: dedup_checksum(),
     "select": lambda arguments: strategy_checksum(arguments["strategy"]),
     "validate": lambda arguments: validation_checksum(
         arguments.get("task", "labels"), arguments["model"]
@@ -152,6 +164,8 @@ def warn_if_stale(catalog: Catalog, record: SetRecord) -> None:
 
 def remake_command(catalog: Catalog, record: SetRecord) -> str:
     """The command that makes a set again; for a scoring, with the options that it was made with."""
+    if isinstance(record, SelectionRecord) and record.strategy == "dedup":
+        return f"{DeduplicationRecord.command} --name {record.selection}"
     if not isinstance(record, ScoringRecord):
         return record.command
     arguments = catalog.run_arguments(record.run_id)

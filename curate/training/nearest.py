@@ -110,21 +110,21 @@ def count_near_duplicates(
     examined = draw_samples(test_ids, MAX_EXAMINED, seed)
     queries = read_samples(test_files, examined, advance)
     if threshold is None:
-        threshold = _near_duplicate_cosine(queries)
+        threshold = near_duplicate_cosine(queries)
     (cosines,) = _largest_cosines(
         corpus_files, queries, lambda ids: np.ones((1, len(ids)), bool), 1, advance
     )
     return NearDuplicates(int((cosines >= threshold).sum()), len(examined), threshold)
 
 
-def _near_duplicate_cosine(queries: np.ndarray) -> float:
-    """The default threshold, from vectors of length 1 [t, d]."""
+def near_duplicate_cosine(queries: np.ndarray, share: float = NEAR_DUPLICATE_SHARE) -> float:
+    """1 − `share` of the median distance to the nearest other one, of rows of length 1 [t, d]."""
     if len(queries) < 2:
         return COPY_COSINE
     cosines = queries @ queries.T
     np.fill_diagonal(cosines, -np.inf)
     usual_distance = float(np.median(1 - cosines.max(axis=1)))
-    return min(1 - NEAR_DUPLICATE_SHARE * usual_distance, COPY_COSINE)
+    return min(1 - share * usual_distance, COPY_COSINE)
 
 
 def read_samples(

@@ -38,6 +38,9 @@ class SampleRecord:
     member: str | None = None
     width: int | None = None
     height: int | None = None
+    image_bytes: int | None = None
+    image_checksum: int | None = None
+    pixels_checksum: int | None = None
     stage: str | None = None
     error: str | None = None
     complaint: str | None = None  # of Pillow, of an image that it could read
@@ -160,6 +163,9 @@ def _schema() -> "pa.Schema":
             "num_bytes": integer,
             "width": pa.int32(),
             "height": pa.int32(),
+            "image_bytes": integer,
+            "image_checksum": pa.uint64(),
+            "pixels_checksum": pa.uint64(),
             "member": text,
             "stage": text,
             "error": text,

@@ -86,6 +86,36 @@ def register_shards(
     ]
 
 
+def find_copies(catalog: Catalog, stats: dict[str, FileStat]) -> dict[str, str]:
+    """New URLs with the bytes of another shard, in the catalog or before them: {copy: original}.
+
+    Only files of equal size are read. A shard that moved is no copy.
+    """
+    registered = _list_shards(catalog)
+    originals: dict[int, dict[str, str | None]] = {}  # by size: URLs with their checksums
+    for shard in registered.values():
+        if shard.checksum:
+            originals.setdefault(shard.num_bytes, {})[shard.url] = shard.checksum
+    copies = {}
+    for url, stat in stats.items():
+        if url in registered or stat.num_bytes is None:  # an unknown size
+            continue
+        same_size = originals.setdefault(stat.num_bytes, {})
+        for original, checksum in same_size.items():
+            if (original in stats or _exists(original)) and _is_copy(url, original, checksum):
+                copies[url] = original
+                break
+        else:
+            same_size[url] = None
+    return copies
+
+
+def _is_copy(url: str, original: str, checksum: str | None) -> bool:
+    if checksum is None:
+        checksum = file_checksum(reveal_credentials(original))
+    return file_checksum(reveal_credentials(url), checksum) == checksum
+
+
 def make_shard_task(shard_id: int, url: str, stat: FileStat, checksum: str | None) -> ShardTask:
     """The task of reading a shard, with the secrets of its URL for workers."""
     return ShardTask(shard_id, url, stat.num_bytes or 0, checksum, reveal_credentials(url))

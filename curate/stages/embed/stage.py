@@ -50,11 +50,17 @@ from curate.stages.embed.commit import commit_pending, record_unreadable
 from curate.stages.embed.inference import measure_dim, plan_encoder
 from curate.stages.embed.member_counts import MemberCounts
 from curate.stages.embed.pending import list_fields_files, pending_folder
-from curate.stages.embed.registration import list_read_shards, register_shards, stat_shards
+from curate.stages.embed.registration import (
+    find_copies,
+    list_read_shards,
+    register_shards,
+    stat_shards,
+)
 from curate.stages.embed.worker import EmbedShards, ShardTask
 from curate.stages.staleness import encoder_checksum, warn_if_stale
 from curate.storage import files as storage
 from curate.storage.credentials import hide_credentials
+from curate.storage.files import FileStat
 from curate.storage.locks import remove_temporary_files
 
 _EXTENSION = re.compile(r"[^./:\s]+(\.[^./:\s]+)*")
@@ -160,6 +166,9 @@ def embed(
     captions: Annotated[
         bool, Option("Embed the captions (.txt) too, by the encoder's own text tower.")
     ] = False,
+    skip_duplicates: Annotated[
+        bool, Option("Leave out new shards that are byte for byte copies of others.")
+    ] = False,
     columns: JsonColumns = None,
     batch_size: Annotated[
         int | None, Option("Images per batch.", minimum=1, default="8 on a CPU, 256 on a GPU")
@@ -202,6 +211,8 @@ def embed(
     if columns is not None:
         check_number_of_fields(urls[0], parse_fields(columns))
     catalog = Catalog(catalog).create(files)
+    if skip_duplicates:
+        stats = _without_copies(catalog, stats)
     folder = catalog.embedding_folder(embedding)
     roles = choose_roles(catalog, label, key, image, caption)
     settings = EmbedSettings(embedding, encoder, checkpoint, roles, decode or "fast", captions)
@@ -239,8 +250,15 @@ def embed(
         if not storage.is_url(folder):
             with contextlib.suppress(OSError):  # it does not exist, or is not empty
                 os.rmdir(pending_folder(folder))
-    _log_summary(catalog, embedding, len(urls), len(shard_tasks))
+    _log_summary(catalog, embedding, len(stats), len(shard_tasks))
     return embedding
+
+
+def _without_copies(catalog: Catalog, stats: dict[str, FileStat]) -> dict[str, FileStat]:
+    copies = find_copies(catalog, stats)
+    for copy, original in copies.items():
+        log.info("left out %s: a copy of %s", copy, original)
+    return {url: stat for url, stat in stats.items() if url not in copies}
 
 
 class EmbedSettings(NamedTuple):
@@ -557,7 +575,8 @@ def _warn_of_copies(catalog: Catalog, shard_ids: list[int]) -> None:
         ).fetchall()
     if copies:
         log.warning(
-            "%s with the bytes of another, such as '%s' and '%s': their samples are there twice",
+            "%s with the bytes of another, such as '%s' and '%s': their samples are there twice; "
+            "`curate dedup` finds them, and --skip-duplicates leaves out new ones",
             count_of(len(copies), "shard"),
             *copies[0],
         )

@@ -50,6 +50,7 @@ from curate.stages.embed.pending import (
 )
 from curate.storage import files
 from curate.storage.atomic import atomic_write
+from curate.storage.checksums import bytes_checksum
 from curate.storage.credentials import remember_credentials
 
 # Characters of a caption that are encoded: no text tower reads so many, and tokenizers take time
@@ -422,11 +423,11 @@ def _decode_members(record: SampleRecord, roles: MemberRoles, preprocessing: Pre
     """Decode the record's image and read its label and caption. Raises SampleError."""
     content = _choose_image(record, roles)
     try:
-        image = decode_image(content, preprocessing)
+        image = decode_image(content, preprocessing, with_checksum=True)
     except ImageDecodeError as error:
         raise SampleError("decode", str(error)) from error
     record.complaint = take_complaint()
-    record.pixels, record.width, record.height = image
+    record.pixels, record.width, record.height, record.pixels_checksum = image
     _read_texts(record, roles)
 
 
@@ -437,8 +438,10 @@ def _choose_image(record: SampleRecord, roles: MemberRoles) -> bytes:
         extensions = ", ".join(f".{name}" for name in record.members)
         missing = f"no .{roles.image}" if roles.image else "no image"
         raise SampleError("member", f"{missing} among its members ({extensions})")
+    content = record.members[extension]
     record.member = record.spellings.get(extension, extension)
-    return record.members[extension]
+    record.image_bytes, record.image_checksum = len(content), bytes_checksum(content)
+    return content
 
 
 def _read_texts(record: SampleRecord, roles: MemberRoles) -> None:

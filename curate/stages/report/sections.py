@@ -178,6 +178,24 @@ class SectionBuilder:
             tables=[table] if table else [],
         )
 
+    def duplicates(self) -> Section | None:
+        """The duplicates that were found, and labels that contradict each other."""
+        table = self._table(
+            "select deduplication, coalesce(against, '') as against, method, "
+            "round(eps, 4) as eps, num_candidates, num_groups, num_exact, num_near, "
+            "num_contradicting from deduplications order by run_id"
+        )
+        if table is None:
+            return None
+        return Section(
+            "duplicates",
+            "Duplicates",
+            "Groups of samples with the same bytes, the same pixels, or near vectors (a cosine "
+            "above 1 − eps), and how many of them go. A group with several labels contradicts "
+            "itself: all but one are wrong.",
+            tables=[table],
+        )
+
     def scaling(self) -> Section | None:
         """How the error falls with the number of samples: what `curate fit` found and drew."""
         table = self._table(

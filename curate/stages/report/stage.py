@@ -53,6 +53,7 @@ def report(
         builder.validations(),
         builder.scaling(),
         builder.scorings(),
+        builder.duplicates(),
         builder.classes(),
         builder.clusters(),
     )

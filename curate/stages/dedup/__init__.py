@@ -1,0 +1,1 @@
+"""`curate dedup`: the verb's function is in stage.py."""
