@@ -127,8 +127,8 @@ def test_warnings_of_libraries_reach_nobody_but_those_who_ask(monkeypatch):
         "app._silence_libraries(debug='--debug' in sys.argv)\n"
         "warnings.warn('from a library')\n"
         "import subprocess\n"
-        "import huggingface_hub\n"
-        "huggingface_hub.utils.logging.get_logger('huggingface_hub.x').warning('from the hub')\n"
+        "from huggingface_hub.utils import logging\n"
+        "logging.get_logger('huggingface_hub.x').warning('from the hub')\n"
         "worker = 'import warnings; warnings.warn(1 * \"in a worker\")'\n"
         "subprocess.run([sys.executable, '-c', worker])\n"
     )

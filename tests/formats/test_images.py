@@ -95,7 +95,7 @@ def test_fast_decoding_gives_nearly_the_same_pixels(mode, size, resize, interpol
     data = encode(photo(size).convert(mode), "TIFF")
     exact = decode_image(data, Preprocessing(48, 64, resize, interpolation))
     fast = decode_image(data, Preprocessing(48, 64, resize, interpolation, decode="fast"))
-    assert fast[1:] == exact[1:] == size
+    assert fast[1:3] == exact[1:3] == size
     assert fast.pixels.shape == exact.pixels.shape == (48, 48, 3)
     assert np.abs(fast.pixels.astype(int) - exact.pixels).max() <= 2
 

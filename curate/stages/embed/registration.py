@@ -102,7 +102,9 @@ def find_copies(catalog: Catalog, stats: dict[str, FileStat]) -> dict[str, str]:
             continue
         same_size = originals.setdefault(stat.num_bytes, {})
         for original, checksum in same_size.items():
-            if (original in stats or _stat_if_exists(original)) and _is_copy(url, original, checksum):
+            if (original in stats or _stat_if_exists(original)) and _is_copy(
+                url, original, checksum
+            ):
                 copies[url] = original
                 break
         else:

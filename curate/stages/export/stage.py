@@ -1,7 +1,9 @@
 """`curate export`: a selection as tar shards, byte for byte, or as a list; with a manifest."""
 
+import contextlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -29,6 +31,7 @@ from curate.stages.export.layout import (
 from curate.stages.export.lists import DATACOMP, FORMATS, SHARDS, check_list_path, write_list
 from curate.stages.export.manifest import (
     INDEX_NAME,
+    SIDE_FOLDER,
     IndexWriter,
     Manifest,
     find_side_file,
@@ -297,9 +300,15 @@ def _reserve_folder(folder: str, fingerprint: str) -> None:
 
 def _release_folder(folder: str) -> None:
     """Leave no trace of an export that ended before anything was written."""
-    own_names = (LOCK_NAME, _PLAN_NAME)
-    if {files.filename(file) for file in files.list_files(folder)} <= set(own_names):
+    side_folder = files.join(folder, SIDE_FOLDER)
+    own_names = {LOCK_NAME, _PLAN_NAME, SIDE_FOLDER}
+    if {files.filename(file) for file in files.list_files(folder)} <= own_names and not (
+        files.list_files(side_folder)
+    ):
         files.delete_file(files.join(folder, _PLAN_NAME))
+        if not files.is_url(folder):
+            with contextlib.suppress(OSError):  # it was never made
+                os.rmdir(side_folder)
 
 
 def _is_ours(folder: str, plan: str, fingerprint: str) -> bool:
