@@ -5,8 +5,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 PEER := .peers/clip-retrieval
+LOWEST := .peers/lowest
 
-.PHONY: demo test coverage test-slow test-kills fuzz bench peers lint browser clean
+.PHONY: demo test coverage test-slow test-kills fuzz lowest clients bench peers lint browser clean
 
 demo: $(READY)
 	$(BIN)/curate demo
@@ -33,6 +34,28 @@ test-kills: $(READY)
 # The fuzzer of `make test` for a million runs and more.
 fuzz: $(READY)
 	CURATE_FUZZ_RUNS=1000000 $(BIN)/pytest -q tests/fuzz
+
+# The lower bounds of pyproject.toml: an environment that has these versions in front of those of .venv,
+# from which torch and FAISS are taken, and tests of what uses them.
+# Old libraries call what new ones that they need have deprecated: such warnings are no errors here.
+LOWEST_TESTS := tests/catalog/test_records.py tests/catalog/test_provenance.py tests/formats/test_tar.py \
+	tests/storage/test_web.py tests/stages/test_score.py tests/stages/test_select.py
+
+lowest: $(LOWEST)/.ready
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(LOWEST)/bin/python -m pytest -q -W ignore::DeprecationWarning $(LOWEST_TESTS)
+
+$(LOWEST)/.ready: pyproject.toml $(READY)
+	rm -rf $(LOWEST)
+	$(BIN)/python -m venv --without-pip $(LOWEST)
+	$(BIN)/python -m pip --python $(LOWEST)/bin/python install --quiet --no-deps $$($(BIN)/python benchmarks/lower_bounds.py)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(LOWEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_base.pth
+	@touch $(LOWEST)/.ready
+
+# Exports, catalogs and Parquet files read by other programs, each in an environment of its own; prints
+# the table of docs/clients.md.
+clients: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/clients.py
 
 # Every stage beside its limit and a peer, about an hour alone on the machine:
 # docs/performance.md and benchmarks/results.json.

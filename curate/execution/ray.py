@@ -7,6 +7,7 @@ catalog and the shards at the same paths or URLs.
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -41,6 +42,11 @@ def connect(address: str | None) -> Iterator[None]:
         import ray
     except ImportError as error:
         raise CurateError("--engine ray needs Ray: pip install 'foundation-curate[ray]'") from error
+    if ray.is_initialized():
+        raise CurateError(
+            "this process is connected to Ray already, by an earlier ray.init: call ray.shutdown() "
+            "first, and name the cluster to curate by --ray-address HOST:PORT"
+        )
     if address:
         _check_reachable(address)
     # A bare init joins whatever cluster it finds; our own is in a folder of its own, whose path
@@ -58,12 +64,7 @@ def connect(address: str | None) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
-        cluster = f"the Ray cluster at '{address}'" if address else "a Ray cluster on this machine"
-        reason = str(error).splitlines()[0] or type(error).__name__
-        raise CurateError(
-            f"cannot reach {cluster} ({reason}): is it up, and have this machine "
-            "and its own the same token (RAY_AUTH_MODE, RAY_AUTH_TOKEN)?"
-        ) from error
+        raise CurateError(_describe_failed_start(error, address)) from error
     if previous_handler is not None:
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGTERM, previous_handler)  # Ray has installed its own
@@ -75,8 +76,39 @@ def connect(address: str | None) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _describe_failed_start(error: Exception, address: str | None) -> str:
+    """Why there is no cluster to work on, and the remedy. Ray tells the causes apart by text."""
+    message = str(error)
+    cluster = f"the Ray cluster at '{address}'" if address else "a Ray cluster on this machine"
+    if "AF_UNIX path length" in message:
+        return (
+            f"the temporary folder '{tempfile.gettempdir()}' has too long a path for Ray's "
+            "sockets: set TMPDIR to a shorter one, such as /tmp"
+        )
+    versions = re.findall(r"^\s*((?:Ray|Python): \S+)", message, re.MULTILINE)
+    if "Version mismatch" in message and len(versions) == 4:
+        theirs, ours = (", ".join(two).replace(":", "") for two in (versions[:2], versions[2:]))
+        return (
+            f"{cluster} has {theirs}, this machine {ours}: "
+            "install the same versions of both on all machines"
+        )
+    reason = message.partition("\n")[0] or type(error).__name__
+    return (
+        f"cannot reach {cluster} ({reason}): is it up, and have this machine "
+        "and its own the same token (RAY_AUTH_MODE, RAY_AUTH_TOKEN)?"
+    )
+
+
 def _check_reachable(address: str) -> None:
-    """CurateError where nobody listens at HOST:PORT, for which Ray itself would wait minutes."""
+    """CurateError where nobody listens at HOST:PORT, for which Ray itself would wait minutes.
+
+    Also for an address of Ray's client, behind which no driver of ours runs.
+    """
+    if address.startswith("ray://"):
+        raise CurateError(
+            f"'{address}' is an address of Ray's client: run curate on a machine of the cluster, "
+            "with --ray-address HOST:PORT of its head (the port of `ray start --head`, 6379)"
+        )
     host, colon, port = address.rpartition(":")
     if colon and host and port.isdecimal():
         try:

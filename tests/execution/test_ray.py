@@ -12,6 +12,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -212,4 +213,67 @@ def test_without_ray_its_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     reason = r"pip install 'foundation-curate\[ray\]'"
     with pytest.raises(curate.CurateError, match=reason), use_engine("ray"):
+        pass
+
+
+class FakeRay(types.ModuleType):
+    """Ray as far as `connect` calls it: it is connected already, or fails to."""
+
+    def __init__(self, error: Exception | None = None, *, is_connected: bool = False) -> None:
+        super().__init__("ray")
+        self.error, self.is_connected = error, is_connected
+        self.num_shutdowns = 0
+
+    def is_initialized(self) -> bool:
+        return self.is_connected
+
+    def init(self, **options: object) -> None:
+        if self.error:
+            raise self.error
+
+    def shutdown(self) -> None:
+        self.num_shutdowns += 1
+
+
+LONG_PATH = OSError(
+    "validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /long/raylet"
+)
+OTHER_VERSIONS = RuntimeError(
+    "Version mismatch: The cluster was started with:\n    Ray: 2.40.0\n    Python: 3.11.9\n"
+    "This process on node was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("fake", "address", "reason"),
+    [
+        (FakeRay(LONG_PATH), None, "too long a path for Ray's sockets: set TMPDIR to a shorter"),
+        (
+            FakeRay(OTHER_VERSIONS),
+            "auto",
+            "the Ray cluster at 'auto' has Ray 2.40.0, Python 3.11.9, "
+            "this machine Ray 2.60.0, Python 3.11.7: install the same versions",
+        ),
+        (FakeRay(is_connected=True), None, r"connected to Ray already.* call ray.shutdown\(\)"),
+        (FakeRay(), "ray://head:10001", "'ray://head:10001' is an address of Ray's client: run"),
+    ],
+    ids=["long TMPDIR", "other versions", "an earlier init", "ray://"],
+)
+def test_why_there_is_no_cluster_is_one_line_without_advice_on_tokens(
+    monkeypatch, fake, address, reason
+):
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    with pytest.raises(curate.CurateError, match=reason) as caught, use_engine("ray", address):
+        pass
+    message = str(caught.value)
+    assert "token" not in message.lower()
+    assert "\n" not in message
+    # The connection of whoever called ray.init before is theirs.
+    assert not fake.is_connected or fake.num_shutdowns == 0
+
+
+def test_a_cluster_that_refuses_may_want_a_token(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", FakeRay(ConnectionError("no answer")))
+    reason = r"cannot reach the Ray cluster at 'auto' \(no answer\).*RAY_AUTH_TOKEN"
+    with pytest.raises(curate.CurateError, match=reason), use_engine("ray", "auto"):
         pass

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import add_scoring, make_catalog, png, rows, run_curate, write_shard
+from conftest import add_scoring, load_vectors, make_catalog, png, rows, run_curate, write_shard
 
 from curate import package_data
 from curate.catalog.catalog import Catalog
+from curate.cli.output import write_query
 from curate.errors import CurateError, OptionError
 from curate.formats.vectors import write_vectors
 from curate.stages.cluster.stage import cluster
@@ -19,7 +21,7 @@ from curate.stages.dedup.stage import dedup
 from curate.stages.embed.stage import embed
 from curate.stages.export.stage import export
 from curate.stages.plan.stage import plan
-from curate.stages.query import query
+from curate.stages.query import open_query, query
 from curate.stages.score.stage import score
 from curate.stages.select.stage import select
 from curate.stages.validate.stage import validate
@@ -292,6 +294,22 @@ def test_every_type_has_a_form_in_json(full):
     assert json.loads(run_query(full, sql, "-f", "json").stdout) == [
         {"x": None, "d": 1.5, "l": [1, None], "t": "2026-01-02"}
     ]
+
+
+def test_vectors_are_written_as_float32_for_readers_that_have_no_float16(full, tmp_path):
+    """The catalog's own files are float16, which older readers of Parquet refuse or misread."""
+    out = tmp_path / "vectors.parquet"
+    sql = "select sample_id, vector from embedding('pixels') order by sample_id"
+    with open_query(full, sql) as (connection, text):
+        write_query(connection, text, None, out, limit=200)
+    (own, *_) = full.vector_files("pixels")
+    assert pq.read_schema(own).field("vector").type.value_type == pa.float16()
+    written = pq.read_table(out)
+    assert written["vector"].type.value_type == pa.float32()
+    np.testing.assert_array_equal(
+        np.array(written["vector"].to_pylist(), np.float32),
+        load_vectors(full, "pixels").astype(np.float32),
+    )
 
 
 @pytest.mark.parametrize(("name", "options"), [("a.parquet", ()), ("a", ("-f", "parquet"))])
