@@ -48,6 +48,7 @@ def test_a_signal_to_all_processes_leaves_no_run_and_no_semaphore(tmp_path, name
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=reset_signals,
     )
     wait_for_workers(process)
     os.killpg(process.pid, getattr(signal, name))
@@ -58,6 +59,12 @@ def test_a_signal_to_all_processes_leaves_no_run_and_no_semaphore(tmp_path, name
     own = [path for path in set(SHARED_MEMORY.glob("sem.*")) - semaphores if is_left(path)]
     assert own == []
     assert rows(catalog, "select status from runs") == [("interrupted",)]
+
+
+def reset_signals() -> None:
+    """A shell ignores SIGQUIT and SIGINT for what it runs in the background, tests included."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def is_left(path: Path) -> bool:
@@ -78,7 +85,8 @@ def test_a_signal_that_is_ignored_stays_so():
         "assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN\n"
         "assert callable(signal.getsignal(signal.SIGQUIT))\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, check=True, capture_output=True, preexec_fn=reset_signals)
 
 
 def test_a_working_folder_that_was_deleted_is_said(tmp_path):
