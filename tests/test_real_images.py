@@ -75,7 +75,7 @@ def test_photos_are_embedded_without_loss_and_their_neighbours_share_the_class(
         load_labelled(clothing, encoder), load_labelled(test, encoder)
     )
     print(f"20 nearest neighbours on clothing-test: {accuracy:.4f}")
-    assert accuracy >= 0.7
+    assert accuracy >= 0.75
 
 
 def test_fast_decoding_moves_no_vector(data, tmp_path):

@@ -73,33 +73,56 @@ class Database:
             time.sleep(pause)
             pause = min(2 * pause, 0.5)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a connection holds the file."""
+        return self._num_connections > 0
+
     def _connect(self, read_only: bool) -> duckdb.DuckDBPyConnection:
         with self._lock:
-            if self._num_connections and read_only != self._read_only:
+            if self.is_open and read_only != self._read_only:
                 raise _OtherModeError
-            connection = self._duckdb.cursor()
-            if not self._num_connections:
-                attach(connection, self._path, read_only)
-                self._read_only = read_only
-            connection.execute(f"use {ALIAS}")
-            connection.execute("set enable_progress_bar = false")  # it would write over ours
+            try:
+                connection = self._duckdb.cursor()
+                if not self.is_open:
+                    attach(connection, self._path, read_only)
+                    self._read_only = read_only
+                connection.execute(f"use {ALIAS}")
+                connection.execute("set enable_progress_bar = false")  # it would write over ours
+            except duckdb.Error:  # the file is not attached
+                raise
+            except BaseException:  # Ctrl-C, which comes when DuckDB has attached the file
+                if not self.is_open:
+                    self._restart()
+                raise
             self._num_connections += 1
             return connection
 
     def close(self, connection: duckdb.DuckDBPyConnection) -> None:
         """End a connection, and with the last one the hold on the file."""
-        connection.close()
-        with self._lock:
-            self._num_connections -= 1
-            if self._num_connections:
-                return
-            try:
-                self._duckdb.execute(f"detach {ALIAS}")
-            except duckdb.Error:
-                # On a full disk, what was committed stays in the log beside the file, and the next
-                # opening takes it from there.
-                self._duckdb.close()
-                self._duckdb = start_duckdb(self._path)
+        try:
+            connection.close()
+        finally:
+            with self._lock:
+                self._num_connections -= 1
+                if not self.is_open:
+                    self._detach()
+
+    def _detach(self) -> None:
+        try:
+            self._duckdb.execute(f"detach {ALIAS}")
+        except duckdb.Error:
+            # On a full disk, what was committed stays in the log beside the file, and the next
+            # opening takes it from there.
+            self._restart()
+        except BaseException:
+            self._restart()
+            raise
+
+    def _restart(self) -> None:
+        """Give the file up, whatever state it is in."""
+        self._duckdb.close()
+        self._duckdb = start_duckdb(self._path)
 
 
 def start_duckdb(path: Path) -> duckdb.DuckDBPyConnection:
@@ -150,10 +173,15 @@ _inherited: list[Database] = []  # a forked process has not the threads to use o
 
 
 def open_database(path: Path) -> Database:
-    """The database of a file; the one that was used last is kept for the next time."""
+    """The database of a file; the one that was used last is kept for the next time.
+
+    Those that are open are kept too: a second handle of the same file would give up the lock of the
+    first when it is closed (POSIX).
+    """
     database = _databases.get(path)
     if database is None:
-        _databases.clear()
+        for other in [other for other, kept in _databases.items() if not kept.is_open]:
+            del _databases[other]
         database = _databases[path] = Database(path)
         database.is_for_newer_clients = is_for_newer_clients(path)
     return database
