@@ -1,6 +1,8 @@
--- How many duplicates there are up to each threshold.  --param deduplication=NAME
+-- How many duplicates there are up to each threshold, to that of the set.  --param deduplication=NAME
 with steps as (
-    select unnest([0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3]) as eps
+    select unnest([0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3])::double as eps
+    union
+    select eps from deduplications where deduplication = default_deduplication()
 )
 select
     steps.eps,
@@ -9,6 +11,8 @@ select
 from steps
 join deduplications on deduplication = default_deduplication()
 join duplicates using (deduplication)
-where not stays and (kind <> 'near' or similarity > 1 - steps.eps)
+where not stays
+    and (kind <> 'near' or similarity > 1 - steps.eps)
+    and steps.eps <= coalesce(deduplications.eps, 0)
 group by steps.eps
 order by steps.eps;

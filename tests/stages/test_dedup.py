@@ -193,7 +193,7 @@ def test_against_a_test_set_the_samples_that_leak_are_left_out(world, corpus, tm
     assert "exact: 1 of 3 samples" in caplog.text
     assert "eps 0.01: 2 of 3 samples" in caplog.text
     counts = curate.query(corpus, "duplicates_by_eps").to_pylist()
-    assert [(float(row["eps"]), row["num_groups"]) for row in counts][-1] == (0.3, 2)
+    assert [(row["eps"], row["num_groups"]) for row in counts][-1] == (0.01, 2)
     assert len(members(corpus, name)) == 8
     assert curate.verify(corpus) == []
     other = curate.dedup(corpus, eps=0.01, against=str(corpus.path / "test"), name="catalog")

@@ -29,8 +29,8 @@ from curate.stages.verify import verify
 
 QUERIES_DIR = package_data.SQL_DIR / "queries"
 QUERIES = package_data.list_names(QUERIES_DIR, ".sql")
-# What a sound catalog has none of, and what only `dedup --against` makes (tested with it).
-MAY_BE_EMPTY = ("failures", "duplicate_shards", "exponents", "duplicates_by_eps")
+# What a sound catalog has none of.
+MAY_BE_EMPTY = ("failures", "duplicate_shards", "exponents")
 
 
 @pytest.fixture(scope="module")
