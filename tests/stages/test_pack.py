@@ -80,6 +80,40 @@ def test_class_folders_become_shards_that_loaders_read(tmp_path):
     assert len(read_shards(tmp_path / "half")) == 5
 
 
+def read_as_open_clip_does(folder: Path) -> tuple[int, list[bytes]]:
+    """What an epoch takes: the sum of sizes.json, and the images of all shards named by braces."""
+    sizes = json.loads((folder / "sizes.json").read_text())
+    first, last = Path(min(sizes)).stem, Path(max(sizes)).stem
+    urls = webdataset.shardlists.expand_urls(f"{folder}/{{{first}..{last}}}.tar")
+    images = []
+    for url in urls:
+        with tarfile.open(url) as tar:
+            for member in tar:
+                stream = tar.extractfile(member)
+                if stream is not None and member.name.endswith((".jpg", ".png")):
+                    images.append(stream.read())
+    return sum(sizes[Path(url).name] for url in urls), images
+
+
+def test_from_class_folders_to_training_programs_with_each_picture_once(tmp_path):
+    source = write_classes(tmp_path / "photos")
+    (source / "cat" / "again.jpg").write_bytes((source / "dog" / "2.jpg").read_bytes())
+    (source / "dog" / "again.jpg").write_bytes((source / "dog" / "3.jpg").read_bytes())
+    catalog = Catalog(tmp_path / "catalog")
+    shards = curate.pack(str(source), tmp_path / "shards", per_shard=5)
+    curate.embed(catalog, shards, encoder="pixels", label="json:class", workers=1)
+    unique = curate.dedup(catalog, exact=True, workers=1)
+    assert len(read_shards(shards)) == 12
+    curate.select(catalog, within=unique, keep=0.8, strategy="random", name="kept")
+    out = Path(curate.export(catalog, "kept", tmp_path / "out", clients=["open_clip"], workers=1))
+
+    by_webdataset = [sample.get("jpg") or sample["png"] for sample in read_shards(out).values()]
+    num_samples, by_open_clip = read_as_open_clip_does(out)
+    assert rows(catalog, "select num_samples from selections where selection = 'kept'") == [(8,)]
+    assert num_samples == len(by_webdataset) == len(set(by_webdataset)) == 8
+    assert sorted(by_open_clip) == sorted(by_webdataset)
+
+
 def test_the_same_source_gives_the_same_bytes_with_any_workers(tmp_path):
     source = str(write_classes(tmp_path / "photos"))
     curate.pack(source, tmp_path / "one", per_shard=3)
