@@ -115,7 +115,7 @@ def _load_validations(
     rows = connection.execute(
         "select validations.* from validations "
         "where (len(transfer) = 0 or task = 'self-supervised') "
-        "and setting->>'within' is not distinct from ?::text "
+        "and (setting->>'within') is not distinct from ?::text "
         "order by run_id",
         [within],
     ).fetchall()

@@ -170,7 +170,7 @@ def _choose_clustering(connection: "duckdb.DuckDBPyConnection", scoring: str | N
     """
     rows = connection.execute(
         "select clustering from clusterings left join runs using (run_id) "
-        "order by arguments->>'within' is null, clusterings.run_id"
+        "order by (arguments->>'within') is null, clusterings.run_id"
     ).fetchall()
     names = [str(name) for (name,) in rows]
     if not names:
