@@ -39,7 +39,7 @@ fuzz: $(READY)
 # from which torch and FAISS are taken, and tests of what uses them.
 # Old libraries call what new ones that they need have deprecated: such warnings are no errors here.
 LOWEST_TESTS := tests/catalog/test_records.py tests/catalog/test_provenance.py tests/formats/test_tar.py \
-	tests/storage/test_web.py tests/stages/test_score.py tests/stages/test_select.py
+	tests/storage/test_web.py tests/stages/test_score.py tests/stages/test_select.py tests/stages/test_query.py
 
 lowest: $(LOWEST)/.ready
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(LOWEST)/bin/python -m pytest -q -W ignore::DeprecationWarning $(LOWEST_TESTS)
