@@ -4,7 +4,7 @@ import functools
 import hashlib
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,14 @@ def split_spec(spec: str) -> tuple[Path | None, str]:
     return (Path(path) if colon else None), function_name
 
 
+def metric_parameters(spec: str) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a metric by their names: its inputs and its options."""
+    return inspect.signature(find_metric(spec)).parameters
+
+
 def input_names(spec: str) -> list[str]:
-    """The parameters of a metric: its inputs and its options."""
-    return list(inspect.signature(find_metric(spec)).parameters)
+    """The names of a metric's parameters."""
+    return list(metric_parameters(spec))
 
 
 def _file_digest(path: Path) -> str:

@@ -1,8 +1,7 @@
 """`curate score`: run a metric over the corpus, shard by shard, and commit the scores."""
 
-import inspect
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -26,15 +25,16 @@ from curate.execution.types import Resources
 from curate.options import EmbeddingName, Option, Seed, SetName, Within, Workers, verb
 from curate.package_data import read_sql
 from curate.progress import log, progress_bar
-from curate.stages.score.inputs import (
+from curate.stages.inputs.corpus import (
     CORPUS_INPUTS,
     DEFAULT_DISTANCE,
-    MetricInputs,
-    column_inputs,
+    CorpusInputs,
+    check_options,
+    list_options,
 )
-from curate.stages.score.metric_lookup import find_metric, split_spec
-from curate.stages.score.worker import SHARD_INPUTS, ScoreShard
-from curate.stages.staleness import metric_checksum, warn_if_stale
+from curate.stages.score.metric_lookup import find_metric, metric_parameters, split_spec
+from curate.stages.score.worker import ScoreShard
+from curate.stages.staleness import metric_checksum
 from curate.storage import files as storage
 from curate.storage.atomic import atomic_write
 
@@ -63,12 +63,9 @@ def _check_options(arguments: Mapping[str, Any]) -> None:
         raise OptionError("name metrics (`curate list metrics`), or --metric-file FILE.py:NAME")
     if arguments["name"] and len(metrics) != 1:
         raise OptionError("--name goes with one metric: score the others in calls of their own")
-    accepted = {option for metric in metrics for option in _metric_defaults(metric)}
-    for option in arguments["options"] or {}:
-        if option not in accepted:
-            available = ", ".join(sorted(accepted))
-            reason = f"there are: {available}" if accepted else "these metrics have none"
-            raise OptionError(f"--option {option}: no such option; {reason}")
+    all_parameters = [metric_parameters(metric) for metric in metrics]
+    accepted = {name for parameters in all_parameters for name in list_options(parameters)}
+    check_options(arguments["options"] or {}, accepted, "these metrics have none")
 
 
 @verb(check=_check_options)
@@ -136,7 +133,18 @@ def score(
         if option is not None:
             catalog.require(record_type, option)
     all_inputs = [
-        MetricInputs(catalog, spec, embedding, clustering, probe, distance, seed, within)
+        _MetricInputs(
+            catalog,
+            f"the metric '{spec}'",
+            metric_parameters(spec),
+            embedding,
+            clustering,
+            probe,
+            distance,
+            seed,
+            within,
+            spec,
+        )
         for spec in specs
     ]
     names = [name or _default_name(inputs, options or {}) for inputs in all_inputs]
@@ -164,22 +172,11 @@ def _absolute_spec(metric: str) -> str:
     return f"{path.expanduser().absolute()}:{function_name}" if path else metric
 
 
-def _metric_defaults(metric: str) -> dict[str, Any]:
-    """The options of a metric: its parameters that are no inputs, with their defaults."""
-    inputs = {*CORPUS_INPUTS, *SHARD_INPUTS, *column_inputs(metric)}
-    parameters = inspect.signature(find_metric(metric)).parameters.items()
-    return {name: parameter.default for name, parameter in parameters if name not in inputs}
+@dataclass
+class _MetricInputs(CorpusInputs):
+    """The inputs of one metric."""
 
-
-def _metric_options(metric: str, values: dict[str, str]) -> dict[str, Any]:
-    """The metric's options with the given values, each of its default's type."""
-    options = _metric_defaults(metric)
-    for name in options.keys() & values.keys():
-        try:
-            options[name] = type(options[name])(values[name])
-        except ValueError as error:
-            raise OptionError(f"--option {name}={values[name]}: {error}") from error
-    return options
+    metric: str
 
 
 class _GivenOption(NamedTuple):
@@ -190,12 +187,12 @@ class _GivenOption(NamedTuple):
     label: str
 
 
-def _given_options(inputs: MetricInputs, values: dict[str, str]) -> list[_GivenOption]:
+def _given_options(inputs: _MetricInputs, values: dict[str, str]) -> list[_GivenOption]:
     """The options that the metric uses, which were given and are not the defaults."""
-    defaults = _metric_defaults(inputs.metric)
+    defaults = inputs.option_defaults
     given = [
         _GivenOption("--option", f"{name}={value}", f"{name}={value}")
-        for name, value in _metric_options(inputs.metric, values).items()
+        for name, value in inputs.parse_options(values).items()
         if value != defaults[name]
     ]
     has_own_distance = inputs.uses_vectors and not inputs.uses_clustering
@@ -216,12 +213,12 @@ def _given_options(inputs: MetricInputs, values: dict[str, str]) -> list[_GivenO
     return given
 
 
-def _default_name(inputs: MetricInputs, values: dict[str, str]) -> str:
+def _default_name(inputs: _MetricInputs, values: dict[str, str]) -> str:
     labels = [option.label for option in _given_options(inputs, values)]
     return "-".join([split_spec(inputs.metric)[1], *labels])
 
 
-def _command_options(inputs: MetricInputs, name: str, values: dict[str, str]) -> list[str]:
+def _command_options(inputs: _MetricInputs, name: str, values: dict[str, str]) -> list[str]:
     """The words after the metric that make this scoring again."""
     words = [
         word for option in _given_options(inputs, values) for word in (option.flag, option.value)
@@ -230,11 +227,11 @@ def _command_options(inputs: MetricInputs, name: str, values: dict[str, str]) ->
 
 
 def _score_one(
-    inputs: MetricInputs, name: str, given_options: dict[str, str], resources: Resources
+    inputs: _MetricInputs, name: str, given_options: dict[str, str], resources: Resources
 ) -> str:
     catalog, metric = inputs.catalog, inputs.metric
-    source = _find_source(inputs)
-    options = _metric_options(metric, given_options)
+    source = inputs.find_source()
+    options = inputs.parse_options(given_options)
     arguments: dict[str, Any] = {"metric": metric, **options}
     if inputs.uses_vectors:
         arguments["distance"] = inputs.distance
@@ -288,54 +285,8 @@ def _score_one(
     return name
 
 
-class _Source(NamedTuple):
-    """The set that a scoring is made from, the runs of its inputs, and their fingerprints."""
-
-    name: str | None
-    parents: list[int]
-    content: str
-
-
-def _find_source(inputs: MetricInputs) -> _Source:
-    source = _find_main_source(inputs)
-    if inputs.columns:
-        columns = sorted(inputs.columns.values())
-        run_ids = {column.run_id for column in columns}
-        source = source._replace(
-            parents=[*source.parents, *run_ids], content=f"{source.content}{columns}"
-        )
-    if inputs.within is None:
-        return source
-    warn_if_stale(inputs.catalog, inputs.within)
-    return source._replace(
-        parents=[*source.parents, inputs.within.run_id],
-        content=source.content + inputs.within.fingerprint,
-    )
-
-
-def _find_main_source(inputs: MetricInputs) -> _Source:
-    catalog = inputs.catalog
-    if inputs.uses_probe or inputs.uses_clustering:
-        record = inputs.probe if inputs.uses_probe else inputs.clustering
-        warn_if_stale(catalog, record)
-        content, parents = record.fingerprint, [record.run_id]
-        if inputs.uses_vectors:
-            content += catalog.embedding_fingerprint(inputs.embedding)
-            parents.append(catalog.require(EmbeddingRecord, inputs.embedding).run_id)
-        return _Source(record.name, parents, content)
-    if inputs.uses_vectors or "labels" in inputs.names:
-        embedding = catalog.require(EmbeddingRecord, inputs.embedding)
-        content = catalog.embedding_fingerprint(embedding.embedding)
-        return _Source(embedding.embedding, [embedding.run_id], content)
-    with catalog.reading() as connection:
-        shards = connection.execute(
-            "select shard_id, checksum from shards where num_samples > 0 order by 1"
-        ).fetchall()
-    return _Source(None, [], str(shards))
-
-
 def _map_shards(
-    inputs: MetricInputs, arguments: dict[str, Any], folder: str, resources: Resources
+    inputs: _MetricInputs, arguments: dict[str, Any], folder: str, resources: Resources
 ) -> list[str]:
     """Score every shard; the files with the scores, in the order of the ids."""
     arrays = {name: value for name, value in arguments.items() if isinstance(value, np.ndarray)}

@@ -1,11 +1,11 @@
-"""What a metric may ask for of a catalog: vectors, centroids, class means, outputs of probes."""
+"""What metrics and strategies may ask for of a catalog, by the names of their parameters."""
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,27 +26,45 @@ from curate.execution import engine
 from curate.formats.centroids import load_centroids
 from curate.formats.probe_outputs import read_summary
 from curate.formats.sample_ids import shard_filename, shard_id_of
-from curate.stages.score.metric_lookup import find_metric, input_names
-from curate.stages.score.worker import PROBE_COLUMNS, SHARD_INPUTS, ShardSamples, SumClasses
+from curate.stages.inputs.blocks import (
+    ASSIGNMENT_INPUTS,
+    PROBE_COLUMNS,
+    SHARD_INPUTS,
+    ShardSamples,
+    SumClasses,
+)
+from curate.stages.staleness import warn_if_stale
 
 SetWithin = TypeVar("SetWithin", ClusteringRecord, ProbeRecord)
 
 DEFAULT_DISTANCE = "cosine"
 
 _SHARDS_PER_QUERY = 64
+_CLUSTERING_INPUTS = {"centroids", *ASSIGNMENT_INPUTS}
 _VECTOR_INPUTS = {"vectors", "class_means", "centroids"}
 _TRAINING_INPUTS = {"history", "margins", "feature_norms"}  # of trained models, not of ridge
 
 
-@dataclass
-class MetricInputs:
-    """What a metric may ask of the whole corpus; each property is loaded when it is first used.
+class Source(NamedTuple):
+    """The set that inputs are made from, the runs of all inputs, and their fingerprints."""
 
-    The options are those of `curate score`, None where they were not given.
+    name: str | None
+    parents: list[int]
+    content: str
+
+
+@dataclass
+class CorpusInputs:
+    """What a function may ask of the whole corpus; each property is loaded when it is first used.
+
+    `asker` is what it is called in messages, such as "the metric 'el2n'". Its parameters are inputs
+    by their names; those without a default that are no input are columns of samples, and the others
+    are its options. The fields `…_option` are those of the verb, None where they were not given.
     """
 
     catalog: Catalog
-    metric: str
+    asker: str
+    parameters: Mapping[str, inspect.Parameter]
     embedding_option: str | None
     clustering_option: str | None
     probe_option: str | None
@@ -54,14 +72,16 @@ class MetricInputs:
     seed: int
     within_option: str | None
 
-    @functools.cached_property
+    own_inputs: ClassVar[frozenset[str]] = frozenset()  # of a subclass, beside those of the tables
+
+    @property
     def names(self) -> list[str]:
-        """The metric's parameters."""
-        return input_names(self.metric)
+        """The function's parameters."""
+        return list(self.parameters)
 
     @property
     def uses_clustering(self) -> bool:
-        return "centroids" in self.names
+        return bool(_CLUSTERING_INPUTS & set(self.names))
 
     @property
     def uses_vectors(self) -> bool:
@@ -71,13 +91,42 @@ class MetricInputs:
     def uses_probe(self) -> bool:
         return bool(set(PROBE_COLUMNS) & set(self.names))
 
+    @property
+    def column_names(self) -> list[str]:
+        """The parameters that are no input and have no default: columns of samples."""
+        inputs = self.own_inputs.union(CORPUS_INPUTS, SHARD_INPUTS)
+        return [
+            name
+            for name, parameter in self.parameters.items()
+            if parameter.default is parameter.empty and name not in inputs
+        ]
+
+    @property
+    def option_defaults(self) -> dict[str, Any]:
+        """The options of the function itself: its parameters that are no inputs, with defaults."""
+        return list_options(self.parameters, self.own_inputs)
+
+    def parse_options(self, values: Mapping[str, str]) -> dict[str, Any]:
+        """The function's options with the given values, each of its default's type.
+
+        The type of a default None is float. OptionError for a value that is none of that type.
+        """
+        options = self.option_defaults
+        for name in options.keys() & values.keys():
+            kind = float if options[name] is None else type(options[name])
+            try:
+                options[name] = kind(values[name])
+            except ValueError as error:
+                raise OptionError(f"--option {name}={values[name]}: {error}") from error
+        return options
+
     @functools.cached_property
     def columns(self) -> dict[str, ColumnRecord]:
-        """The columns of samples that the metric asks for, by its parameters.
+        """The columns of samples that are asked for, by the parameters.
 
         Raises CurateError for a parameter that is no column. A column called a.b.c is a_b_c.
         """
-        names = column_inputs(self.metric)
+        names = self.column_names
         if not names:
             return {}
         with self.catalog.reading() as connection:
@@ -86,16 +135,16 @@ class MetricInputs:
         by_name |= {record.column_name: record for record in records}
         for name in names:
             if name not in by_name:
-                inputs = ", ".join(sorted({*CORPUS_INPUTS, *SHARD_INPUTS, *by_name}))
+                inputs = {*self.own_inputs, *CORPUS_INPUTS, *SHARD_INPUTS, *by_name}
                 raise OptionError(
-                    f"the metric '{self.metric}' asks for '{name}', which is no input and no "
-                    f"column of this catalog; there are: {inputs}"
+                    f"{self.asker} asks for '{name}', which is no input and no "
+                    f"column of this catalog; there are: {', '.join(sorted(inputs))}"
                 )
         return {name: by_name[name] for name in names}
 
     @functools.cached_property
     def within(self) -> SelectionRecord | None:
-        """The selection that is all of the corpus for this scoring."""
+        """The selection that is all of the corpus."""
         if self.within_option is None:
             return None
         return self.catalog.require(SelectionRecord, self.within_option)
@@ -137,14 +186,14 @@ class MetricInputs:
 
     @functools.cached_property
     def probe(self) -> ProbeRecord:
-        """The named probe, or the only one of the same corpus with what the metric asks for."""
+        """The named probe, or the only one of the same corpus with what is asked for."""
         names = self.names
         command = _probe_command(names, self.within_option)
         if self.probe_option is not None:
             record = self.catalog.require(ProbeRecord, self.probe_option)
             if not self._provides(record):
                 raise CurateError(
-                    f"the probe '{self.probe_option}' does not hold what '{self.metric}' asks for: "
+                    f"the probe '{self.probe_option}' does not hold what {self.asker} asks for: "
                     f"make one with `{command}`"
                 )
             return record
@@ -161,7 +210,7 @@ class MetricInputs:
         if not candidates:
             corpus = f" within '{self.within_option}'" if self.within_option else ""
             raise CurateError(
-                f"no probe{corpus} holds what '{self.metric}' asks for: make one with `{command}`"
+                f"no probe{corpus} holds what {self.asker} asks for: make one with `{command}`"
             )
         if len(candidates) > 1:
             names_text = ", ".join(probe.probe for probe in candidates)
@@ -173,7 +222,7 @@ class MetricInputs:
         return bool(self.catalog.run_arguments(probe.run_id).get("folds"))
 
     def _provides(self, probe: ProbeRecord) -> bool:
-        """Whether a probe was made so that it has the metric's inputs."""
+        """Whether a probe was made so that it has what is asked for."""
         names = self.names
         is_ridge, has_folds = probe.models == ["ridge"], self._has_folds(probe)
         if "correct_by_architecture" in names:
@@ -268,6 +317,7 @@ class MetricInputs:
         extra_columns = {
             name: self._load_column(record, sample_ids) for name, record in self.columns.items()
         }
+        extra_columns |= self._load_assignments(sample_ids)
         bounds = np.flatnonzero(np.diff(shard_ids)) + 1
         for row_indices in np.split(np.arange(len(sample_ids)), bounds):
             if len(row_indices):
@@ -302,8 +352,28 @@ class MetricInputs:
         values[np.searchsorted(sample_ids, rows["sample_id"])] = np.ma.getdata(rows["value"])
         return values
 
+    def _load_assignments(self, sample_ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Those asked for of clusters, int64 [n], −1 for none, and distances, NaN for none."""
+        names = [name for name in ASSIGNMENT_INPUTS if name in self.names]
+        if not names:
+            return {}
+        with self.catalog.reading() as connection:
+            rows = connection.execute(
+                "select sample_id, cluster_id as clusters, distance::double as distances "
+                "from assignments where clustering = ? and sample_id between ? and ?",
+                [self.clustering.clustering, int(sample_ids[0]), int(sample_ids[-1])],
+            ).fetchnumpy()
+        index = np.searchsorted(sample_ids, rows["sample_id"])
+        assigned = {
+            "clusters": np.full(len(sample_ids), -1),
+            "distances": np.full(len(sample_ids), np.nan),
+        }
+        for name in names:
+            assigned[name][index] = rows[name]
+        return {name: assigned[name] for name in names}
+
     def _are_within(self, sample_ids: np.ndarray) -> np.ndarray:
-        """Which sorted ids are of the corpus that is scored: [n] -> bool [n]."""
+        """Which sorted ids are of the corpus that is looked at: [n] -> bool [n]."""
         if self.within is None:
             return np.ones(len(sample_ids), bool)
         with self.catalog.reading() as connection:
@@ -344,6 +414,46 @@ class MetricInputs:
         num_models = len(self.probe.models) if by_architecture else self.probe.num_models
         return num_models > 1 or ("influence" in self.names and self.probe.num_test > 1)
 
+    def find_source(self) -> Source:
+        """What the inputs are made from; warns where a set of them is out of date."""
+        source = self._find_main_source()
+        if self.columns:
+            columns = sorted(self.columns.values())
+            run_ids = {column.run_id for column in columns}
+            source = source._replace(
+                parents=[*source.parents, *run_ids], content=f"{source.content}{columns}"
+            )
+        if self.within is None:
+            return source
+        warn_if_stale(self.catalog, self.within)
+        return source._replace(
+            parents=[*source.parents, self.within.run_id],
+            content=source.content + self.within.fingerprint,
+        )
+
+    def _find_main_source(self) -> Source:
+        catalog = self.catalog
+        if self.uses_probe or self.uses_clustering:
+            record = self.probe if self.uses_probe else self.clustering
+            warn_if_stale(catalog, record)
+            content, parents = record.fingerprint, [record.run_id]
+            if self.uses_probe and self.uses_clustering:
+                content += self.clustering.fingerprint
+                parents.append(self.clustering.run_id)
+            if self.uses_vectors:
+                content += catalog.embedding_fingerprint(self.embedding)
+                parents.append(catalog.require(EmbeddingRecord, self.embedding).run_id)
+            return Source(record.name, parents, content)
+        if self.uses_vectors or "labels" in self.names:
+            embedding = catalog.require(EmbeddingRecord, self.embedding)
+            content = catalog.embedding_fingerprint(embedding.embedding)
+            return Source(embedding.embedding, [embedding.run_id], content)
+        with catalog.reading() as connection:
+            shards = connection.execute(
+                "select shard_id, checksum from shards where num_samples > 0 order by 1"
+            ).fetchall()
+        return Source(None, [], str(shards))
+
 
 def _probe_command(inputs: list[str], within: str | None) -> str:
     """The command that makes a probe with these inputs."""
@@ -358,9 +468,9 @@ def _probe_command(inputs: list[str], within: str | None) -> str:
     return command + (f" --within {within}" if within else "")
 
 
-# What a metric may ask for of the whole corpus, by the parameter's name. The table for the shard at
-# hand is worker.SHARD_INPUTS.
-CORPUS_INPUTS: dict[str, Callable[[MetricInputs], Any]] = {
+# What may be asked for of the whole corpus, by the parameter's name. The table for each sample is
+# blocks.SHARD_INPUTS.
+CORPUS_INPUTS: dict[str, Callable[[CorpusInputs], Any]] = {
     "centroids": lambda inputs: inputs.centroids,
     "class_means": lambda inputs: inputs.class_means,
     "distance": lambda inputs: inputs.distance,
@@ -368,13 +478,22 @@ CORPUS_INPUTS: dict[str, Callable[[MetricInputs], Any]] = {
 }
 
 
-def column_inputs(metric: str) -> list[str]:
-    """The parameters of a metric that are no input and have no default: columns of samples."""
-    parameters = inspect.signature(find_metric(metric)).parameters.items()
-    return [
-        name
-        for name, parameter in parameters
-        if parameter.default is parameter.empty
-        and name not in CORPUS_INPUTS
-        and name not in SHARD_INPUTS
-    ]
+def list_options(
+    parameters: Mapping[str, inspect.Parameter], own_inputs: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """Of a function's parameters those that are options: no inputs, with defaults."""
+    inputs = own_inputs.union(CORPUS_INPUTS, SHARD_INPUTS)
+    return {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if parameter.default is not parameter.empty and name not in inputs
+    }
+
+
+def check_options(given: Iterable[str], accepted: Iterable[str], there_are_none: str) -> None:
+    """OptionError for an option that the function, or functions, do not have."""
+    available = sorted(accepted)
+    for option in given:
+        if option not in available:
+            reason = f"there are: {', '.join(available)}" if available else there_are_none
+            raise OptionError(f"--option {option}: no such option; {reason}")
