@@ -53,6 +53,14 @@ class Source(NamedTuple):
     content: str
 
 
+class GivenOption(NamedTuple):
+    """An option that was given: its flag and value, and how it shows in the name of the result."""
+
+    flag: str
+    value: str
+    label: str
+
+
 @dataclass
 class CorpusInputs:
     """What a function may ask of the whole corpus; each property is loaded when it is first used.
@@ -119,6 +127,31 @@ class CorpusInputs:
             except ValueError as error:
                 raise OptionError(f"--option {name}={values[name]}: {error}") from error
         return options
+
+    def given_options(self, values: Mapping[str, str]) -> list[GivenOption]:
+        """The options that the function uses, which were given and are not the defaults."""
+        defaults = self.option_defaults
+        given = [
+            GivenOption("--option", f"{name}={value}", f"{name}={value}")
+            for name, value in self.parse_options(values).items()
+            if value != defaults[name]
+        ]
+        has_own_distance = self.uses_vectors and not self.uses_clustering
+        distance = self.distance_option if self.distance_option != DEFAULT_DISTANCE else None
+        sources = [
+            ("--embedding", self.embedding_option, has_own_distance),
+            ("--clustering", self.clustering_option, self.uses_clustering),
+            ("--probe", self.probe_option, self.uses_probe),
+            ("--distance", distance, has_own_distance),
+        ]
+        given += [
+            GivenOption(flag, value, value) for flag, value, is_used in sources if value and is_used
+        ]
+        if self.seed and "seed" in self.names:
+            given.append(GivenOption("--seed", str(self.seed), f"seed{self.seed}"))
+        if self.within_option:
+            given.append(GivenOption("--within", self.within_option, f"in-{self.within_option}"))
+        return given
 
     @functools.cached_property
     def columns(self) -> dict[str, ColumnRecord]:

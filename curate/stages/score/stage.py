@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -27,7 +27,6 @@ from curate.package_data import read_sql
 from curate.progress import log, progress_bar
 from curate.stages.inputs.corpus import (
     CORPUS_INPUTS,
-    DEFAULT_DISTANCE,
     CorpusInputs,
     check_options,
     list_options,
@@ -179,49 +178,15 @@ class _MetricInputs(CorpusInputs):
     metric: str
 
 
-class _GivenOption(NamedTuple):
-    """An option that was given: its flag and value, and how it shows in the scoring's name."""
-
-    flag: str
-    value: str
-    label: str
-
-
-def _given_options(inputs: _MetricInputs, values: dict[str, str]) -> list[_GivenOption]:
-    """The options that the metric uses, which were given and are not the defaults."""
-    defaults = inputs.option_defaults
-    given = [
-        _GivenOption("--option", f"{name}={value}", f"{name}={value}")
-        for name, value in inputs.parse_options(values).items()
-        if value != defaults[name]
-    ]
-    has_own_distance = inputs.uses_vectors and not inputs.uses_clustering
-    distance = inputs.distance_option if inputs.distance_option != DEFAULT_DISTANCE else None
-    sources = [
-        ("--embedding", inputs.embedding_option, has_own_distance),
-        ("--clustering", inputs.clustering_option, inputs.uses_clustering),
-        ("--probe", inputs.probe_option, inputs.uses_probe),
-        ("--distance", distance, has_own_distance),
-    ]
-    given += [
-        _GivenOption(flag, value, value) for flag, value, is_used in sources if value and is_used
-    ]
-    if inputs.seed and "seed" in inputs.names:
-        given.append(_GivenOption("--seed", str(inputs.seed), f"seed{inputs.seed}"))
-    if inputs.within_option:
-        given.append(_GivenOption("--within", inputs.within_option, f"in-{inputs.within_option}"))
-    return given
-
-
 def _default_name(inputs: _MetricInputs, values: dict[str, str]) -> str:
-    labels = [option.label for option in _given_options(inputs, values)]
+    labels = [option.label for option in inputs.given_options(values)]
     return "-".join([split_spec(inputs.metric)[1], *labels])
 
 
 def _command_options(inputs: _MetricInputs, name: str, values: dict[str, str]) -> list[str]:
     """The words after the metric that make this scoring again."""
     words = [
-        word for option in _given_options(inputs, values) for word in (option.flag, option.value)
+        word for option in inputs.given_options(values) for word in (option.flag, option.value)
     ]
     return words if name == _default_name(inputs, values) else [*words, "--name", name]
 

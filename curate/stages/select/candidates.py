@@ -35,11 +35,16 @@ class Candidates(NamedTuple):
 
 
 def load_candidates(
-    catalog: Catalog, scoring: str | None, balance_by: str, where: str | None
+    catalog: Catalog,
+    scoring: str | None,
+    balance_by: str,
+    where: str | None,
+    clustering: str | None = None,
 ) -> Candidates:
     """The candidates that meet the condition `where`, with scores of `scoring` and their groups.
 
-    Groups are labels or clusters. Raises CurateError for a wrong condition.
+    Groups are labels or clusters: those of `clustering`, else those that the scoring was made from,
+    else the newest. Raises CurateError for a wrong condition.
     """
     # On a sandboxed read-only connection, because `where` is free text.
     with catalog.reading(sandboxed=True) as connection:
@@ -53,10 +58,8 @@ def load_candidates(
         if balance_by == "label":
             _fill_label_groups(connection, sample_ids, groups)
         elif balance_by == "cluster":
-            clustering = quote_literal(_choose_clustering(connection, scoring))
-            query = (
-                f"select sample_id, cluster_id + 1 from assignments where clustering = {clustering}"
-            )
+            name = quote_literal(clustering or _choose_clustering(connection, scoring))
+            query = f"select sample_id, cluster_id + 1 from assignments where clustering = {name}"
             _fill_column(connection, sample_ids, groups, query)
     return Candidates(sample_ids, groups, scores)
 

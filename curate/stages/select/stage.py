@@ -1,7 +1,6 @@
 """`curate select`: keep a fraction of the corpus by the scores, with class balance."""
 
 import hashlib
-import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +13,14 @@ from curate.catalog.catalog import Catalog
 from curate.catalog.records import ClusteringRecord, ScoringRecord, SelectionRecord
 from curate.catalog.samples import find_known_shards
 from curate.catalog.sql import quote_identifier
+from curate.distances import DISTANCES
 from curate.errors import CurateError, OptionError
-from curate.options import Option, Seed, SetName, Within, verb
+from curate.execution.types import Resources
+from curate.options import EmbeddingName, Option, Seed, SetName, Within, Workers, verb
 from curate.progress import log
 from curate.random_hash import random_bits
 from curate.stages.evidence.smallest import find_smallest
+from curate.stages.inputs.corpus import Source, check_options
 from curate.stages.select.candidates import (
     Candidates,
     check_where,
@@ -31,6 +33,15 @@ from curate.stages.select.quotas import (
     group_quotas,
     group_tiebreak,
     select_with_quotas,
+)
+from curate.stages.select.strategy_call import choose, rank
+from curate.stages.select.strategy_inputs import (
+    StrategyInputs,
+    chooses_for_itself,
+    needs_scores,
+    strategy_options,
+    strategy_parameters,
+    takes_scores,
 )
 from curate.stages.staleness import remake_command, strategy_checksum, warn_if_stale
 from curate.storage.checksums import Checksum
@@ -58,7 +69,7 @@ Balance = Annotated[
         "Quota of each class, as a share of an equal pruning: 0 no quotas, 1 all classes equally.",
         minimum=0,
         maximum=1,
-        default=f"{DEFAULT_BALANCE:g}",
+        default=f"{DEFAULT_BALANCE:g}; 0 for strategies that choose for themselves",
     ),
 ]
 Tolerance = Annotated[
@@ -73,6 +84,11 @@ _NOT_WITH_AUTO = {
     "where": None,
     "skip_hardest": 0.0,
     "unscored": "last",
+    "options": None,
+    "embedding": None,
+    "clustering": None,
+    "probe": None,
+    "distance": None,
     "seed": 0,
 }
 
@@ -100,10 +116,36 @@ def _check_options(arguments: Mapping[str, Any]) -> None:
                 "--keep auto takes a selection as it was validated: "
                 f"leave out --{excluded_names[0].replace('_', '-')}"
             )
-    elif arguments["unscored"] != "last":
-        strategy = arguments["strategy"] or _DEFAULT_STRATEGY
-        if not _uses_scores(strategy) and not arguments["skip_hardest"]:
-            raise OptionError(f"the strategy '{strategy}' asks for no scores: leave out --unscored")
+        return
+    strategy = arguments["strategy"] or _DEFAULT_STRATEGY
+    check_options(arguments["options"] or {}, strategy_options(strategy), f"'{strategy}' has none")
+    ranks_by_scores = takes_scores(strategy) or arguments["skip_hardest"]
+    if arguments["unscored"] != "last" and not ranks_by_scores:
+        raise OptionError(f"the strategy '{strategy}' asks for no scores: leave out --unscored")
+    if chooses_for_itself(strategy):
+        _check_has_no_quotas(strategy, arguments)
+
+
+def _check_has_no_quotas(strategy: str, arguments: Mapping[str, Any]) -> None:
+    """OptionError for what only a ranking has, with a strategy that chooses for itself."""
+    remedies = {
+        "balance": "leave it out, or let it choose in each class by --scope class",
+        "skip_hardest": "leave it out, or narrow the candidates by --where",
+    }
+    for name, remedy in remedies.items():
+        if arguments[name] and arguments["scope"] == "global":
+            raise OptionError(
+                f"--{name.replace('_', '-')}: '{strategy}' makes no ranking but chooses all "
+                f"samples by itself: {remedy}"
+            )
+    if arguments["skip_hardest"]:
+        raise OptionError(
+            f"--skip-hardest: '{strategy}' makes no ranking: {remedies['skip_hardest']}"
+        )
+    if arguments["unscored"] == "keep":
+        raise OptionError(
+            f"--unscored keep: '{strategy}' chooses all samples by itself: take drop or last"
+        )
 
 
 @verb(check=_check_options)
@@ -165,6 +207,32 @@ def select(
             choices=UNSCORED,
         ),
     ] = "last",
+    options: Annotated[
+        dict[str, str] | None,
+        Option(
+            "An option of the strategy itself; repeatable.",
+            metavar="NAME=VALUE",
+            flag="--option",
+            short="-o",
+        ),
+    ] = None,
+    embedding: EmbeddingName = None,
+    clustering: Annotated[
+        str | None,
+        Option("Clustering that the strategy looks at.", default="required if there are several"),
+    ] = None,
+    probe: Annotated[
+        str | None,
+        Option("Probe that the strategy looks at.", default="the only one with the inputs"),
+    ] = None,
+    distance: Annotated[
+        str | None,
+        Option(
+            "Distance metric of the strategy.",
+            choices=DISTANCES,
+            default="the clustering's, else cosine",
+        ),
+    ] = None,
     tolerance: Annotated[
         float | None,
         Option(
@@ -174,6 +242,7 @@ def select(
         ),
     ] = None,
     seed: Seed = 0,
+    workers: Workers = 1,
     name: SetName = None,
 ) -> str:
     """Keep a fraction of the corpus, exactly round(keep · n) samples; returns the selection's name.
@@ -202,11 +271,27 @@ def select(
             strategy=strategy,
             balance=balance,
         )
-    scoring, strategy = scoring or _DEFAULT_SCORING, strategy or _DEFAULT_STRATEGY
-    balance = DEFAULT_BALANCE if balance is None else balance
-    function = strategies[strategy]
-    uses_scores = _uses_scores(strategy) or skip_hardest > 0
+    strategy = strategy or _DEFAULT_STRATEGY
+    uses_scores = needs_scores(strategy) or skip_hardest > 0
+    uses_scores |= takes_scores(strategy) and scoring is not None
+    scoring = scoring or _DEFAULT_SCORING
+    default_balance = 0.0 if chooses_for_itself(strategy) else DEFAULT_BALANCE
+    balance = default_balance if balance is None else balance
     parent = catalog.require(ScoringRecord, scoring) if uses_scores else None
+    inputs = StrategyInputs(
+        catalog,
+        f"the strategy '{strategy}'",
+        strategy_parameters(strategy),
+        embedding,
+        clustering,
+        probe,
+        distance,
+        seed,
+        within,
+        strategy_options(strategy),
+        Resources(workers),
+    )
+    inputs.options = inputs.parse_options(options or {})
     settings: dict[str, Any] = {
         "scoring": scoring if uses_scores else None,
         "strategy": strategy,
@@ -219,14 +304,22 @@ def select(
         "skip_hardest": skip_hardest,
         "seed": seed,
     }
-    name = sets.check_name(name or _default_name(settings, within, unscored))
+    # Seed and selection have words of their own.
+    given = [
+        option.label
+        for option in inputs.given_options(options or {})
+        if option.flag not in ("--seed", "--within")
+    ]
+    name = sets.check_name(
+        name or _default_name(settings, within, unscored, default_balance, given)
+    )
     settings |= _resolve_settings(catalog, settings, within)
     all_candidates = settings["where_sql"]
     if unscored == "drop":
         settings["where_sql"] = _restrict_to_scored(all_candidates, scoring)
     known_shards = _find_known_shards(catalog, within)
     candidates = load_candidates(
-        catalog, settings["scoring"], settings["balance_by"], settings["where_sql"]
+        catalog, settings["scoring"], settings["balance_by"], settings["where_sql"], clustering
     )
     num_candidates = len(candidates.sample_ids)
     num_kept = round(keep * num_candidates)
@@ -241,7 +334,7 @@ def select(
             num_unscored = count_unscored(catalog, scoring, all_candidates)
         else:
             num_unscored = int(np.isnan(candidates.scores).sum())
-        if _uses_scores(strategy) or unscored != "last":
+        if takes_scores(strategy) or unscored != "last":
             _log_unscored(catalog, parent, num_unscored, unscored)
         if unscored == "keep" and num_unscored > num_kept:
             raise CurateError(
@@ -250,8 +343,17 @@ def select(
             )
     code_checksum = strategy_checksum(strategy)
     # The scoring's fingerprint stands for its scores.
-    content = (parent.fingerprint if parent else "", _candidates_checksum(candidates))
+    content = [parent.fingerprint if parent else "", _candidates_checksum(candidates)]
     arguments = settings if unscored == "last" else {**settings, "unscored": unscored}
+    source = Source(None, [], "")
+    if inputs.reads_catalog:
+        source = inputs.find_source()
+        arguments = {**arguments, "source": source.name}
+        content.append(source.content)
+    if inputs.uses_vectors:
+        arguments = {**arguments, "distance": inputs.distance}
+    if inputs.options:
+        arguments = {**arguments, "options": inputs.options}
     fingerprint = provenance.fingerprint("select", arguments, *content, code_checksum)
     existing = catalog.find_up_to_date(SelectionRecord, name, fingerprint)
     if existing:
@@ -262,21 +364,21 @@ def select(
         )
         return name
     previous = catalog.find(SelectionRecord, name)
-    priorities = _compute_priorities(function, candidates, seed)
-    if skip_hardest:
-        is_skipped = _find_hardest(candidates, skip_hardest, seed)
-        priorities = np.where(is_skipped, np.nan, priorities)
     parents = [parent.run_id] if parent else []
     if within:
         parents.append(catalog.require(SelectionRecord, within).run_id)
-    with catalog.record_run(
-        "select",
-        name,
-        arguments,
-        parents=parents,
-        fingerprint=fingerprint,
-        code_checksum=code_checksum,
-    ) as run_id:
+    parents += [run_id for run_id in source.parents if run_id not in parents]
+    with (
+        catalog.record_run(
+            "select",
+            name,
+            arguments,
+            parents=parents,
+            fingerprint=fingerprint,
+            code_checksum=code_checksum,
+        ) as run_id,
+        catalog.temporary_folder() as folder,
+    ):
         record = SelectionRecord(
             selection=name,
             **settings,
@@ -286,8 +388,27 @@ def select(
             run_id=run_id,
             known_shards=known_shards,
         )
-        choose = _choose_after_unscored if unscored == "keep" else _choose_members
-        member_ids = choose(candidates, priorities, record)
+        gathered = inputs.gather(candidates, folder)
+        _log_unusable(inputs, num_candidates - gathered.num_rows)
+        if chooses_for_itself(strategy):
+            is_kept = choose(
+                strategy,
+                gathered,
+                candidates,
+                keep=keep,
+                scope=scope,
+                base=balance_base,
+                seed=seed,
+            )
+            member_ids = candidates.sample_ids[is_kept]
+        else:
+            priorities = rank(strategy, gathered, num_candidates)
+            if skip_hardest:
+                is_skipped = _find_hardest(candidates, skip_hardest, seed)
+                priorities = np.where(is_skipped, np.nan, priorities)
+            choose_by = _choose_after_unscored if unscored == "keep" else _choose_members
+            member_ids = choose_by(candidates, priorities, record)
+        del gathered
         _store(catalog, record, member_ids)
     log.info(
         "selection '%s'%s: %s of %s samples",
@@ -323,7 +444,13 @@ def _resolve_settings(
     return {"where_sql": where, "balance_by": settings["balance_by"] or _default_groups(catalog)}
 
 
-def _default_name(settings: dict[str, Any], within: str | None, unscored: str) -> str:
+def _default_name(
+    settings: dict[str, Any],
+    within: str | None,
+    unscored: str,
+    default_balance: float,
+    given: list[str],
+) -> str:
     """Scoring, strategy, keep, and every option that is not the default: no two share a name."""
     where = settings["where_sql"]
     words = [
@@ -331,7 +458,8 @@ def _default_name(settings: dict[str, Any], within: str | None, unscored: str) -
         settings["strategy"],
         f"{settings['keep']:.10g}",
         settings["scope"] if settings["scope"] != "global" else None,
-        f"balance{settings['balance']:.10g}" if settings["balance"] != DEFAULT_BALANCE else None,
+        *given,
+        f"balance{settings['balance']:.10g}" if settings["balance"] != default_balance else None,
         f"by_{settings['balance_by']}" if settings["balance_by"] else None,
         settings["balance_base"] if settings["balance_base"] != "proportional" else None,
         f"where{hashlib.sha256(where.encode()).hexdigest()[:6]}" if where is not None else None,
@@ -353,10 +481,6 @@ def _restrict_to_scored(where: str | None, scoring: str) -> str:
     return f"{condition} and ({where}\n)" if where is not None else condition
 
 
-def _uses_scores(strategy: str) -> bool:
-    return "scores" in inspect.signature(strategies[strategy]).parameters
-
-
 def _log_unscored(
     catalog: Catalog, scoring: ScoringRecord, num_unscored: int, unscored: str
 ) -> None:
@@ -375,6 +499,17 @@ def _log_unscored(
         _UNSCORED_OUTCOMES[unscored],
         remedy,
     )
+
+
+def _log_unusable(inputs: StrategyInputs, num_unusable: int) -> None:
+    """How many candidates lack what a strategy asks for beside scores, and so come last."""
+    if inputs.sample_names and num_unusable:
+        log.warning(
+            "%s samples lack what %s asks for (%s): they come last",
+            f"{num_unusable:,}",
+            inputs.asker,
+            ", ".join(inputs.sample_names),
+        )
 
 
 def _warn_of_lost_groups(
@@ -421,38 +556,6 @@ def _default_groups(catalog: Catalog) -> str:
     if has_labels:
         return "label"
     return "cluster" if catalog.list_names(ClusteringRecord) else "none"
-
-
-def _compute_priorities(function: Any, candidates: Candidates, seed: int) -> np.ndarray:
-    """The strategy's priorities, float64 [n]; NaN for samples without a score, which come last."""
-    inputs = inspect.signature(function).parameters
-    scores, sample_ids = candidates.scores, candidates.sample_ids
-    is_scored: Any = ~np.isnan(scores) if "scores" in inputs else np.ones(len(scores), bool)
-    num_scored = int(is_scored.sum())
-    if num_scored == len(scores):
-        is_scored = slice(None)  # a view of all of them, not a copy
-    available = {"scores": scores[is_scored], "sample_ids": sample_ids[is_scored], "seed": seed}
-    unavailable = [name for name in inputs if name not in available]
-    if unavailable:
-        raise CurateError(
-            f"the strategy asks for '{unavailable[0]}', which is no input; "
-            f"there are: {', '.join(available)}"
-        )
-    if not num_scored:
-        raise CurateError(
-            "no candidate has a score: choose another --scoring, or a --where that has some"
-        )
-    result = np.asarray(function(**{name: available[name] for name in inputs}))
-    if result.shape != (num_scored,) or np.isnan(result).any():
-        raise CurateError(
-            f"the strategy gave no number for every one of {num_scored} samples "
-            f"(shape {result.shape})"
-        )
-    if num_scored == len(scores):
-        return np.asarray(result, np.float64)
-    priorities = np.full(len(scores), np.nan)
-    priorities[is_scored] = result
-    return priorities
 
 
 def _find_hardest(candidates: Candidates, share: float, seed: int) -> np.ndarray:

@@ -1,0 +1,186 @@
+"""What a strategy is given: the inputs that metrics have, for all candidates, and its own."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from curate.errors import CurateError
+from curate.execution.types import Resources
+from curate.stages.inputs.blocks import SHARD_INPUTS, load_block
+from curate.stages.inputs.corpus import CORPUS_INPUTS, CorpusInputs, list_options
+from curate.stages.select.candidates import Candidates
+from curate.strategies import strategies
+
+
+class _Part(NamedTuple):
+    """Some of the candidates, as indices or a slice, and how many of them are to be kept."""
+
+    candidates: "CandidateInputs"
+    rows: Any
+    num_kept: int
+
+
+# What only strategies may ask for, by the parameter's name, beside `scores` and `groups`.
+PART_INPUTS: dict[str, Callable[[_Part], Any]] = {
+    "num_kept": lambda part: part.num_kept,
+}
+# Where one of them is made from inputs of the other tables, these.
+_MADE_FROM: dict[str, tuple[str, ...]] = {}
+
+
+def strategy_parameters(strategy: str) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a strategy by their names: its inputs and its options."""
+    return inspect.signature(strategies[strategy]).parameters
+
+
+def needs_scores(strategy: str) -> bool:
+    """Whether a strategy ranks by scores; one with the default None takes them if there are."""
+    return _needs_scores(strategy_parameters(strategy))
+
+
+def takes_scores(strategy: str) -> bool:
+    """Whether a strategy looks at scores where there are any."""
+    return "scores" in strategy_parameters(strategy)
+
+
+def chooses_for_itself(strategy: str) -> bool:
+    """Whether a strategy fills the whole budget, so that there are no quotas beside its own."""
+    return "num_kept" in strategy_parameters(strategy)
+
+
+def strategy_options(strategy: str) -> dict[str, Any]:
+    """The options of a strategy itself, with their defaults."""
+    return list_options(strategy_parameters(strategy), StrategyInputs.own_inputs)
+
+
+@dataclass
+class StrategyInputs(CorpusInputs):
+    """The inputs of one strategy; `options` are its own."""
+
+    options: dict[str, Any]
+    resources: Resources
+
+    own_inputs: ClassVar[frozenset[str]] = frozenset({"scores", "groups", *PART_INPUTS})
+
+    @property
+    def names(self) -> list[str]:
+        """The function's parameters, and what these are made from."""
+        needed = [source for name in self.parameters for source in _MADE_FROM.get(name, ())]
+        return list(dict.fromkeys([*self.parameters, *needed]))
+
+    @property
+    def reads_catalog(self) -> bool:
+        """Whether anything is asked for beside what every selection loads."""
+        known = self.own_inputs.union({"sample_ids", "seed"}, self.option_defaults)
+        return bool(set(self.names) - known)
+
+    @functools.cached_property
+    def sample_names(self) -> list[str]:
+        """The inputs with a value for each sample that are read shard by shard."""
+        read = {*SHARD_INPUTS, *self.column_names} - {"sample_ids"}
+        return [name for name in self.names if name in read]
+
+    def gather(self, candidates: Candidates, folder: Path) -> "CandidateInputs":
+        """The inputs of all candidates that have every one, and those of the whole corpus.
+
+        Arrays of more than one axis lie in files in `folder`, so that the system may take their
+        memory back. CurateError where no candidate has all inputs.
+        """
+        is_usable = np.ones(len(candidates.sample_ids), bool)
+        if _needs_scores(self.parameters):
+            is_usable = ~np.isnan(candidates.scores)
+            if not is_usable.any():
+                raise CurateError(
+                    "no candidate has a score: choose another --scoring, or a --where that has some"
+                )
+        columns: dict[str, np.ndarray] = {}
+        if self.sample_names:
+            is_usable, columns = self._read_columns(candidates.sample_ids, is_usable, folder)
+            if not is_usable.any():
+                raise CurateError(
+                    f"no candidate has what {self.asker} asks for ({', '.join(self.sample_names)}):"
+                    " widen --where or --within, or choose another --embedding or --clustering"
+                )
+        num_rows = int(is_usable.sum())
+        # A view of all of them, not a copy.
+        rows: Any = slice(None) if num_rows == len(is_usable) else np.flatnonzero(is_usable)
+        corpus = {name: CORPUS_INPUTS[name](self) for name in self.names if name in CORPUS_INPUTS}
+        columns["groups"] = candidates.groups[rows]
+        columns["sample_ids"] = candidates.sample_ids[rows]
+        if "scores" in self.parameters and not np.isnan(candidates.scores).all():
+            columns["scores"] = candidates.scores[rows]
+        return CandidateInputs(self, rows, num_rows, columns, corpus, folder)
+
+    def _read_columns(
+        self, sample_ids: np.ndarray, is_usable: np.ndarray, folder: Path
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Which samples have all inputs, bool [n], and these, in the order of the ids, [u, …]."""
+        usable_ids = sample_ids[is_usable]
+        has_inputs = np.zeros(len(sample_ids), bool)
+        columns: dict[str, np.ndarray] = {}
+        num_filled = 0
+        distance = self.distance if self.uses_vectors else "cosine"
+        for shard in self.shards():
+            bounds = [shard.sample_ids[0], shard.sample_ids[-1] + 1]
+            first, last = np.searchsorted(usable_ids, bounds)
+            if first == last:
+                continue
+            is_wanted = shard.is_included & np.isin(shard.sample_ids, usable_ids[first:last])
+            _, block = load_block(shard._replace(is_included=is_wanted), self.names, distance)
+            has_inputs[np.searchsorted(sample_ids, block.sample_ids)] = True
+            target = slice(num_filled, num_filled + len(block.sample_ids))
+            num_filled = target.stop
+            for name in self.sample_names:
+                read = SHARD_INPUTS.get(name, lambda block, name=name: block.column(name))
+                values = read(block)
+                if name not in columns:
+                    columns[name] = _make_column(folder / name, len(usable_ids), values)
+                columns[name][target] = values
+        return has_inputs, {name: column[:num_filled] for name, column in columns.items()}
+
+
+def _needs_scores(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    return "scores" in parameters and parameters["scores"].default is inspect.Parameter.empty
+
+
+def _make_column(path: Path, num_rows: int, example: np.ndarray) -> np.ndarray:
+    """An array for as many rows like the example's: in memory, or in a file if it is a matrix."""
+    shape = (num_rows, *example.shape[1:])
+    if len(shape) == 1:
+        return np.empty(shape, example.dtype)
+    return np.lib.format.open_memmap(
+        path.with_suffix(".npy"), mode="w+", dtype=example.dtype, shape=shape
+    )
+
+
+@dataclass
+class CandidateInputs:
+    """The inputs of the candidates that have all of them: their rows among all, int [u] or a slice.
+
+    `columns` have a value for each of these, [u, …]; `corpus` is what holds for all.
+    """
+
+    inputs: StrategyInputs
+    rows: Any
+    num_rows: int
+    columns: dict[str, np.ndarray]
+    corpus: dict[str, Any]
+    folder: Path
+
+    def arguments(self, rows: Any, num_kept: int) -> dict[str, Any]:
+        """The strategy's arguments for some of the candidates, by indices or a slice."""
+        part = _Part(self, rows, num_kept)
+        arguments: dict[str, Any] = {}
+        for name in self.inputs.parameters:
+            if name in self.columns:
+                arguments[name] = self.columns[name][rows]
+            elif name in self.corpus:
+                arguments[name] = self.corpus[name]
+            elif name in PART_INPUTS:
+                arguments[name] = PART_INPUTS[name](part)
+        return arguments | self.inputs.options
