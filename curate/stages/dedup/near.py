@@ -59,9 +59,13 @@ def list_vector_files(
 
 
 def find_clustering(
-    catalog: Catalog, embedding: str, clustering: str | None
+    catalog: Catalog, embedding: str, clustering: str | None, within: str | None
 ) -> ClusteringRecord | None:
-    """The clustering by that name, else the newest of the embedding; None where there is none."""
+    """The clustering by that name, else the newest of the embedding; None where there is none.
+
+    The newest of the same corpus, made within the same selection: one made within what stays would
+    make the groups out of date that it was made from.
+    """
     if clustering is not None:
         record = catalog.require(ClusteringRecord, clustering)
         if record.embedding != embedding:
@@ -72,7 +76,15 @@ def find_clustering(
         return record
     names = catalog.list_names(ClusteringRecord)
     records = [catalog.require(ClusteringRecord, name) for name in reversed(names)]
-    return next((record for record in records if record.embedding == embedding), None)
+    return next(
+        (
+            record
+            for record in records
+            if record.embedding == embedding
+            and catalog.run_arguments(record.run_id).get("within") == within
+        ),
+        None,
+    )
 
 
 def load_or_fit_centroids(

@@ -120,7 +120,7 @@ def dedup(
         str | None,
         Option(
             "Clusters that save comparisons; they change no pairs.",
-            default="the newest, or centroids of its own",
+            default="the newest of this corpus, or centroids of its own",
         ),
     ] = None,
     within: Within = None,
@@ -170,7 +170,9 @@ def dedup(
             add_missing_checksums(other.catalog, resources)
         check_has_checksums(other.catalog, is_required=exact)
     candidates = _load_candidates(catalog, keep_best, within)
-    centers = find_clustering(catalog, parent.embedding, clustering) if parent else None
+    centers = None
+    if parent:
+        centers = find_clustering(catalog, parent.embedding, clustering, within)
     job = _DedupJob(catalog, settings, candidates, parent, centers, other, within, resources)
     fingerprint = provenance.fingerprint("dedup", settings, *job.content(), dedup_checksum())
     existing = catalog.find_up_to_date(DeduplicationRecord, name, fingerprint)

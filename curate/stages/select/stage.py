@@ -44,6 +44,7 @@ from curate.stages.select.strategy_inputs import (
     takes_scores,
 )
 from curate.stages.staleness import remake_command, strategy_checksum, warn_if_stale
+from curate.storage import files as storage
 from curate.storage.checksums import Checksum
 from curate.strategies import strategies
 
@@ -122,6 +123,11 @@ def _check_options(arguments: Mapping[str, Any]) -> None:
     ranks_by_scores = takes_scores(strategy) or arguments["skip_hardest"]
     if arguments["unscored"] != "last" and not ranks_by_scores:
         raise OptionError(f"the strategy '{strategy}' asks for no scores: leave out --unscored")
+    if "survivor_distances" in strategy_parameters(strategy) and arguments["where"]:
+        raise OptionError(
+            f"--where: '{strategy}' deduplicates the whole corpus: select these samples first, "
+            "then give that selection as --within"
+        )
     if chooses_for_itself(strategy):
         _check_has_no_quotas(strategy, arguments)
 
@@ -289,6 +295,7 @@ def select(
         seed,
         within,
         strategy_options(strategy),
+        keep,
         Resources(workers),
     )
     inputs.options = inputs.parse_options(options or {})
@@ -378,6 +385,7 @@ def select(
             code_checksum=code_checksum,
         ) as run_id,
         catalog.temporary_folder() as folder,
+        catalog.shared_tempdir(run_id) as shared_folder,
     ):
         record = SelectionRecord(
             selection=name,
@@ -388,7 +396,9 @@ def select(
             run_id=run_id,
             known_shards=known_shards,
         )
-        gathered = inputs.gather(candidates, folder)
+        if not storage.is_url(shared_folder):
+            shared_folder = str(folder)
+        gathered = inputs.gather(candidates, folder, shared_folder)
         _log_unusable(inputs, num_candidates - gathered.num_rows)
         if chooses_for_itself(strategy):
             is_kept = choose(

@@ -9,12 +9,15 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from curate.errors import CurateError
+from curate.catalog.records import ScoringRecord
+from curate.errors import CurateError, OptionError
 from curate.execution.types import Resources
 from curate.stages.inputs.blocks import SHARD_INPUTS, load_block
-from curate.stages.inputs.corpus import CORPUS_INPUTS, CorpusInputs, list_options
+from curate.stages.inputs.corpus import CORPUS_INPUTS, CorpusInputs, Source, list_options
 from curate.stages.select.candidates import Candidates
-from curate.strategies import strategies
+from curate.stages.select.neighbours import find_clusters, find_neighbours
+from curate.stages.select.survivors import load_survivor_distances, score_survivors
+from curate.strategies import Neighbours, strategies
 
 
 class _Part(NamedTuple):
@@ -24,13 +27,37 @@ class _Part(NamedTuple):
     rows: Any
     num_kept: int
 
+    def find_neighbours(self, count: int) -> Neighbours:
+        """The `count` nearest others of each of them, by the distance of the vectors."""
+        inputs = self.candidates.inputs
+        return find_neighbours(
+            self.candidates.columns["vectors"][self.rows],
+            count,
+            distance=inputs.distance,
+            seed=inputs.seed,
+            folder=self.candidates.folder,
+            shared_folder=self.candidates.shared_folder,
+            resources=inputs.resources,
+        )
+
+    def find_clusters(self, rows: np.ndarray, k: int) -> np.ndarray:
+        """The cluster of each row after k-means on all of them: [n, d] -> int32 [n]."""
+        inputs = self.candidates.inputs
+        return find_clusters(rows, k, inputs.distance, inputs.seed)
+
 
 # What only strategies may ask for, by the parameter's name, beside `scores` and `groups`.
 PART_INPUTS: dict[str, Callable[[_Part], Any]] = {
     "num_kept": lambda part: part.num_kept,
+    "find_neighbours": lambda part: part.find_neighbours,
+    "find_clusters": lambda part: part.find_clusters,
+    "survivor_distances": lambda part: part.candidates.survivor_distances[part.rows],
 }
 # Where one of them is made from inputs of the other tables, these.
-_MADE_FROM: dict[str, tuple[str, ...]] = {}
+_MADE_FROM: dict[str, tuple[str, ...]] = {
+    "find_neighbours": ("vectors",),
+    "find_clusters": ("centroids",),
+}
 
 
 def strategy_parameters(strategy: str) -> Mapping[str, inspect.Parameter]:
@@ -63,6 +90,7 @@ class StrategyInputs(CorpusInputs):
     """The inputs of one strategy; `options` are its own."""
 
     options: dict[str, Any]
+    keep: float
     resources: Resources
 
     own_inputs: ClassVar[frozenset[str]] = frozenset({"scores", "groups", *PART_INPUTS})
@@ -85,7 +113,31 @@ class StrategyInputs(CorpusInputs):
         read = {*SHARD_INPUTS, *self.column_names} - {"sample_ids"}
         return [name for name in self.names if name in read]
 
-    def gather(self, candidates: Candidates, folder: Path) -> "CandidateInputs":
+    @functools.cached_property
+    def survivors(self) -> ScoringRecord:
+        """The prototypes of what deduplication leaves."""
+        share = float(self.options["keep_dedup"])
+        if self.keep > share:
+            raise OptionError(
+                f"--keep {self.keep:g}: {self.asker} keeps a part of what deduplication leaves, "
+                f"{share:g}: raise --option keep_dedup, or lower --keep"
+            )
+        return score_survivors(
+            self.catalog,
+            share,
+            embedding=self.embedding_option,
+            within=self.within_option,
+            seed=self.seed,
+            workers=self.resources.workers,
+        )
+
+    def find_source(self) -> Source:
+        """What the inputs are made from; warns where a set of them is out of date."""
+        if "survivor_distances" not in self.names:
+            return super().find_source()
+        return Source(self.survivors.scoring, [self.survivors.run_id], self.survivors.fingerprint)
+
+    def gather(self, candidates: Candidates, folder: Path, shared_folder: str) -> "CandidateInputs":
         """The inputs of all candidates that have every one, and those of the whole corpus.
 
         Arrays of more than one axis lie in files in `folder`, so that the system may take their
@@ -114,7 +166,7 @@ class StrategyInputs(CorpusInputs):
         columns["sample_ids"] = candidates.sample_ids[rows]
         if "scores" in self.parameters and not np.isnan(candidates.scores).all():
             columns["scores"] = candidates.scores[rows]
-        return CandidateInputs(self, rows, num_rows, columns, corpus, folder)
+        return CandidateInputs(self, rows, num_rows, columns, corpus, folder, shared_folder)
 
     def _read_columns(
         self, sample_ids: np.ndarray, is_usable: np.ndarray, folder: Path
@@ -171,6 +223,15 @@ class CandidateInputs:
     columns: dict[str, np.ndarray]
     corpus: dict[str, Any]
     folder: Path
+    shared_folder: str
+
+    @functools.cached_property
+    def survivor_distances(self) -> np.ndarray:
+        """The distances to the centroids of the survivors, −inf for all others: float64 [u]."""
+        inputs = self.inputs
+        return load_survivor_distances(
+            inputs.catalog, inputs.survivors.scoring, self.columns["sample_ids"]
+        )
 
     def arguments(self, rows: Any, num_kept: int) -> dict[str, Any]:
         """The strategy's arguments for some of the candidates, by indices or a slice."""
