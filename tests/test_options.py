@@ -93,7 +93,7 @@ MISTAKES = [
         "select",
         {"keep": 0.5, "strategy": "cheapest"},
         ["--keep", "0.5", "--strategy", "cheapest"],
-        "no strategy called 'cheapest'; there are: easiest, hardest, random",
+        "no strategy called 'cheapest'; there are: coverage, d2, d4, density, ",
     ),
     (
         "select",

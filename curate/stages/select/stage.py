@@ -260,7 +260,9 @@ def select(
     without a score come last, whatever the strategy and the balance, and so does the fraction
     `skip_hardest` of each class: they are kept only where the budget needs them. `unscored` keep
     keeps all samples without a score, and fills the rest of the budget with the others; drop takes
-    the fraction of those that have a score. `seed` breaks ties. `keep` auto takes the smallest
+    the fraction of those that have a score. Strategies that choose the whole set for themselves
+    (docs/strategies.md) have no quotas beside their own; with a `scope` they choose in each class
+    by itself. `seed` breaks ties, and makes draws. `keep` auto takes the smallest
     selection that a validation of the same corpus (`within`) has shown to lose no more than
     `tolerance` points of accuracy against everything, of those with the given `scoring`,
     `strategy` and `balance`: fractions are tested from the largest down, at 95% divided by the
@@ -539,14 +541,16 @@ def _warn_of_lost_groups(
         return
     names = load_group_names(catalog, record.balance_by, lost[:_MAX_GROUPS_SHOWN])
     log.warning(
-        "%s of %s %s have no sample in '%s': %s%s; raise --keep, "
-        "or give each the same quota by --balance-base uniform",
+        "%s of %s %s have no sample in '%s': %s%s; raise --keep, or %s",
         f"{len(lost):,}",
         f"{np.count_nonzero(num_candidates):,}",
         {"label": "classes", "cluster": "clusters"}[record.balance_by],
         record.selection,
         ", ".join(names),
         " …" if len(lost) > len(names) else "",
+        "let the strategy choose in each by --scope"
+        if chooses_for_itself(record.strategy)
+        else "give each the same quota by --balance-base uniform",
     )
 
 

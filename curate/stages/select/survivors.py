@@ -5,9 +5,6 @@ import numpy as np
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ClusteringRecord, ScoringRecord
 from curate.errors import OptionError
-from curate.stages.cluster.stage import cluster
-from curate.stages.dedup.stage import dedup
-from curate.stages.score.stage import score
 from curate.stages.staleness import find_stale
 
 _METRIC = "ssl_prototypes"
@@ -26,6 +23,11 @@ def score_survivors(
 
     A clustering within it that the catalog has is taken as it is.
     """
+    # These import torch, and other selections should not.
+    from curate.stages.cluster.stage import cluster
+    from curate.stages.dedup.stage import dedup
+    from curate.stages.score.stage import score
+
     if not 0 < keep_dedup < 1:
         raise OptionError(
             f"--option keep_dedup={keep_dedup:g}: give a fraction above 0 and below 1"

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from curate.stages.validate.worker import ArmResult
 
 SCHEDULES = ("epochs", "iterations")
-_DEFAULT_SCORING, _DEFAULT_STRATEGY, _DEFAULT_SEEDS = "ssl_prototypes", "hardest", 5
+_DEFAULT_STRATEGY, _DEFAULT_SEEDS = "hardest", 5
 
 Schedule = Annotated[
     str,
@@ -185,10 +185,12 @@ def validate(
     catalog = Catalog(catalog)
     parent = catalog.require(EmbeddingRecord, embedding)
     task = task or _strongest_task(catalog, parent, bool(transfer))
+    # Without one, each strategy takes its default, or none.
+    scorings: list[str | None] = [*_as_list(scoring)] or [None]
     grid = itertools.product(
         [keep] if isinstance(keep, int | float) else list(keep or []),
         _as_list(strategy) or [_DEFAULT_STRATEGY],
-        _as_list(scoring) or [_DEFAULT_SCORING],
+        scorings,
     )
     names = list(selections or [])
     names += [
