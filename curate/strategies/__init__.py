@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from curate.errors import CurateError
+from curate.errors import CurateError, OptionError
 from curate.registry import Registry
 
 strategies = Registry("strategy", "curate.strategies")
@@ -43,6 +43,12 @@ class Neighbours(NamedTuple):
 
     indices: np.ndarray
     distances: np.ndarray
+
+
+def check_option(name: str, value: float, *, is_good: bool, expected: str) -> None:
+    """OptionError where an option of a strategy is out of range."""
+    if not is_good:
+        raise OptionError(f"--option {name}={value:g}: give {expected}")
 
 
 MAX_DISTANCES = 1 << 34  # of strategies that pass over all vectors for each sample they take

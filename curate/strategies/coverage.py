@@ -9,10 +9,11 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.random_hash import random_bits
-from curate.strategies import Quotas, strategy, unit_interval
+from curate.strategies import Quotas, check_option, strategy, unit_interval
 
 # β by the fraction kept: the paper's for CIFAR-10 at 0.1 and 0.2, and the line through them.
 _KEPT, _BETAS = (0.1, 0.4), (0.3, 0.0)
+_MAX_STRATA = 10_000
 
 
 @strategy
@@ -32,8 +33,9 @@ def coverage(
     num_samples = len(scores)
     if beta is None:
         beta = float(np.interp(num_kept / num_samples, _KEPT, _BETAS))
-    if not 0 <= beta < 1 or strata < 1:
-        raise CurateError("coverage: give beta from 0 to below 1, and strata from 1")
+    check_option("beta", beta, is_good=0 <= beta < 1, expected="a fraction from 0 to below 1")
+    is_good = 1 <= strata <= _MAX_STRATA
+    check_option("strata", strata, is_good=is_good, expected=f"a number from 1 to {_MAX_STRATA:,}")
     random = random_bits(sample_ids, seed)
     num_dropped = int(beta * num_samples)
     is_dropped = np.zeros(num_samples, bool)

@@ -9,9 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from curate.errors import CurateError
 from curate.random_hash import random_bits
-from curate.strategies import Neighbours, order_priorities, strategy
+from curate.strategies import Neighbours, check_option, order_priorities, strategy
 
 
 @strategy
@@ -30,8 +29,7 @@ def d2(
     is taken, and w_j of each of its neighbours falls by exp(−γ·d_ij)·w_i, until the budget is full.
     Scores below 0 are moved up so that the lowest is 0.
     """
-    if gamma < 0 or num_neighbours < 1:
-        raise CurateError("d2: give gamma from 0, and num_neighbours from 1")
+    check_option("gamma", gamma, is_good=0 <= gamma < np.inf, expected="a number from 0")
     neighbours = find_neighbours(num_neighbours)
     weights = scores - min(float(scores.min()), 0.0)
     weights = weights + (np.exp(-neighbours.distances) * weights[neighbours.indices]).sum(axis=1)

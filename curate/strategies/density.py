@@ -6,8 +6,7 @@ Abbas et al. 2024, "Effective pruning of web-scale datasets based on complexity 
 
 import numpy as np
 
-from curate.errors import CurateError
-from curate.strategies import Quotas, round_to_total, strategy
+from curate.strategies import Quotas, check_option, round_to_total, strategy
 
 _NUM_NEAREST = 20
 _TILE_VALUES = 1 << 24  # distances between centroids at a time
@@ -30,8 +29,7 @@ def density(
     budget is the softmax of complexity / temperature, at least one sample and at most all. Hardest
     is farthest from the centroid, or by `scores` where a scoring was given.
     """
-    if temperature <= 0:
-        raise CurateError(f"density: --option temperature={temperature:g}: give one above 0")
+    check_option("temperature", temperature, is_good=temperature > 0, expected="one above 0")
     num_clusters = len(centroids)
     sizes = np.bincount(clusters, minlength=num_clusters)
     spread = np.bincount(clusters, distances, minlength=num_clusters) / np.maximum(sizes, 1)
@@ -47,8 +45,7 @@ def density(
 
 def cluster_shares(complexity: np.ndarray, temperature: float) -> np.ndarray:
     """softmax(complexity / temperature): [k] -> float64 [k]."""
-    exponents = complexity / temperature
-    weights = np.exp(exponents - exponents.max())
+    weights = np.exp((complexity - complexity.max()) / temperature)
     return np.asarray(weights / weights.sum())
 
 

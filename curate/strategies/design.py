@@ -6,9 +6,14 @@ Chaloner and Verdinelli 1995, "Bayesian experimental design: a review".
 
 import numpy as np
 
-from curate.errors import CurateError
 from curate.random_hash import random_bits
-from curate.strategies import check_num_passes, first_of_largest, order_priorities, strategy
+from curate.strategies import (
+    check_num_passes,
+    check_option,
+    first_of_largest,
+    order_priorities,
+    strategy,
+)
 
 _BLOCK_ROWS = 1 << 14
 
@@ -24,8 +29,7 @@ def design(
     sample are updated by rank one. One pass over the vectors for each sample that is kept: refused
     where that is more than 2^34 products.
     """
-    if ridge <= 0:
-        raise CurateError(f"design: --option ridge={ridge:g}: give one above 0")
+    check_option("ridge", ridge, is_good=0 < ridge < np.inf, expected="a number above 0")
     check_num_passes("design", len(vectors), num_kept)
     num_samples, dim = vectors.shape
     starts = range(0, num_samples, _BLOCK_ROWS)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import numpy as np
 
 from curate.distances import l2_normalize
-from curate.errors import CurateError
 from curate.random_hash import random_bits
 from curate.strategies import Neighbours, order_priorities, strategy
 
@@ -38,8 +37,6 @@ def facility_location(
     all pairs count, and S is computed by column; beyond, those of each sample with its nearest
     neighbours, in lists of n · num_neighbours.
     """
-    if num_neighbours < 1:
-        raise CurateError(f"facility_location: --option num_neighbours={num_neighbours}: from 1")
     if len(vectors) <= EXACT_SAMPLES:
         rows = _center(vectors)
         gains = _sum_columns(rows)

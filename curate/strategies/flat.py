@@ -8,9 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from curate.errors import CurateError
 from curate.random_hash import random_bits
-from curate.strategies import Quotas, strategy, unit_interval
+from curate.strategies import Quotas, check_option, strategy, unit_interval
 
 _SHRINKING = 10  # clusters of a level for each of the level above
 
@@ -31,8 +30,7 @@ def flat(
     cluster divides its share by the cut c with Σ min(c, size) = share; inside the lowest the draw
     is random. With `levels` 1 there is no tree.
     """
-    if levels < 1:
-        raise CurateError(f"flat: --option levels={levels}: give one from 1")
+    check_option("levels", levels, is_good=levels >= 1, expected="a number from 1")
     sizes = np.bincount(clusters, minlength=len(centroids))
     tree, rows = [np.arange(len(centroids))], centroids
     for _ in range(levels - 1):

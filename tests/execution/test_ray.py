@@ -148,6 +148,7 @@ def test_every_stage_gives_the_same_files_on_a_ray_of_this_machine(tmp_path):
         curate.probe(catalog, model="ridge", fraction=0.5, count=60)
         curate.score(catalog, ["ssl_prototypes", "memorization", "supervised_prototypes"])
         curate.select(catalog, keep=0.5, name="half")
+        curate.select(catalog, keep=0.3, strategy="d2", name="diverse")
         curate.cluster(catalog, k=3, within="half")
         curate.score(catalog, ["ssl_prototypes", "supervised_prototypes"], within="half")
         curate.export(catalog, "half", tmp_path / f"{name}-out")

@@ -18,6 +18,7 @@ from curate.storage.atomic import atomic_write
 from curate.strategies import Neighbours
 
 EXACT_ROWS = 1 << 13  # up to so many, every row is compared with every other
+_MAX_COUNT = 1 << 10  # neighbours
 _NEAR_CLUSTERS = 10  # beyond, with the rows of so many clusters
 _FIT_ROWS_PER_CENTROID, _FIT_ITERATIONS = 64, 6
 _BLOCK_ROWS = 1 << 14
@@ -48,6 +49,8 @@ def find_neighbours(
     there are not so many others.
     """
     num_rows, dim = vectors.shape
+    if not 1 <= count <= _MAX_COUNT:
+        raise OptionError(f"--option num_neighbours={count}: give one from 1 to {_MAX_COUNT:,}")
     if count >= num_rows:
         raise OptionError(
             f"--option num_neighbours={count}: there are {num_rows:,} candidates (with --scope, in "

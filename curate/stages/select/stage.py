@@ -10,7 +10,14 @@ import numpy as np
 
 from curate.catalog import provenance, sets
 from curate.catalog.catalog import Catalog
-from curate.catalog.records import ClusteringRecord, ScoringRecord, SelectionRecord
+from curate.catalog.records import (
+    ClusteringRecord,
+    EmbeddingRecord,
+    ProbeRecord,
+    ScoringRecord,
+    SelectionRecord,
+    SetRecord,
+)
 from curate.catalog.samples import find_known_shards
 from curate.catalog.sql import quote_identifier
 from curate.distances import DISTANCES
@@ -120,8 +127,9 @@ def _check_options(arguments: Mapping[str, Any]) -> None:
         return
     strategy = arguments["strategy"] or _DEFAULT_STRATEGY
     check_options(arguments["options"] or {}, strategy_options(strategy), f"'{strategy}' has none")
-    ranks_by_scores = takes_scores(strategy) or arguments["skip_hardest"]
-    if arguments["unscored"] != "last" and not ranks_by_scores:
+    uses_scores = arguments["skip_hardest"] > 0 or needs_scores(strategy)
+    uses_scores |= takes_scores(strategy) and arguments["scoring"] is not None
+    if arguments["unscored"] != "last" and not uses_scores:
         raise OptionError(f"the strategy '{strategy}' asks for no scores: leave out --unscored")
     if "survivor_distances" in strategy_parameters(strategy) and arguments["where"]:
         raise OptionError(
@@ -286,6 +294,14 @@ def select(
     default_balance = 0.0 if chooses_for_itself(strategy) else DEFAULT_BALANCE
     balance = default_balance if balance is None else balance
     parent = catalog.require(ScoringRecord, scoring) if uses_scores else None
+    named: tuple[tuple[type[SetRecord], str | None], ...] = (
+        (EmbeddingRecord, embedding),
+        (ClusteringRecord, clustering),
+        (ProbeRecord, probe),
+    )
+    for record_type, option in named:
+        if option is not None:
+            catalog.require(record_type, option)
     inputs = StrategyInputs(
         catalog,
         f"the strategy '{strategy}'",
