@@ -118,10 +118,13 @@ def test_d4_is_dedup_then_clusters_of_the_survivors_then_prototypes(world):
     assert selection == "d4-0.3-keep_dedup=0.6"
     assert members(world, selection) == members(world, by_hand)
     assert len(members(world, selection)) == 27
-    (arguments,) = rows(
-        world, "select k, embedding from clusterings where clustering = 'kmeans-in-dedup-keep0.6'"
-    )
-    assert arguments == (5, "pixels")
+    sql = "select run_id from selections where selection = ?"
+    before = rows(world, sql, selection)
+    select(world, keep=0.3, strategy="d4", options={"keep_dedup": "0.6"})
+    assert rows(world, sql, selection) == before
+    cluster(world, k=3, within="dedup-keep0.6")
+    select(world, keep=0.3, strategy="d4", options={"keep_dedup": "0.6"})
+    assert rows(world, sql, selection) != before
 
 
 def test_d4_makes_the_sets_that_it_needs(world):
@@ -154,6 +157,7 @@ def test_a_strategy_of_ones_own_gets_inputs_by_their_names(world, register):
         return quality**power
 
     selection = select(world, keep=0.2, strategy="curious", seed=3, options={"power": "3"})
+    assert not seen["vectors"].flags.writeable
     expected = l2_normalize(load_vectors(world).astype("f4"))
     np.testing.assert_allclose(seen["vectors"], expected, atol=1e-6)
     kept = dict(rows(world, "select sample_id, label::int from samples"))

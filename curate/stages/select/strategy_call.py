@@ -87,7 +87,7 @@ def _choose_by(
     if num_filled != num_kept or (answer.sizes > sizes).any():
         raise CurateError(
             f"the groups of the strategy '{strategy}' can fill {num_filled:,} of {num_kept:,} "
-            "samples to keep: lower --keep, or see its options by `curate list strategies`"
+            "samples to keep: lower --keep, or change its options"
         )
     return select_with_quotas(
         answer.groups, answer.priorities, sample_ids, answer.sizes, num_kept, seed

@@ -1,11 +1,12 @@
 """What a strategy is given: the inputs that metrics have, for all candidates, and its own."""
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,13 @@ from curate.catalog.records import ScoringRecord
 from curate.errors import CurateError, OptionError
 from curate.execution.types import Resources
 from curate.stages.inputs.blocks import SHARD_INPUTS, load_block
-from curate.stages.inputs.corpus import CORPUS_INPUTS, CorpusInputs, Source, list_options
+from curate.stages.inputs.corpus import (
+    CORPUS_INPUTS,
+    CorpusInputs,
+    GivenOption,
+    Source,
+    list_options,
+)
 from curate.stages.select.candidates import Candidates
 from curate.stages.select.neighbours import find_clusters, find_neighbours
 from curate.stages.select.survivors import load_survivor_distances, score_survivors
@@ -53,6 +60,10 @@ PART_INPUTS: dict[str, Callable[[_Part], Any]] = {
     "find_clusters": lambda part: part.find_clusters,
     "survivor_distances": lambda part: part.candidates.survivor_distances[part.rows],
 }
+# What comes with the candidates themselves, or from the tables of others.
+_ALWAYS_LOADED = frozenset(
+    {"scores", "groups", "num_kept", "sample_ids", "seed", "find_neighbours", "find_clusters"}
+)
 # Where one of them is made from inputs of the other tables, these.
 _MADE_FROM: dict[str, tuple[str, ...]] = {
     "find_neighbours": ("vectors",),
@@ -104,8 +115,15 @@ class StrategyInputs(CorpusInputs):
     @property
     def reads_catalog(self) -> bool:
         """Whether anything is asked for beside what every selection loads."""
-        known = self.own_inputs.union({"sample_ids", "seed"}, self.option_defaults)
-        return bool(set(self.names) - known)
+        return bool(set(self.names) - _ALWAYS_LOADED.union(self.option_defaults))
+
+    def given_options(self, values: Mapping[str, str]) -> list[GivenOption]:
+        """The options that the strategy uses, which were given and are not the defaults."""
+        given = super().given_options(values)
+        if "survivor_distances" in self.names and self.embedding_option:
+            name = self.embedding_option
+            given.append(GivenOption("--embedding", name, name))
+        return given
 
     @functools.cached_property
     def sample_names(self) -> list[str]:
@@ -174,40 +192,63 @@ class StrategyInputs(CorpusInputs):
         """Which samples have all inputs, bool [n], and these, in the order of the ids, [u, …]."""
         usable_ids = sample_ids[is_usable]
         has_inputs = np.zeros(len(sample_ids), bool)
-        columns: dict[str, np.ndarray] = {}
-        num_filled = 0
         distance = self.distance if self.uses_vectors else "cosine"
-        for shard in self.shards():
-            bounds = [shard.sample_ids[0], shard.sample_ids[-1] + 1]
-            first, last = np.searchsorted(usable_ids, bounds)
-            if first == last:
-                continue
-            is_wanted = shard.is_included & np.isin(shard.sample_ids, usable_ids[first:last])
-            _, block = load_block(shard._replace(is_included=is_wanted), self.names, distance)
-            has_inputs[np.searchsorted(sample_ids, block.sample_ids)] = True
-            target = slice(num_filled, num_filled + len(block.sample_ids))
-            num_filled = target.stop
-            for name in self.sample_names:
-                read = SHARD_INPUTS.get(name, lambda block, name=name: block.column(name))
-                values = read(block)
-                if name not in columns:
-                    columns[name] = _make_column(folder / name, len(usable_ids), values)
-                columns[name][target] = values
-        return has_inputs, {name: column[:num_filled] for name, column in columns.items()}
+        with contextlib.ExitStack() as stack:
+            columns = {
+                name: stack.enter_context(_Column(folder / f"{name}.raw"))
+                for name in self.sample_names
+            }
+            for shard in self.shards():
+                bounds = [shard.sample_ids[0], shard.sample_ids[-1] + 1]
+                first, last = np.searchsorted(usable_ids, bounds)
+                if first == last:
+                    continue
+                is_wanted = shard.is_included & np.isin(shard.sample_ids, usable_ids[first:last])
+                _, block = load_block(shard._replace(is_included=is_wanted), self.names, distance)
+                has_inputs[np.searchsorted(sample_ids, block.sample_ids)] = True
+                for name, column in columns.items():
+                    read = SHARD_INPUTS.get(name)
+                    column.append(read(block) if read else block.column(name))
+        return has_inputs, {name: column.load() for name, column in columns.items()}
 
 
 def _needs_scores(parameters: Mapping[str, inspect.Parameter]) -> bool:
     return "scores" in parameters and parameters["scores"].default is inspect.Parameter.empty
 
 
-def _make_column(path: Path, num_rows: int, example: np.ndarray) -> np.ndarray:
-    """An array for as many rows like the example's: in memory, or in a file if it is a matrix."""
-    shape = (num_rows, *example.shape[1:])
-    if len(shape) == 1:
-        return np.empty(shape, example.dtype)
-    return np.lib.format.open_memmap(
-        path.with_suffix(".npy"), mode="w+", dtype=example.dtype, shape=shape
-    )
+class _Column(contextlib.AbstractContextManager["_Column"]):
+    """An input that is put together shard by shard: in memory, or in a file if it has more axes.
+
+    The file is written, not mapped, until it is whole: a full disk is then an error, not a signal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._parts: list[np.ndarray] = []
+        self._num_rows = 0
+        self._row = np.empty(0)  # of which type and shape each is
+
+    def append(self, values: np.ndarray) -> None:
+        self._row = values[:0]
+        self._num_rows += len(values)
+        if values.ndim == 1:
+            self._parts.append(values)
+            return
+        if self._file is None:
+            self._file = self._path.open("wb")
+        self._file.write(np.ascontiguousarray(values).data)
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def load(self) -> np.ndarray:
+        """All values, [n, …], which a caller must not change."""
+        if self._file is None or not self._num_rows:
+            return np.concatenate([self._row, *self._parts])
+        shape = (self._num_rows, *self._row.shape[1:])
+        return np.memmap(self._path, self._row.dtype, mode="r", shape=shape)
 
 
 @dataclass
