@@ -1,5 +1,6 @@
 """Strategies within `select`: what they are given, what the options mean for them, what is said."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -328,3 +329,22 @@ def test_neighbours_of_many_rows_are_looked_for_in_clusters_nearby(tmp_path, mon
     workers = search_neighbours(vectors, 5, tmp_path, distance=distance, resources=Resources(2))
     assert (workers.indices == found.indices).all()
     assert list(tmp_path.glob("rows-*[!z]")) == []
+
+
+def test_the_strategies_of_the_page_on_strategies_can_be_used(world, register):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "strategies.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    definitions, _, call = code.rpartition("\n\n\n")
+    assert call.startswith("curate.select(")
+    exec(compile(definitions, "strategies.md", "exec"), {"__name__": "page"})
+    typical = select(world, keep=0.3, strategy="typical")
+    assert count_by_label(world, typical)["1"] >= 5  # the quota of half of an equal share
+    even = select(world, keep=0.3, strategy="even", options={"least": "2"})
+    sizes = rows(
+        world,
+        "select count(*) from members join assignments using (sample_id) where selection = ? "
+        "group by cluster_id",
+        even,
+    )
+    assert sum(count for (count,) in sizes) == 27
+    assert len(sizes) == 6
