@@ -41,10 +41,10 @@ def coverage(
     is_dropped = np.zeros(num_samples, bool)
     is_dropped[np.lexsort((random, -scores))[:num_dropped]] = True
     remaining = scores[~is_dropped]
-    lowest, highest = float(remaining.min()), float(remaining.max())
+    least_score, largest_score = float(remaining.min()), float(remaining.max())
     groups = np.full(num_samples, strata)  # the last group is what was dropped
-    width = (highest - lowest) / strata or 1.0
-    groups[~is_dropped] = np.minimum((remaining - lowest) / width, strata - 1).astype(np.int64)
+    width = (largest_score - least_score) / strata or 1.0
+    groups[~is_dropped] = np.minimum((remaining - least_score) / width, strata - 1).astype(np.int64)
     sizes = np.bincount(groups, minlength=strata + 1)
     budgets = stratum_budgets(num_kept, sizes[:strata])
     if budgets.sum() < num_kept:

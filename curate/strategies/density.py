@@ -37,9 +37,9 @@ def density(
     complexity = spread[is_used] * centroid_separation(centroids[is_used], distance)
     least = np.full(int(is_used.sum()), int(is_used.sum() <= num_kept))
     shares = cluster_shares(complexity, temperature)
-    wanted = fit_sizes(shares, num_kept, least, sizes[is_used])
+    target_sizes = fit_sizes(shares, num_kept, least, sizes[is_used])
     quotas = np.zeros(num_clusters, np.int64)
-    quotas[is_used] = round_to_total(wanted, num_kept)
+    quotas[is_used] = round_to_total(target_sizes, num_kept)
     return Quotas(quotas, clusters, distances if scores is None else scores)
 
 
@@ -55,15 +55,15 @@ def fit_sizes(shares: np.ndarray, total: int, least: np.ndarray, most: np.ndarra
     They minimise ½‖x − p·N‖² under Σx = N and least ≤ x ≤ most. By the conditions of Karush, Kuhn
     and Tucker x = clip(p·N + λ, least, most), with λ by bisection.
     """
-    wanted = shares * total
-    low, high = float((least - wanted).min()), float((most - wanted).max())
+    target_sizes = shares * total
+    low, high = float((least - target_sizes).min()), float((most - target_sizes).max())
     for _ in range(200):
         middle = (low + high) / 2
-        if np.clip(wanted + middle, least, most).sum() < total:
+        if np.clip(target_sizes + middle, least, most).sum() < total:
             low = middle
         else:
             high = middle
-    return np.asarray(np.clip(wanted + high, least, most))
+    return np.asarray(np.clip(target_sizes + high, least, most))
 
 
 def centroid_separation(centroids: np.ndarray, distance: str) -> np.ndarray:

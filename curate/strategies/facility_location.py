@@ -99,8 +99,8 @@ def _sparse_columns(vectors: np.ndarray, neighbours: Neighbours) -> tuple[_Colum
         indices = neighbours.indices[block]
         near = _center(vectors[indices.reshape(-1)]).reshape(*indices.shape, -1)
         values[block, :-1] = np.square(np.einsum("nd,nkd->nk", _center(vectors[block]), near))
-    own = np.arange(num_samples, dtype=np.int32)[:, None]
-    indices = np.concatenate([neighbours.indices, own], axis=1)
+    own_indices = np.arange(num_samples, dtype=np.int32)[:, None]
+    indices = np.concatenate([neighbours.indices, own_indices], axis=1)
     starts = np.arange(num_samples + 1, dtype=np.int64) * (width + 1)
     shape = (num_samples, num_samples)
     columns = csr_array((values.reshape(-1), indices.reshape(-1), starts), shape).tocsc()

@@ -131,7 +131,7 @@ class CorpusInputs:
     def given_options(self, values: Mapping[str, str]) -> list[GivenOption]:
         """The options that the function uses, which were given and are not the defaults."""
         defaults = self.option_defaults
-        given = [
+        options = [
             GivenOption("--option", f"{name}={value}", f"{name}={value}")
             for name, value in self.parse_options(values).items()
             if value != defaults[name]
@@ -144,14 +144,14 @@ class CorpusInputs:
             ("--probe", self.probe_option, self.uses_probe),
             ("--distance", distance, has_own_distance),
         ]
-        given += [
+        options += [
             GivenOption(flag, value, value) for flag, value, is_used in sources if value and is_used
         ]
         if self.seed and "seed" in self.names:
-            given.append(GivenOption("--seed", str(self.seed), f"seed{self.seed}"))
+            options.append(GivenOption("--seed", str(self.seed), f"seed{self.seed}"))
         if self.within_option:
-            given.append(GivenOption("--within", self.within_option, f"in-{self.within_option}"))
-        return given
+            options.append(GivenOption("--within", self.within_option, f"in-{self.within_option}"))
+        return options
 
     @functools.cached_property
     def columns(self) -> dict[str, ColumnRecord]:
@@ -523,10 +523,12 @@ def list_options(
     }
 
 
-def check_options(given: Iterable[str], accepted: Iterable[str], there_are_none: str) -> None:
+def check_options(
+    option_names: Iterable[str], accepted: Iterable[str], there_are_none: str
+) -> None:
     """OptionError for an option that the function, or functions, do not have."""
     available = sorted(accepted)
-    for option in given:
+    for option in option_names:
         if option not in available:
             reason = f"there are: {', '.join(available)}" if available else there_are_none
             raise OptionError(f"--option {option}: no such option; {reason}")

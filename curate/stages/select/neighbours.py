@@ -78,10 +78,10 @@ def find_neighbours(
     distances = np.empty((num_rows, count), np.float32)
     with progress_bar("neighbours", num_rows) as advance:
         outcomes = engine.map_or_raise(task, range(len(bounds) - 1), resources, advance=advance)
-        for cluster, found in outcomes:
+        for cluster, neighbours in outcomes:
             rows = order[bounds[cluster] : bounds[cluster + 1]]
-            indices[rows] = order[found.indices]
-            distances[rows] = found.distances
+            indices[rows] = order[neighbours.indices]
+            distances[rows] = neighbours.distances
     path.unlink()
     return Neighbours(indices, distances)
 
@@ -94,8 +94,8 @@ def _divide(vectors: np.ndarray, distance: str, seed: int) -> tuple[np.ndarray, 
     k = auto_k(num_rows)
     generator = np.random.default_rng(seed)
     count = min(num_rows, max(_FIT_ROWS_PER_CENTROID * k, 1 << 14))
-    drawn = np.sort(generator.choice(num_rows, count, replace=False))
-    centroids = fit_centroids(vectors[drawn], k, distance, _FIT_ITERATIONS, seed)
+    fit_rows = np.sort(generator.choice(num_rows, count, replace=False))
+    centroids = fit_centroids(vectors[fit_rows], k, distance, _FIT_ITERATIONS, seed)
     clusters = np.empty(num_rows, np.int32)
     for start in range(0, num_rows, _BLOCK_ROWS):
         rows = slice(start, start + _BLOCK_ROWS)
@@ -120,6 +120,6 @@ def _near_clusters(centroids: np.ndarray, sizes: np.ndarray, count: int) -> np.n
         num_near = min(max(enough, _NEAR_CLUSTERS), num_clusters)
         near.append(order[:num_near].copy())
     table = np.full((num_clusters, max(map(len, near))), -1)
-    for row, found in zip(table, near, strict=True):
-        row[: len(found)] = found
+    for row, near_clusters in zip(table, near, strict=True):
+        row[: len(near_clusters)] = near_clusters
     return table

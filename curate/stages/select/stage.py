@@ -330,13 +330,13 @@ def select(
         "seed": seed,
     }
     # Seed and selection have words of their own.
-    given = [
+    option_labels = [
         option.label
         for option in inputs.given_options(options or {})
         if option.flag not in ("--seed", "--within")
     ]
     name = sets.check_name(
-        name or _default_name(settings, within, unscored, default_balance, given)
+        name or _default_name(settings, within, unscored, default_balance, option_labels)
     )
     settings |= _resolve_settings(catalog, settings, within)
     all_candidates = settings["where_sql"]
@@ -477,7 +477,7 @@ def _default_name(
     within: str | None,
     unscored: str,
     default_balance: float,
-    given: list[str],
+    option_labels: list[str],
 ) -> str:
     """Scoring, strategy, keep, and every option that is not the default: no two share a name."""
     where = settings["where_sql"]
@@ -486,7 +486,7 @@ def _default_name(
         settings["strategy"],
         f"{settings['keep']:.10g}",
         settings["scope"] if settings["scope"] != "global" else None,
-        *given,
+        *option_labels,
         f"balance{settings['balance']:.10g}" if settings["balance"] != default_balance else None,
         f"by_{settings['balance_by']}" if settings["balance_by"] else None,
         settings["balance_base"] if settings["balance_base"] != "proportional" else None,

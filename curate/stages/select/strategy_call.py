@@ -73,8 +73,8 @@ def choose(
             ids = sample_ids[members]
             is_kept[members[_choose_by(strategy, answer, ids, num_kept, seed)]] = True
     missing = total - int(is_kept.sum())
-    drawn = top_k(np.full(len(sample_ids), np.nan), sample_ids, missing, seed, exclude=is_kept)
-    return np.asarray(is_kept | drawn)
+    is_drawn = top_k(np.full(len(sample_ids), np.nan), sample_ids, missing, seed, exclude=is_kept)
+    return np.asarray(is_kept | is_drawn)
 
 
 def _choose_by(

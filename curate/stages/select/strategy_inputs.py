@@ -27,7 +27,7 @@ from curate.stages.select.survivors import load_survivor_distances, score_surviv
 from curate.strategies import Neighbours, strategies
 
 
-class _Part(NamedTuple):
+class _CandidateSubset(NamedTuple):
     """Some of the candidates, as indices or a slice, and how many of them are to be kept."""
 
     candidates: "CandidateInputs"
@@ -54,11 +54,11 @@ class _Part(NamedTuple):
 
 
 # What only strategies may ask for, by the parameter's name, beside `scores` and `groups`.
-PART_INPUTS: dict[str, Callable[[_Part], Any]] = {
-    "num_kept": lambda part: part.num_kept,
-    "find_neighbours": lambda part: part.find_neighbours,
-    "find_clusters": lambda part: part.find_clusters,
-    "survivor_distances": lambda part: part.candidates.survivor_distances[part.rows],
+PART_INPUTS: dict[str, Callable[[_CandidateSubset], Any]] = {
+    "num_kept": lambda subset: subset.num_kept,
+    "find_neighbours": lambda subset: subset.find_neighbours,
+    "find_clusters": lambda subset: subset.find_clusters,
+    "survivor_distances": lambda subset: subset.candidates.survivor_distances[subset.rows],
 }
 # What comes with the candidates themselves, or from the tables of others.
 _ALWAYS_LOADED = frozenset(
@@ -119,11 +119,11 @@ class StrategyInputs(CorpusInputs):
 
     def given_options(self, values: Mapping[str, str]) -> list[GivenOption]:
         """The options that the strategy uses, which were given and are not the defaults."""
-        given = super().given_options(values)
+        options = super().given_options(values)
         if "survivor_distances" in self.names and self.embedding_option:
             name = self.embedding_option
-            given.append(GivenOption("--embedding", name, name))
-        return given
+            options.append(GivenOption("--embedding", name, name))
+        return options
 
     @functools.cached_property
     def sample_names(self) -> list[str]:
@@ -276,7 +276,7 @@ class CandidateInputs:
 
     def arguments(self, rows: Any, num_kept: int) -> dict[str, Any]:
         """The strategy's arguments for some of the candidates, by indices or a slice."""
-        part = _Part(self, rows, num_kept)
+        subset = _CandidateSubset(self, rows, num_kept)
         arguments: dict[str, Any] = {}
         for name in self.inputs.parameters:
             if name in self.columns:
@@ -284,5 +284,5 @@ class CandidateInputs:
             elif name in self.corpus:
                 arguments[name] = self.corpus[name]
             elif name in PART_INPUTS:
-                arguments[name] = PART_INPUTS[name](part)
+                arguments[name] = PART_INPUTS[name](subset)
         return arguments | self.inputs.options

@@ -39,8 +39,12 @@ class FindNeighbours:
         bounds, near = tables["bounds"], tables["near_clusters"][cluster]
         near = np.sort(near[near >= 0])
         start, stop = bounds[cluster], bounds[cluster + 1]
-        candidates = np.concatenate([self._read(bounds[one], bounds[one + 1]) for one in near])
-        positions = np.concatenate([np.arange(bounds[one], bounds[one + 1]) for one in near])
+        candidates = np.concatenate(
+            [self._read(bounds[cluster_id], bounds[cluster_id + 1]) for cluster_id in near]
+        )
+        positions = np.concatenate(
+            [np.arange(bounds[cluster_id], bounds[cluster_id + 1]) for cluster_id in near]
+        )
         first = int(np.searchsorted(positions, start))
         indices = np.empty((stop - start, self.count), np.int32)
         distances = np.empty((stop - start, self.count), np.float32)
@@ -48,17 +52,17 @@ class FindNeighbours:
         for block_start in range(0, stop - start, step):
             block = slice(block_start, min(block_start + step, stop - start))
             rows = candidates[first + block.start : first + block.stop]
-            _, found = faiss.knn(rows, candidates, self.count + 1)
+            _, nearest = faiss.knn(rows, candidates, self.count + 1)
             # Of several equal rows, a row itself need not be among the nearest.
-            own = first + np.arange(block.start, block.stop)[:, None]
-            order = np.argsort(found == own, axis=1, kind="stable")
-            found = np.take_along_axis(found, order, axis=1)[:, : self.count]
+            own_positions = first + np.arange(block.start, block.stop)[:, None]
+            order = np.argsort(nearest == own_positions, axis=1, kind="stable")
+            nearest = np.take_along_axis(nearest, order, axis=1)[:, : self.count]
             # faiss has them from ‖x‖² − 2x·y + ‖y‖², which loses the digits of short distances.
             repeated = np.repeat(rows, self.count, axis=0)
-            targets = found.reshape(-1)
+            targets = nearest.reshape(-1)
             exact = rowwise_distance(repeated, candidates, self.distance, targets)
-            indices[block] = positions[found]
-            distances[block] = exact.reshape(found.shape)
+            indices[block] = positions[nearest]
+            distances[block] = exact.reshape(nearest.shape)
         report_progress(stop - start)
         return Neighbours(indices, distances)
 
