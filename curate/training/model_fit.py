@@ -3,15 +3,17 @@
 It knows arrays only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from curate.distances import l2_normalize
 from curate.execution.reporting import report_progress
 from curate.models import Model
 from curate.training import loop, ridge
+from curate.training.gradients import GradientProjection
 from curate.training.inputs import TrainingInputs
 
 
@@ -27,6 +29,7 @@ class FitRequest(NamedTuple):
     device: str
     on_all_rows: bool  # every model is trained on all labelled samples
     has_test: bool
+    gradient_size: int | None = None  # numbers that projections of last layers' gradients keep
 
 
 class FittedModels(NamedTuple):
@@ -63,22 +66,45 @@ def _train(request: FitRequest) -> FittedModels:
             torch.cat(list(batches), dim=1).transpose(0, 1).cpu().numpy() for batches in outputs
         ]
 
+    def project_gradients(
+        logits: np.ndarray, features: np.ndarray, labels: np.ndarray
+    ) -> Iterator[np.ndarray]:
+        """The projected gradients by each model, float32 [n, k]."""
+        shape = (logits.shape[2], features.shape[2], request.gradient_size or 0)
+        for index, seed in enumerate(seeds):
+            yield GradientProjection(seed, *shape)(logits[:, index], features[:, index], labels)
+
     def predict_rows(rows: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         logits, features = predict(data, rows)
         correct = logits.argmax(2) == labels[rows, None]
         if history is None:
             return correct, {}
+        columns = {}
+        if request.gradient_size:
+            # Of length 1, because half precision has no numbers for the errors of sure models.
+            gradients = map(l2_normalize, project_gradients(logits, features, labels[rows]))
+            columns["gradient_features"] = np.stack(
+                [rows.astype(np.float16) for rows in gradients], axis=1
+            )
         return correct, {
             "probabilities": softmax(logits).astype(np.float16),
             "feature_norms": np.linalg.norm(features, axis=2),
             "history": history.correct[:, rows].swapaxes(0, 1),
             "margins": history.margins[:, rows].T / request.epochs,
+            **columns,
         }
 
     def predict_test(inputs: TrainingInputs) -> dict[str, np.ndarray]:
         test_labels = inputs.labels
-        logits, _ = predict(inputs.data_for(model), slice(0, len(test_labels)))
-        return {"labels": test_labels, "correct": (logits.argmax(2) == test_labels[:, None]).T}
+        logits, features = predict(inputs.data_for(model), slice(0, len(test_labels)))
+        columns = {"labels": test_labels, "correct": (logits.argmax(2) == test_labels[:, None]).T}
+        if request.gradient_size:
+            is_labelled = test_labels >= 0
+            gradients = project_gradients(
+                logits[is_labelled], features[is_labelled], test_labels[is_labelled]
+            )
+            columns["target_gradients"] = np.stack([rows.mean(axis=0) for rows in gradients])
+        return columns
 
     return FittedModels(predict_rows, predict_test)
 

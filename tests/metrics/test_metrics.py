@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from curate.distances import l2_normalize
 from curate.errors import OptionError
 from curate.metrics import influence, metrics
 
@@ -48,6 +49,95 @@ def test_forgetting_counts_what_was_never_learned_as_the_most():
     assert metrics["forgetting"](history, np.zeros(4, int)).tolist() == [1, 0, 5, 2]
     both = np.concatenate([history, history], axis=1)
     assert metrics["forgetting"](both, np.array([0, 0, 0, -1])).tolist()[:3] == [2, 0, 10]
+
+
+def test_what_is_right_at_the_first_exposure_and_ever_after_is_the_easiest():
+    history = bits("01101", "11111", "00000", "10101")[:, None]
+    assert metrics["first_exposure"](history, np.zeros(4, int)).tolist() == [1, 0, 1, 1]
+    both = np.concatenate([history, history[::-1]], axis=1)
+    scores = metrics["first_exposure"](both, np.array([0, 0, 0, -1]))
+    assert scores.tolist()[:3] == [1, 0.5, 0.5]
+    assert np.isnan(scores[3])
+
+
+def test_first_exposure_equals_a_walk_through_every_history():
+    history = np.random.default_rng(0).random((50, 4, 3)) < 0.8
+    expected = [
+        sum(not all(presentation for presentation in model) for model in sample) / 4
+        for sample in history.tolist()
+    ]
+    scores = metrics["first_exposure"](history, np.zeros(50, int))
+    np.testing.assert_allclose(scores, expected)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+@pytest.mark.parametrize("num_references", [12, 200])
+def test_density_is_the_distance_to_the_kth_nearest_other_sample(
+    distance, num_references, monkeypatch
+):
+    """The same as sorting all distances, whatever the tiles."""
+    generator = np.random.default_rng(0)
+    vectors = generator.standard_normal((200, 8)).astype(np.float32)
+    vectors[1] = vectors[0] * (1 + 1e-7)  # a copy
+    if distance == "cosine":
+        vectors = l2_normalize(vectors)
+    sample_ids = np.arange(200) * 3 + 5
+    chosen = np.sort(generator.choice(200, num_references, replace=False))
+    references, reference_ids = vectors[chosen], sample_ids[chosen]
+    exact = vectors.astype(np.float64)
+    expected = []
+    for row in range(200):
+        others = exact[chosen[chosen != row]]
+        lengths = np.linalg.norm(others - exact[row], axis=1)
+        expected.append(np.sort(lengths**2 / 2 if distance == "cosine" else lengths)[4])
+    for tile_bytes in (1, 1 << 12, 1 << 26):
+        monkeypatch.setattr("curate.metrics.density.TILE_BYTES", tile_bytes)
+        scores = metrics["density"](
+            vectors, sample_ids, references, reference_ids, distance, neighbours=5
+        )
+        np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+def test_copies_have_no_distance_and_more_neighbours_than_samples_are_refused():
+    vectors = l2_normalize(np.array([[1, 2], [1, 2], [1, 2], [2, -1]], np.float32))
+    sample_ids = np.arange(4)
+    density = metrics["density"]
+    scores = density(vectors, sample_ids, vectors, sample_ids, "cosine", neighbours=2)
+    np.testing.assert_allclose(scores, [0, 0, 0, 1], atol=1e-7)
+    for neighbours in (0, 4):
+        with pytest.raises(OptionError, match=f"neighbours={neighbours}: give 1 to 3"):
+            density(vectors, sample_ids, vectors, sample_ids, "cosine", neighbours=neighbours)
+
+
+def test_the_clip_score_is_the_cosine_of_image_and_caption():
+    images, captions = np.array([[3, 4], [1, 0], [1, 0]]), np.array([[4, 3], [-2, 0], [0, 0.5]])
+    scores = metrics["clip_score"](images.astype(np.float32), captions.astype(np.float32))
+    np.testing.assert_allclose(scores, [0.96, -1, 0], atol=1e-7)
+    captions[1] = np.nan
+    scores = metrics["clip_score"](images.astype(np.float32), captions)
+    assert np.isnan(scores).tolist() == [False, True, False]
+
+
+def test_target_similarity_is_the_largest_cosine_with_the_target():
+    vectors = np.array([[3, 4], [-1, 0], [0, 2]], np.float32)
+    targets = np.array([[4, 3], [0, 1]], np.float32)
+    scores = metrics["target_similarity"](vectors, targets)
+    np.testing.assert_allclose(scores, [0.96, 0, 1], atol=1e-7)
+    generator = np.random.default_rng(1)
+    vectors, targets = generator.standard_normal((2, 60, 8)).astype(np.float32)
+    expected = [
+        max(row @ target / np.linalg.norm(row) / np.linalg.norm(target) for target in targets)
+        for row in vectors.astype(np.float64)
+    ]
+    np.testing.assert_allclose(metrics["target_similarity"](vectors, targets), expected, atol=1e-6)
+
+
+def test_gradient_similarity_is_the_mean_cosine_with_the_models_target_gradients():
+    features = np.array([[[3, 4], [1, 0]], [[0, 0], [0, 1]], [[1, 1], [1, 1]]], np.float16)
+    targets = np.array([[4, 3], [0, 2]], np.float32)
+    scores = metrics["gradient_similarity"](features, targets, np.array([0, 1, -1]))
+    np.testing.assert_allclose(scores[:2], [(0.96 + 0) / 2, (0 + 1) / 2])
+    assert np.isnan(scores[2])
 
 
 # Samples × models.

@@ -48,6 +48,18 @@ def _check_models(arguments: Mapping[str, Any]) -> None:
         raise OptionError("--folds and --fraction are two ways to leave samples out: give one")
     if (arguments["folds"] or 1) * (arguments["count"] or 1) > _MODELS_PER_SEED:
         raise OptionError(f"--folds times --count: at most {_MODELS_PER_SEED:,} models of a kind")
+    if arguments["gradients"]:
+        _check_gradients(arguments, specs)
+
+
+def _check_gradients(arguments: Mapping[str, Any], specs: list[str]) -> None:
+    if not arguments["test"]:
+        raise OptionError("--gradients are compared with those of a target set: give its --test")
+    if arguments["fraction"] < 1 or arguments["folds"]:
+        raise OptionError("--gradients are of models of all samples: leave out --fraction, --folds")
+    closed_form = next((spec for spec in specs if make_model(spec).build is None), None)
+    if closed_form:
+        raise OptionError(f"--gradients: {closed_form} is solved in closed form; name other models")
 
 
 @verb(check=_check_models)
@@ -83,6 +95,15 @@ def probe(
             minimum=2,
         ),
     ] = None,
+    gradients: Annotated[
+        int | None,
+        Option(
+            "Keep random projections of each sample's gradient, of so many numbers by model; for "
+            "gradient_similarity to the samples of --test.",
+            minimum=1,
+            maximum=1 << 16,
+        ),
+    ] = None,
     within: Within = None,
     test: TestShards = None,
     embedding: EmbeddingName = None,
@@ -94,7 +115,7 @@ def probe(
 
     Models are heads on an embedding (linear, mlp, ridge) or read the images (conv, resnet18,
     timm:NAME). With `folds`, every sample is judged by models that were not trained on it.
-    Influence is measured on the samples of the shards `test`. `within` names a selection that is
+    Influence, and the similarity of gradients, is measured on the samples of the shards `test`. `within` names a selection that is
     all of the corpus for this probe: other samples get no score from it. Parts that are finished
     when a run is killed are kept. Returns the probe's name, by default the model's with those of
     `fraction`, `folds`, `epochs` and `within` that were given.
@@ -103,7 +124,7 @@ def probe(
     device, gpus = engine.current_engine().find_devices(device)
     catalog = Catalog(catalog)
     parent = catalog.require(EmbeddingRecord, embedding)
-    name = sets.check_name(name or default_name(specs, fraction, folds, epochs, within))
+    name = sets.check_name(name or default_name(specs, fraction, folds, epochs, within, gradients))
     test_set = _embed_test_set(catalog, parent, test) if test else None
     if epochs is None:
         epochs = _max_epochs(catalog, parent.embedding, specs, fraction, folds, within)
@@ -116,10 +137,12 @@ def probe(
         test_set.urls if test_set else [],
         within,
         folds,
+        gradients,
     )
     settings = {"embedding": parent.embedding, **plan._asdict()}
-    if not folds:  # probes that were made before there were folds stay what they are
-        del settings["folds"]
+    for option in ("folds", "gradients"):  # probes from before there were these stay what they are
+        if not settings[option]:
+            del settings[option]
     content = [catalog.embedding_fingerprint(parent.embedding)]
     parents = [parent.run_id]
     if test_set:
@@ -192,6 +215,7 @@ class ProbePlan(NamedTuple):
     test: list[str]
     within: str | None
     folds: int | None
+    gradients: int | None
 
 
 class _TrainingResult(NamedTuple):
@@ -202,7 +226,12 @@ class _TrainingResult(NamedTuple):
 
 
 def default_name(
-    specs: list[str], fraction: float, folds: int | None, epochs: int | None, within: str | None
+    specs: list[str],
+    fraction: float,
+    folds: int | None,
+    epochs: int | None,
+    within: str | None,
+    gradients: int | None,
 ) -> str:
     """The model's name, or diverse for several; what it is trained on, and how long if given."""
     words = [
@@ -210,6 +239,7 @@ def default_name(
         f"{fraction:g}" if fraction < 1 else None,
         f"folds{folds}" if folds else None,
         f"epochs{epochs}" if epochs else None,
+        f"gradients{gradients}" if gradients else None,
         f"in-{within}" if within else None,
     ]
     return "-".join(filter(None, words))
@@ -362,6 +392,7 @@ def _train(
             plan.epochs,
             device,
             out,
+            plan.gradients,
         )
         parts = _list_parts(plan)
         passes = sum(

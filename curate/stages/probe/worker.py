@@ -52,6 +52,7 @@ class TrainPart:
     epochs: int
     device: str
     out: Path
+    gradient_size: int | None = None
 
     def __call__(self, part: ProbePart) -> list[ModelSummary]:
         if not (self.out / part.name).is_dir():
@@ -100,6 +101,7 @@ class TrainPart:
             self.device,
             on_all_rows=on_all_rows,
             has_test=self.test is not None,
+            gradient_size=self.gradient_size,
         )
         started = time.monotonic()
         fitted = fit_models(request)
