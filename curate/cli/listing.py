@@ -1,6 +1,8 @@
 """`curate list`: the names that options take, and the sets of a catalog."""
 
 import importlib
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,11 +48,18 @@ def print_list(
     """
     if subject in _REGISTRIES:
         registry = getattr(importlib.import_module(f"curate.{subject}"), subject).load()
+        functions = sorted(registry.items())
         rows = [
             (name, (function.__doc__ or "").strip().split("\n", 1)[0])
-            for name, function in sorted(registry.items())
+            for name, function in functions
         ]
-        print_table(["name", "what it is"], rows)
+        if subject == "metrics":
+            rows = [
+                (*row, *_describe_metric(function))
+                for row, (_, function) in zip(rows, functions, strict=True)
+            ]
+        columns = ["name", "what it is", "needs", "options"][: len(rows[0])]
+        print_table(columns, rows)
     elif subject in _SHIPPED:
         folder, suffix, prefix = _SHIPPED[subject]
         names = list_names(folder, suffix)
@@ -58,6 +67,15 @@ def print_list(
         print_table(["name", "what it is"], list(zip(names, descriptions, strict=True)))
     else:
         _print_catalog_rows(catalog, subject)
+
+
+def _describe_metric(function: Callable[..., Any]) -> tuple[str, str]:
+    """What a metric needs, and its options with their defaults."""
+    from curate.stages.inputs.corpus import describe_needs, list_options
+
+    parameters = inspect.signature(function).parameters
+    options = [f"{name}={value}" for name, value in list_options(parameters).items()]
+    return describe_needs(parameters), ", ".join(options)
 
 
 def _print_catalog_rows(path: str | Path, subject: str) -> None:

@@ -1,27 +1,13 @@
 """Duplicates across two catalogs, such as training and test data: leakage."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from curate.catalog.catalog import Catalog
-from curate.catalog.records import EmbeddingRecord
-from curate.errors import CurateError
 from curate.stages.dedup.exact import ExactMatches
 from curate.stages.dedup.neighbours import VectorSets
-from curate.stages.training_data import embed_test_set
 
 LADDER = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-
-
-class OtherCatalog(NamedTuple):
-    """The catalog to compare with, the embedding in it, and the samples: sorted ids int64 [n]."""
-
-    catalog: Catalog
-    embedding: str
-    sample_ids: np.ndarray
-    name: str
 
 
 class Matches(NamedTuple):
@@ -32,45 +18,6 @@ class Matches(NamedTuple):
     other_ids: np.ndarray
     kinds: np.ndarray
     similarities: np.ndarray
-
-
-def open_other(catalog: Catalog, parent: EmbeddingRecord, against: list[str] | str) -> OtherCatalog:
-    """The catalog in a folder, or shards, which are embedded into a catalog inside this one.
-
-    CurateError where the other catalog has no embedding by the same weights and preprocessing.
-    """
-    patterns = [against] if isinstance(against, str) else against
-    if len(patterns) == 1 and (Path(patterns[0]).expanduser() / "catalog.duckdb").is_file():
-        other = Catalog(Path(patterns[0]).expanduser())
-        if other.path == catalog.path:
-            raise CurateError("--against: it is this catalog itself; leave it out")
-        embedding = _find_same_embedding(other, parent)
-        urls = None
-    else:
-        extra = embed_test_set(catalog, parent, patterns)
-        other, embedding, urls = extra.catalog, parent.embedding, extra.urls
-    with other.reading() as connection:
-        columns = connection.execute(
-            "select sample_id from samples join shards using (shard_id) "
-            "where $1::text[] is null or url in (select unnest($1::text[])) order by 1",
-            [urls],
-        ).fetchnumpy()
-    sample_ids = np.asarray(columns["sample_id"], np.int64)
-    if not len(sample_ids):
-        raise CurateError(f"--against: no sample of '{other.path}' could be embedded")
-    return OtherCatalog(other, embedding, sample_ids, ", ".join(patterns))
-
-
-def _find_same_embedding(other: Catalog, parent: EmbeddingRecord) -> str:
-    for name in other.list_names(EmbeddingRecord):
-        record = other.require(EmbeddingRecord, name)
-        same = record.weights_sha256, record.preprocessing
-        if same == (parent.weights_sha256, parent.preprocessing):
-            return name
-    raise CurateError(
-        f"--against: '{other.path}' has no embedding like '{parent.embedding}': embed it by "
-        f"`curate embed -c {other.path} --encoder {parent.encoder}`, or name its shards"
-    )
 
 
 def merge_matches(exact: ExactMatches, near: Matches | None) -> Matches:

@@ -25,11 +25,9 @@ from curate.package_data import read_sql
 from curate.progress import log
 from curate.stages.dedup.against import (
     Matches,
-    OtherCatalog,
     count_by_eps,
     find_near_matches,
     merge_matches,
-    open_other,
 )
 from curate.stages.dedup.exact import (
     add_missing_checksums,
@@ -49,6 +47,7 @@ from curate.stages.dedup.near import (
 from curate.stages.dedup.neighbours import VectorFiles, VectorSets
 from curate.stages.dedup.picture import MAX_IMAGES, MAX_ROWS, CaptionedImage, draw_groups
 from curate.stages.gallery import ImageLocation
+from curate.stages.other_catalog import OtherCatalog, open_other
 from curate.stages.staleness import dedup_checksum, warn_if_stale
 from curate.storage import files as storage
 from curate.storage.checksums import Checksum
@@ -164,7 +163,7 @@ def dedup(
     if add_checksums:
         add_missing_checksums(catalog, resources)
     check_has_checksums(catalog, is_required=exact)
-    other = open_other(catalog, parent, against) if against and parent else None
+    other = open_other(catalog, parent, against, "--against") if against and parent else None
     if other:
         if add_checksums:
             add_missing_checksums(other.catalog, resources)

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class ShardSamples(NamedTuple):
     vector_file: str | None
     probe_files: tuple[Path, ...] = ()  # one for each part of the probe
     columns: tuple[tuple[str, np.ndarray], ...] = ()  # of samples, by the name of the parameter
+    caption_file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class SampleBlock:
     parts: dict[Path, dict[str, np.ndarray]]
     half: int | None = None
     columns: tuple[tuple[str, np.ndarray], ...] = ()
+    caption_vectors: np.ndarray | None = None
 
     def __getitem__(self, rows: slice) -> "SampleBlock":
         parts = {
@@ -59,6 +61,7 @@ class SampleBlock:
             vectors=self.vectors[rows],
             parts=parts,
             columns=tuple((name, values[rows]) for name, values in self.columns),
+            caption_vectors=None if self.caption_vectors is None else self.caption_vectors[rows],
         )
 
     def column(self, name: str) -> np.ndarray:
@@ -115,6 +118,12 @@ class SampleBlock:
         was_trained_on = self.model_column("was_trained_on")
         return influence_of_subsets(was_trained_on, self._select_half(test_correct.T).T)
 
+    def target_gradients(self) -> np.ndarray:
+        """The mean projected gradient of the probe's test samples by each model, float32 [m, k]."""
+        tests = [_load_test_outputs(path.parent) for path in self.parts]
+        gradients = np.concatenate([test["target_gradients"] for test in tests])
+        return self._select_half(gradients.T).T
+
     def _select_half(self, array: np.ndarray) -> np.ndarray:
         return array if self.half is None else array[:, self.half :: 2]
 
@@ -126,8 +135,9 @@ def _load_test_outputs(part: Path) -> dict[str, np.ndarray]:
 
 # What may be asked for of each sample, by the parameter's name. The table of what holds for the
 # whole corpus is corpus.CORPUS_INPUTS.
-SHARD_INPUTS: dict[str, Callable[[SampleBlock], np.ndarray]] = {
+SHARD_INPUTS: dict[str, Callable[[SampleBlock], Any]] = {
     "vectors": lambda block: block.vectors,
+    "caption_vectors": lambda block: block.caption_vectors,
     "labels": lambda block: block.labels,
     "sample_ids": lambda block: block.sample_ids,
     "clusters": lambda block: block.column("clusters"),
@@ -140,6 +150,8 @@ SHARD_INPUTS: dict[str, Callable[[SampleBlock], np.ndarray]] = {
     "feature_norms": lambda block: block.model_column("feature_norms"),
     "correct_by_architecture": SampleBlock.correct_by_architecture,
     "influence": SampleBlock.influence,
+    "gradient_features": lambda block: block.model_column("gradient_features"),
+    "target_gradients": SampleBlock.target_gradients,
 }
 # Which of them come from the assignments of a clustering.
 ASSIGNMENT_INPUTS = ("clusters", "distances")
@@ -153,6 +165,8 @@ PROBE_COLUMNS: dict[str, tuple[str, ...]] = {
     "feature_norms": ("feature_norms",),
     "correct_by_architecture": ("correct", "was_trained_on"),
     "influence": ("leave_one_out", "was_trained_on"),
+    "gradient_features": ("gradient_features",),
+    "target_gradients": (),
 }
 
 
@@ -171,6 +185,11 @@ def load_block(
             vector_ids, vectors = read_vectors(shard.vector_file)
         # Another embedding may have brought samples that this one lacks, and the reverse.
         is_scorable &= np.isin(shard.sample_ids, vector_ids)
+    caption_ids, captions = np.array([], np.int64), np.empty((0, 1), np.float32)
+    if "caption_vectors" in inputs:
+        if shard.caption_file:
+            caption_ids, captions = read_vectors(shard.caption_file)
+        is_scorable &= np.isin(shard.sample_ids, caption_ids)
     names = sorted({name for key in inputs for name in PROBE_COLUMNS.get(key, ())})
     outputs = {path: read_outputs(path, names) for path in shard.probe_files}
     if names:
@@ -187,7 +206,13 @@ def load_block(
         rows = np.empty((len(sample_ids), 0))
     labels = shard.labels[is_scorable]
     columns = tuple((name, values[is_scorable]) for name, values in shard.columns)
-    return is_scorable, SampleBlock(sample_ids, labels, rows, parts, columns=columns)
+    caption_vectors = None
+    if "caption_vectors" in inputs:
+        caption_vectors = captions[np.searchsorted(caption_ids, sample_ids)]
+    block = SampleBlock(
+        sample_ids, labels, rows, parts, columns=columns, caption_vectors=caption_vectors
+    )
+    return is_scorable, block
 
 
 class ClassSums(NamedTuple):

@@ -2,10 +2,11 @@
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,9 +24,13 @@ from curate.catalog.sql import quote_identifier
 from curate.distances import normalize_rows
 from curate.errors import CurateError, OptionError
 from curate.execution import engine
+from curate.execution.reporting import no_progress
 from curate.formats.centroids import load_centroids
 from curate.formats.probe_outputs import read_summary
-from curate.formats.sample_ids import shard_filename, shard_id_of
+from curate.formats.sample_ids import shard_filename, shard_id_of, shard_of
+from curate.formats.vectors import ShardVectors, sample_rows
+from curate.formatting import file_safe
+from curate.progress import log
 from curate.stages.inputs.blocks import (
     ASSIGNMENT_INPUTS,
     PROBE_COLUMNS,
@@ -33,7 +38,11 @@ from curate.stages.inputs.blocks import (
     ShardSamples,
     SumClasses,
 )
+from curate.stages.inputs.references import draw_references
 from curate.stages.staleness import warn_if_stale
+
+if TYPE_CHECKING:
+    from curate.stages.other_catalog import OtherCatalog
 
 SetWithin = TypeVar("SetWithin", ClusteringRecord, ProbeRecord)
 
@@ -41,7 +50,16 @@ DEFAULT_DISTANCE = "cosine"
 
 _SHARDS_PER_QUERY = 64
 _CLUSTERING_INPUTS = {"centroids", *ASSIGNMENT_INPUTS}
-_VECTOR_INPUTS = {"vectors", "class_means", "centroids"}
+_REFERENCE_INPUTS = {"reference_vectors", "reference_ids"}
+_VECTOR_INPUTS = {
+    "vectors",
+    "caption_vectors",
+    "class_means",
+    "centroids",
+    "target_vectors",
+    *_REFERENCE_INPUTS,
+}
+_GRADIENT_INPUTS = {"gradient_features", "target_gradients"}
 _TRAINING_INPUTS = {"history", "margins", "feature_norms"}  # of trained models, not of ridge
 
 
@@ -79,6 +97,7 @@ class CorpusInputs:
     distance_option: str | None
     seed: int
     within_option: str | None
+    target_option: list[str] | None = field(default=None, kw_only=True)
 
     own_inputs: ClassVar[frozenset[str]] = frozenset()  # of a subclass, beside those of the tables
 
@@ -94,6 +113,18 @@ class CorpusInputs:
     @property
     def uses_vectors(self) -> bool:
         return bool(_VECTOR_INPUTS & set(self.names))
+
+    @property
+    def uses_captions(self) -> bool:
+        return "caption_vectors" in self.names
+
+    @property
+    def uses_target(self) -> bool:
+        return "target_vectors" in self.names
+
+    @property
+    def uses_seed(self) -> bool:
+        return bool({"seed", *_REFERENCE_INPUTS} & set(self.names))
 
     @property
     def uses_probe(self) -> bool:
@@ -147,7 +178,12 @@ class CorpusInputs:
         options += [
             GivenOption(flag, value, value) for flag, value, is_used in sources if value and is_used
         ]
-        if self.seed and "seed" in self.names:
+        if self.uses_target:
+            # The first names the set; all of them are in the command.
+            for index, pattern in enumerate(self.target_option or []):
+                label = "" if index else file_safe(Path(pattern).stem)
+                options.append(GivenOption("--target", pattern, label))
+        if self.seed and self.uses_seed:
             options.append(GivenOption("--seed", str(self.seed), f"seed{self.seed}"))
         if self.within_option:
             options.append(GivenOption("--within", self.within_option, f"in-{self.within_option}"))
@@ -262,6 +298,8 @@ class CorpusInputs:
             return len(probe.models) > 1 and (has_folds or probe.fraction == 1)
         if has_folds:
             return False
+        if _GRADIENT_INPUTS & set(names):
+            return bool(self.catalog.run_arguments(probe.run_id).get("gradients"))
         if "was_trained_on" in names:
             return probe.fraction < 1
         if "influence" in names:
@@ -317,6 +355,61 @@ class CorpusInputs:
         means = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
         return normalize_rows(means, self.distance)
 
+    @functools.cached_property
+    def references(self) -> ShardVectors:
+        """Samples to compare all with: those that are looked at, or so many at random of these."""
+        shards = (
+            (shard.sample_ids[shard.is_included], shard.vector_file) for shard in self.shards()
+        )
+        return draw_references(shards, self.seed, self.distance)
+
+    @functools.cached_property
+    def target(self) -> "OtherCatalog":
+        """The target set, which is embedded if it is not yet. Raises CurateError."""
+        from curate.stages.other_catalog import open_other
+
+        if not self.target_option:
+            raise OptionError(
+                f"{self.asker} compares with a target set: name it with --target SHARDS|CATALOG"
+            )
+        parent = self.catalog.require(EmbeddingRecord, self.embedding)
+        return open_other(self.catalog, parent, self.target_option, "--target")
+
+    @functools.cached_property
+    def target_vectors(self) -> np.ndarray:
+        """The vectors of the target set, float32 [t, d], of length 1 for cosine."""
+        target = self.target
+        files = target.catalog.vector_files(target.embedding)
+        if target.urls is not None:
+            shard_ids = set(shard_of(target.sample_ids).tolist())
+            files = {file: count for file, count in files.items() if shard_id_of(file) in shard_ids}
+        return sample_rows(
+            files,
+            sum(files.values()),
+            self.seed,
+            no_progress,
+            lambda rows: normalize_rows(rows, self.distance),
+        )
+
+    def check_captions(self) -> None:
+        """Say how many samples have no caption. Raises CurateError where there are no vectors."""
+        num_captions = sum(self.catalog.caption_files(self.embedding).values())
+        num_samples = sum(self.catalog.vector_files(self.embedding).values())
+        if not num_captions:
+            parent = self.catalog.require(EmbeddingRecord, self.embedding)
+            if json.loads(parent.preprocessing).get("captions"):
+                raise CurateError(f"no sample of the embedding '{self.embedding}' has a caption")
+            raise CurateError(
+                f"the embedding '{self.embedding}' has no vectors of captions: make one with "
+                "`curate embed SHARDS --captions --name NAME`"
+            )
+        if num_captions < num_samples:
+            log.warning(
+                "%s of %s samples have no caption, and get no score",
+                f"{num_samples - num_captions:,}",
+                f"{num_samples:,}",
+            )
+
     def shards(self) -> Iterator[ShardSamples]:
         """Every shard that has been read, in order, with what the catalog knows of its samples."""
         with self.catalog.reading() as connection:
@@ -362,6 +455,7 @@ class CorpusInputs:
                     self._vector_files.get(shard_id),
                     self._probe_files(shard_id),
                     tuple((name, values[row_indices]) for name, values in extra_columns.items()),
+                    self._caption_files.get(shard_id),
                 )
 
     def _load_column(self, record: ColumnRecord, sample_ids: np.ndarray) -> np.ndarray:
@@ -422,6 +516,12 @@ class CorpusInputs:
             return {}
         return {shard_id_of(file): file for file in self.catalog.vector_files(self.embedding)}
 
+    @functools.cached_property
+    def _caption_files(self) -> dict[int, str]:
+        if not self.uses_captions:
+            return {}
+        return {shard_id_of(file): file for file in self.catalog.caption_files(self.embedding)}
+
     def _probe_files(self, shard_id: int) -> tuple[Path, ...]:
         """The probe's files of a shard, one for each part that has it."""
         return tuple(
@@ -450,6 +550,11 @@ class CorpusInputs:
     def find_source(self) -> Source:
         """What the inputs are made from; warns where a set of them is out of date."""
         source = self._find_main_source()
+        if self.uses_target:
+            content = self.target.catalog.embedding_fingerprint(
+                self.target.embedding, self.target.urls
+            )
+            source = source._replace(content=source.content + content)
         if self.columns:
             columns = sorted(self.columns.values())
             run_ids = {column.run_id for column in columns}
@@ -495,6 +600,8 @@ def _probe_command(inputs: list[str], within: str | None) -> str:
         command += " --fraction 0.7"
     elif "influence" in inputs:
         command += " --model ridge --test SHARDS"
+    elif _GRADIENT_INPUTS & set(inputs):
+        command += " --gradients 512 --test SHARDS"
     elif "correct_by_architecture" in inputs:
         models = ("linear", "ridge", "mlp:32", "mlp:64", "mlp", "mlp:64x64")
         command += " --folds 5" + "".join(f" --model {model}" for model in models)
@@ -506,6 +613,9 @@ def _probe_command(inputs: list[str], within: str | None) -> str:
 CORPUS_INPUTS: dict[str, Callable[[CorpusInputs], Any]] = {
     "centroids": lambda inputs: inputs.centroids,
     "class_means": lambda inputs: inputs.class_means,
+    "reference_vectors": lambda inputs: inputs.references.vectors,
+    "reference_ids": lambda inputs: inputs.references.sample_ids,
+    "target_vectors": lambda inputs: inputs.target_vectors,
     "distance": lambda inputs: inputs.distance,
     "seed": lambda inputs: inputs.seed,
 }
@@ -521,6 +631,31 @@ def list_options(
         for name, parameter in parameters.items()
         if parameter.default is not parameter.empty and name not in inputs
     }
+
+
+def describe_needs(
+    parameters: Mapping[str, inspect.Parameter], own_inputs: frozenset[str] = frozenset()
+) -> str:
+    """What must be there before a function can be called: commands, options, labels, columns."""
+    names = set(parameters)
+    needs = []
+    if {"labels", "class_means"} & names:
+        needs.append("labels")
+    if _CLUSTERING_INPUTS & names:
+        needs.append("curate cluster")
+    if set(PROBE_COLUMNS) & names:
+        needs.append(_probe_command(list(parameters), None))
+    if "caption_vectors" in names:
+        needs.append("curate embed --captions")
+    if "target_vectors" in names:
+        needs.append("--target SHARDS|CATALOG")
+    known = own_inputs.union(CORPUS_INPUTS, SHARD_INPUTS)
+    needs += [
+        f"the column {name}"
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and name not in known
+    ]
+    return ", ".join(needs)
 
 
 def check_options(

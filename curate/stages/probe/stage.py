@@ -115,10 +115,12 @@ def probe(
 
     Models are heads on an embedding (linear, mlp, ridge) or read the images (conv, resnet18,
     timm:NAME). With `folds`, every sample is judged by models that were not trained on it.
-    Influence, and the similarity of gradients, is measured on the samples of the shards `test`. `within` names a selection that is
-    all of the corpus for this probe: other samples get no score from it. Parts that are finished
-    when a run is killed are kept. Returns the probe's name, by default the model's with those of
-    `fraction`, `folds`, `epochs` and `within` that were given.
+    Influence is measured on the samples of the shards `test`, and so is, with `gradients`, which
+    way the gradients of these point: the signs that project gradients depend on each model's seed.
+    `within` names a selection that is all of the corpus for this probe: other samples get no score
+    from it. Parts that are finished when a run is killed are kept. Returns the probe's name, by
+    default the model's with those of `fraction`, `folds`, `epochs`, `gradients` and `within` that
+    were given.
     """
     specs = _list_models(model)
     device, gpus = engine.current_engine().find_devices(device)

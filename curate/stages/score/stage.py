@@ -22,6 +22,7 @@ from curate.distances import DISTANCES
 from curate.errors import OptionError
 from curate.execution import engine
 from curate.execution.types import Resources
+from curate.formats.shard_patterns import hide_patterns
 from curate.options import EmbeddingName, Option, Seed, SetName, Within, Workers, verb
 from curate.package_data import read_sql
 from curate.progress import log, progress_bar
@@ -65,6 +66,8 @@ def _check_options(arguments: Mapping[str, Any]) -> None:
     all_parameters = [metric_parameters(metric) for metric in metrics]
     accepted = {name for parameters in all_parameters for name in list_options(parameters)}
     check_options(arguments["options"] or {}, accepted, "these metrics have none")
+    if arguments["target"] and not any("target_vectors" in names for names in all_parameters):
+        raise OptionError("--target is for metrics such as target_similarity: leave it out")
 
 
 @verb(check=_check_options)
@@ -96,6 +99,13 @@ def score(
             "Distance metric.",
             choices=DISTANCES,
             default="the clustering's, else cosine",
+        ),
+    ] = None,
+    target: Annotated[
+        list[str] | str | None,
+        Option(
+            "The target set of target_similarity, as shards or as a catalog; repeatable.",
+            metavar="SHARDS|CATALOG",
         ),
     ] = None,
     options: Annotated[
@@ -143,17 +153,36 @@ def score(
             seed,
             within,
             spec,
+            target_option=_list_targets(target),
         )
         for spec in specs
     ]
     names = [name or _default_name(inputs, options or {}) for inputs in all_inputs]
     for inputs, scoring in zip(all_inputs, names, strict=True):
         catalog.check_column_name(ScoringRecord, scoring)
-        _ = inputs.columns  # which says what is missing before anything is computed
+        _check_inputs(inputs)
     return [
         _score_one(inputs, scoring, options or {}, Resources(workers))
         for inputs, scoring in zip(all_inputs, names, strict=True)
     ]
+
+
+def _list_targets(target: list[str] | str | None) -> list[str]:
+    """The catalog as it was given, or patterns of shards without the secrets in them."""
+    patterns = [target] if isinstance(target, str) else target or []
+    is_catalog = (
+        len(patterns) == 1 and (Path(patterns[0]).expanduser() / "catalog.duckdb").is_file()
+    )
+    return patterns if is_catalog else hide_patterns(patterns)
+
+
+def _check_inputs(inputs: "_MetricInputs") -> None:
+    """Raises CurateError for what is missing, before anything is computed."""
+    _ = inputs.columns
+    if inputs.uses_captions:
+        inputs.check_captions()
+    if inputs.uses_target:
+        _ = inputs.target
 
 
 def _list_metrics(
@@ -180,7 +209,7 @@ class _MetricInputs(CorpusInputs):
 
 def _default_name(inputs: _MetricInputs, values: dict[str, str]) -> str:
     labels = [option.label for option in inputs.given_options(values)]
-    return "-".join([split_spec(inputs.metric)[1], *labels])
+    return "-".join(filter(None, [split_spec(inputs.metric)[1], *labels]))
 
 
 def _command_options(inputs: _MetricInputs, name: str, values: dict[str, str]) -> list[str]:
@@ -200,7 +229,9 @@ def _score_one(
     arguments: dict[str, Any] = {"metric": metric, **options}
     if inputs.uses_vectors:
         arguments["distance"] = inputs.distance
-    if "seed" in inputs.names:
+    if inputs.uses_target:
+        arguments["target"] = inputs.target_option
+    if inputs.uses_seed:
         arguments["seed"] = inputs.seed
     if inputs.within:
         arguments["within"] = inputs.within.selection

@@ -83,6 +83,12 @@ class ScoreShard:
 
 @functools.lru_cache(maxsize=1)
 def _load_shared(shared_files: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """The arrays that the stage wrote for its workers, read once in each."""
+    """The arrays that the stage wrote for its workers, mapped once in each.
+
+    Workers of one machine share the memory of a mapped file.
+    """
     with files.localize(shared_files) as paths:
-        return {path.stem: np.load(path, allow_pickle=False) for path in paths}
+        return {
+            path.stem: np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+            for path in paths
+        }
