@@ -49,7 +49,7 @@ def print_list(
     if subject in _REGISTRIES:
         registry = getattr(importlib.import_module(f"curate.{subject}"), subject).load()
         functions = sorted(registry.items())
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (name, (function.__doc__ or "").strip().split("\n", 1)[0])
             for name, function in functions
         ]
