@@ -7,10 +7,14 @@ READY := .venv/.ready
 PEER := .peers/clip-retrieval
 LOWEST := .peers/lowest
 
-.PHONY: demo test coverage test-slow test-kills fuzz lowest clients bench peers lint browser clean
+.PHONY: demo pairs test coverage test-slow test-kills fuzz lowest clients bench peers lint browser clean
 
 demo: $(READY)
 	$(BIN)/curate demo
+
+# Drawn pictures with captions and a small CLIP that knows them, for the recipes datacomp and laion.
+pairs: $(READY)
+	$(BIN)/python -W ignore benchmarks/pairs.py curated-pairs
 
 # Three workers on two cores, because many tests wait: for locks, for processes, for Ray. Each worker and
 # each of its child processes computes with one thread; the results do not depend on it.
