@@ -1,5 +1,5 @@
-"""Shards for a target set: some images of three of CIFAR-10's classes, and the test images of these
-classes and of the others apart.
+"""Shards for a target set: some images of three of CIFAR-10's classes, and test images of these
+classes and of the others apart, 3,000 of each.
 
     python benchmarks/target_shards.py ../shared/data/cifar10 curated-target/shards
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import webdataset
 
 CLASSES = ("2", "3", "4")  # bird, cat, deer
-NUM_TARGETS = 200
+NUM_TARGETS, NUM_TESTS = 200, 3000
 
 
 def read_samples(shards: Iterable[Path]) -> Iterator[dict[str, bytes]]:
@@ -50,7 +50,8 @@ def main() -> None:
     write_shard(arguments.out / "target.tar", itertools.islice(targets, NUM_TARGETS))
     for name, keep in (("target", is_target), ("others", lambda sample: not is_target(sample))):
         tests = read_samples(arguments.cifar10.glob("cifar10-test-*.tar"))
-        write_shard(arguments.out / f"test-{name}.tar", filter(keep, tests))
+        tests = itertools.islice(filter(keep, tests), NUM_TESTS)
+        write_shard(arguments.out / f"test-{name}.tar", tests)
 
 
 if __name__ == "__main__":
