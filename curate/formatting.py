@@ -60,6 +60,15 @@ def natural_sort_key(text: str) -> list[tuple[int, str]]:
     return [*map(chunk_key, re.split(r"(\d+)", text)), (-1, text)]
 
 
+def label_of_pattern(pattern: str) -> str:
+    """What a pattern of shards, or a catalog, is called in a set's default name.
+
+    The last part of its path without .tar and without the characters that no name may have.
+    """
+    stem = pattern.rstrip("/").rpartition("/")[2].removesuffix(".tar")
+    return re.sub(r"[^A-Za-z0-9@_.,+=-]+", "", stem).strip("-._") or "shards"
+
+
 def file_safe(spec: str) -> str:
     """The name of an encoder or model without the characters that a file name cannot hold."""
     return spec.replace(":", "-").replace("/", "-")

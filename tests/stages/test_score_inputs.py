@@ -10,9 +10,11 @@ from conftest import load_scores, load_vectors, rows, run_curate, write_shard
 from PIL import Image
 
 from curate.catalog.catalog import Catalog
+from curate.catalog.sets import check_name
 from curate.distances import l2_normalize
 from curate.encoders import pixels as pixels_encoder
 from curate.errors import CurateError, OptionError
+from curate.formatting import label_of_pattern
 from curate.stages.embed.stage import embed
 from curate.stages.inputs import references
 from curate.stages.probe.stage import probe
@@ -181,6 +183,21 @@ def test_a_target_as_shards_or_as_a_catalog_gives_the_same_scores(pictures, colo
     (name,) = score(pictures, "target_similarity", target=str(other.path))
     assert name == "target_similarity-other"
     assert load_scores(pictures, name) == scores
+
+
+@pytest.mark.parametrize(
+    ("pattern", "label"),
+    [
+        ("folder/reds.tar", "reds"),
+        ("s3://bucket/imagenet-*.tar", "imagenet"),
+        ("train-{000..004}.tar", "train-000..004"),
+        ("/data/other-catalog/", "other-catalog"),
+        ("*.tar", "shards"),
+    ],
+)
+def test_a_set_is_named_after_the_pattern_of_its_target(pattern, label):
+    assert label_of_pattern(pattern) == label
+    assert check_name(label) == label
 
 
 def test_a_target_that_has_grown_is_scored_anew(pictures, coloured, tmp_path, caplog):

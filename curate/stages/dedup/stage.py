@@ -19,7 +19,7 @@ from curate.catalog.records import (
 from curate.catalog.sql import quote_identifier, quote_literal
 from curate.errors import CurateError, OptionError
 from curate.execution.types import Resources
-from curate.formatting import file_safe
+from curate.formatting import file_safe, label_of_pattern
 from curate.options import EmbeddingName, Option, SetName, Within, Workers, verb
 from curate.package_data import read_sql
 from curate.progress import log
@@ -249,7 +249,7 @@ def _default_name(settings: dict[str, Any]) -> str:
         settings["method"] if settings["method"] != DEFAULT_METHOD else None,
         file_safe(settings["keep_best"]) if settings["keep_best"] != DEFAULT_KEEP_BEST else None,
         f"in-{settings['within']}" if settings["within"] else None,
-        *(f"against-{file_safe(Path(pattern).name)}" for pattern in patterns[:1]),
+        *(f"against-{label_of_pattern(pattern)}" for pattern in patterns[:1]),
     ]
     return "-".join(filter(None, words))
 

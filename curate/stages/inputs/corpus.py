@@ -29,7 +29,7 @@ from curate.formats.centroids import load_centroids
 from curate.formats.probe_outputs import read_summary
 from curate.formats.sample_ids import shard_filename, shard_id_of, shard_of
 from curate.formats.vectors import ShardVectors, sample_rows
-from curate.formatting import file_safe
+from curate.formatting import label_of_pattern
 from curate.progress import log
 from curate.stages.inputs.blocks import (
     ASSIGNMENT_INPUTS,
@@ -181,7 +181,7 @@ class CorpusInputs:
         if self.uses_target:
             # The first names the set; all of them are in the command.
             for index, pattern in enumerate(self.target_option or []):
-                label = "" if index else file_safe(Path(pattern).stem)
+                label = "" if index else label_of_pattern(pattern)
                 options.append(GivenOption("--target", pattern, label))
         if self.seed and self.uses_seed:
             options.append(GivenOption("--seed", str(self.seed), f"seed{self.seed}"))
@@ -649,11 +649,11 @@ def describe_needs(
         needs.append("curate embed --captions")
     if "target_vectors" in names:
         needs.append("--target SHARDS|CATALOG")
-    known = own_inputs.union(CORPUS_INPUTS, SHARD_INPUTS)
+    inputs = own_inputs.union(CORPUS_INPUTS, SHARD_INPUTS)
     needs += [
         f"the column {name}"
         for name, parameter in parameters.items()
-        if parameter.default is parameter.empty and name not in known
+        if parameter.default is parameter.empty and name not in inputs
     ]
     return ", ".join(needs)
 
