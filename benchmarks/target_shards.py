@@ -1,5 +1,5 @@
 """Shards for a target set: some images of three of CIFAR-10's classes, and test images of these
-classes and of the others apart, 3,000 of each.
+classes and of the others apart, 1,500 of each.
 
     python benchmarks/target_shards.py ../shared/data/cifar10 curated-target/shards
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import webdataset
 
 CLASSES = ("2", "3", "4")  # bird, cat, deer
-NUM_TARGETS, NUM_TESTS = 200, 3000
+NUM_TARGETS, NUM_TESTS = 200, 1500
 
 
 def read_samples(shards: Iterable[Path]) -> Iterator[dict[str, bytes]]:
