@@ -1,24 +1,11 @@
-"""How near a sample is to a target set: to its images, and to what it would teach a model.
+"""What a sample would teach a model, compared with a target set: LESS.
 
-By images: the nearest target, as the image-based filter of DataComp asks for it (Gadre et al. 2023,
-arXiv:2304.14108, section 3.4, there for whole clusters). By gradients: LESS (Xia et al. 2024,
-arXiv:2402.04333, section 4), here with the gradients of a probe's last layer.
+Xia et al. 2024 (arXiv:2402.04333, section 4), here with the gradients of a probe's last layer.
 """
 
 import numpy as np
 
-from curate.distances import l2_normalize, nearest_centroids
 from curate.metrics import metric
-
-
-@metric
-def target_similarity(vectors: np.ndarray, target_vectors: np.ndarray) -> np.ndarray:
-    """The largest cosine with a sample of the target set: [n, d], [t, d] -> [n] in [−1, 1].
-
-    Near to the target is worth keeping, so it scores high.
-    """
-    distances = nearest_centroids(l2_normalize(vectors), l2_normalize(target_vectors), "cosine")[1]
-    return np.asarray(1 - distances.astype(np.float64))
 
 
 @metric
