@@ -7,7 +7,7 @@ Ramaswamy et al. 2000 rank outliers (doi:10.1145/342009.335437).
 import numpy as np
 
 from curate.distances import TILE_BYTES, rowwise_distance
-from curate.errors import OptionError
+from curate.errors import CurateError, OptionError
 from curate.metrics import metric
 
 _PRODUCT_MARGIN = 1e-4  # of float32 products of rows of length 1, far above their rounding
@@ -30,6 +30,8 @@ def density(
     scores high; the easiest end is what is densest, and most redundant.
     """
     num_others = len(reference_ids) - 1
+    if num_others < 1:
+        raise CurateError("there is no other sample to compare with: density needs a larger corpus")
     if not 1 <= neighbours <= num_others:
         raise OptionError(
             f"--option neighbours={neighbours}: give 1 to {num_others}, the number of samples to "

@@ -107,6 +107,8 @@ def test_copies_have_no_distance_and_more_neighbours_than_samples_are_refused():
     for neighbours in (0, 4):
         with pytest.raises(OptionError, match=f"neighbours={neighbours}: give 1 to 3"):
             density(vectors, sample_ids, vectors, sample_ids, "cosine", neighbours=neighbours)
+    with pytest.raises(CurateError, match="no other sample to compare with"):
+        density(vectors[:1], sample_ids[:1], vectors[:1], sample_ids[:1], "cosine")
 
 
 def test_the_clip_score_is_the_cosine_of_image_and_caption():
