@@ -202,12 +202,14 @@ create table if not exists selections (
     num_samples bigint not null,
     fingerprint text not null,
     run_id bigint not null,
-    known_shards bigint[] -- the shards there were: first and last ids of runs of neighbours; null before schema 9
+    known_shards bigint[], -- the shards there were: first and last ids of runs of neighbours; null before schema 9
+    weights_by text -- the strata of members.weight: label or cluster; null without weights
 );
 
 create table if not exists members (
     selection text not null,
-    sample_id bigint not null
+    sample_id bigint not null,
+    weight float -- with --weights: the inverse of the share that its stratum keeps, 1 on average
 );
 
 -- Duplicates by bytes, by pixels and by vectors. Each leaves a selection of the same name: the samples that
@@ -240,6 +242,49 @@ create table if not exists duplicates (
     similarity double not null, -- cosine with the one that stays; 1 for bytes and pixels
     other_url text, -- the sample of the other catalog
     other_key text
+);
+
+-- What each selection leaves of the groups of samples (classes, clusters, values of a column), and how well
+-- it covers what it drops; "random" is the mean of as many samples drawn under the same balance.
+create table if not exists audits (
+    audit text not null,
+    selection text not null,
+    grouped_by text not null, -- label, cluster, or a column
+    clustering text, -- that has the clusters
+    embedding text not null, -- in which distances are measured
+    floor double not null, -- of what random keeps of a group; what keeps less, beyond chance, is below it
+    seeds integer not null, -- random selections
+    seed bigint not null,
+    num_candidates bigint not null,
+    num_samples bigint not null,
+    num_groups bigint not null,
+    num_vanished bigint not null, -- groups of which nothing is kept
+    random_num_vanished double not null,
+    num_below_floor bigint not null,
+    random_num_below_floor double not null,
+    kl double not null, -- in nats, of the groups of the selection from those of all candidates
+    random_kl double not null,
+    effective_groups double not null, -- exp of the entropy of the groups
+    random_effective_groups double not null,
+    all_effective_groups double not null, -- of all candidates
+    distance_mean double, -- cosine distance of dropped samples to the nearest kept one; null where all are kept
+    random_distance_mean double,
+    distance_99 double, -- 99th percentile
+    random_distance_99 double,
+    near_duplicate_share double, -- of the kept samples, that have another kept one at the next column's cosine or more
+    random_near_duplicate_share double,
+    near_duplicate_cosine double,
+    fingerprint text not null,
+    run_id bigint not null
+);
+
+create table if not exists audit_groups (
+    audit text not null,
+    group_name text not null,
+    num_candidates bigint not null,
+    num_kept bigint not null,
+    random_num_kept double not null,
+    is_below_floor boolean not null
 );
 
 create table if not exists exports (

@@ -44,7 +44,8 @@ union all select 'deduplication', deduplication, run_id from deduplications
 union all select 'selection', selection, run_id from selections
 union all select 'export', export, run_id from exports
 union all select 'validation', validation, run_id from validations
-union all select 'fit', fit, run_id from fits;
+union all select 'fit', fit, run_id from fits
+union all select 'audit', audit, run_id from audits;
 
 -- Every set with the sets that it was made from. out_of_date: one of them, or of those that they were
 -- made from, has been replaced or has grown since.

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from curate.recipe import run as run
     from curate.selection_filter import kept as kept
     from curate.stages.advise import advise as advise
+    from curate.stages.audit.stage import audit as audit
     from curate.stages.cluster.stage import cluster as cluster
+    from curate.stages.compare.stage import compare as compare
     from curate.stages.dedup.stage import dedup as dedup
     from curate.stages.doctor import doctor as doctor
     from curate.stages.embed.stage import embed as embed
@@ -60,7 +62,9 @@ __all__ = [
     "CurateError",
     "OptionError",
     "advise",
+    "audit",
     "cluster",
+    "compare",
     "correlations",
     "dedup",
     "doctor",

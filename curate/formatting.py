@@ -31,6 +31,12 @@ def shorten(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
+def printable(text: str, longest: int) -> str:
+    """A text of at most so many characters for a picture, � for what cannot be printed."""
+    shown = shorten(text, longest)
+    return "".join(character if character.isprintable() else "\ufffd" for character in shown)
+
+
 def escape_control_characters(text: str, allow: str = "") -> str:
     """A text whose control characters, which would steer a terminal, are written as escapes."""
 

@@ -67,6 +67,16 @@ VERBS = {
         "select",
         "Keep a fraction of the corpus; exactly round(keep · n) samples.",
     ),
+    "audit": Verb(
+        "curate.stages.audit.stage",
+        "audit",
+        "What a selection leaves of each class or cluster, and how well it covers what it drops.",
+    ),
+    "compare": Verb(
+        "curate.stages.compare.stage",
+        "compare",
+        "How alike selections are, and what each keeps that the others drop.",
+    ),
     "validate": Verb(
         "curate.stages.validate.stage",
         "validate",
@@ -147,6 +157,8 @@ RECIPE_VERBS = (
     "probe",
     "score",
     "select",
+    "audit",
+    "compare",
     "validate",
     "export",
     "fit",

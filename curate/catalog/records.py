@@ -141,6 +141,7 @@ class SelectionRecord(SetRecord):
     fingerprint: str
     run_id: int
     known_shards: list[int] | None = None  # first and last ids of runs of shards
+    weights_by: str | None = None  # the strata of the weights
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,44 @@ class FitRecord(SetRecord):
     exponent_vs_random_interval: float | None
 
 
+@dataclass(frozen=True)
+class AuditRecord(SetRecord):
+    kind: ClassVar[str] = "audit"
+    table: ClassVar[str] = "audits"
+    body_tables: ClassVar[tuple[str, ...]] = ("audit_groups",)
+    command: ClassVar[str] = "curate audit SELECTION"
+
+    audit: str
+    selection: str
+    grouped_by: str
+    clustering: str | None
+    embedding: str
+    floor: float
+    seeds: int
+    seed: int
+    num_candidates: int
+    num_samples: int
+    num_groups: int
+    num_vanished: int
+    random_num_vanished: float
+    num_below_floor: int
+    random_num_below_floor: float
+    kl: float
+    random_kl: float
+    effective_groups: float
+    random_effective_groups: float
+    all_effective_groups: float
+    distance_mean: float | None
+    random_distance_mean: float | None
+    distance_99: float | None
+    random_distance_99: float | None
+    near_duplicate_share: float | None
+    random_near_duplicate_share: float | None
+    near_duplicate_cosine: float | None
+    fingerprint: str
+    run_id: int
+
+
 SET_TYPES: tuple[type[SetRecord], ...] = (
     EmbeddingRecord,
     ClusteringRecord,
@@ -252,6 +291,7 @@ SET_TYPES: tuple[type[SetRecord], ...] = (
     SelectionRecord,
     ValidationRecord,
     FitRecord,
+    AuditRecord,
     ExportRecord,
 )
 SET_TYPES_BY_KIND = {record_type.kind: record_type for record_type in SET_TYPES}
@@ -352,3 +392,14 @@ class FitPointRecord(NamedTuple):
     num_samples: float
     error: float
     fitted: float
+
+
+class AuditGroupRecord(NamedTuple):
+    """A row of `audit_groups`."""
+
+    audit: str
+    group_name: str
+    num_candidates: int
+    num_kept: int
+    random_num_kept: float
+    is_below_floor: bool

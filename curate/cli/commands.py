@@ -161,6 +161,36 @@ def _format_gain(gain: float | None, interval: float | None) -> str:
     return f"{100 * gain:+.2f} ± {100 * interval:.2f}"
 
 
+def run_audit(
+    function: Callable[..., Any],
+    catalog: str,
+    *,
+    options: dict[str, Any],
+    format: TableFormat = "table",
+) -> None:
+    from curate.cli.output import print_audit
+    from curate.stages.audit.stage import StarvedGroupsError
+
+    try:
+        result = function(catalog, **options)
+    except StarvedGroupsError as error:
+        print_audit(error.audit, format)
+        raise
+    print_audit(result, format)
+
+
+def run_compare(
+    function: Callable[..., Any],
+    catalog: str,
+    *,
+    options: dict[str, Any],
+    format: TableFormat = "table",
+) -> None:
+    from curate.cli.output import print_comparison
+
+    print_comparison(function(catalog, **options), format)
+
+
 def run_theory(
     function: Callable[..., Any], *, options: dict[str, Any], format: TableFormat = "table"
 ) -> None:
@@ -267,6 +297,19 @@ COMMANDS = {
         uses_engine=True,
     ),
     "select": Command(VERBS["select"], ("curate select --keep 0.8 --where 'width >= 200'",)),
+    "audit": Command(
+        VERBS["audit"],
+        (
+            "curate audit el2n-hardest-0.1",
+            "curate audit el2n-hardest-0.1 --by cluster --fail-below 0.5",
+        ),
+        run_audit,
+    ),
+    "compare": Command(
+        VERBS["compare"],
+        ("curate compare el2n-hardest-0.5 ssl_prototypes-hardest-0.5",),
+        run_compare,
+    ),
     "validate": Command(
         VERBS["validate"],
         (

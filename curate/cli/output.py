@@ -18,6 +18,9 @@ from curate.storage.atomic import atomic_write
 if TYPE_CHECKING:
     import duckdb
 
+    from curate.stages.audit.stage import Audit
+    from curate.stages.compare.stage import SelectionComparison
+
 _FILE_FORMATS = ("csv", "json", "parquet")
 _FETCH_ROWS = 1000
 _MAX_CELL = 2_000  # characters of a cell of a table; csv and json have all
@@ -145,6 +148,114 @@ def _write_parquet(relation: Any, out: Path) -> None:
     ):
         for batch in reader:
             writer.write_batch(batch)
+
+
+_MAX_GROUPS = 20  # in the table of an audit or a comparison; JSON and the catalog have all
+
+
+def print_audit(audit: "Audit", format: str) -> None:
+    """An audit as two tables, the whole beside random and the groups; or as one JSON object."""
+    record = audit.record
+    if format == "json":
+        groups = [group._asdict() for group in audit.groups]
+        print_rows([record.to_dict() | {"picture": str(audit.picture), "groups": groups}], format)
+        return
+    rows = [
+        ("samples", record.num_samples, record.num_samples, record.num_candidates),
+        ("groups that vanish", record.num_vanished, record.random_num_vanished, None),
+        (
+            f"groups below {record.floor:g} of random",
+            record.num_below_floor,
+            record.random_num_below_floor,
+            None,
+        ),
+        ("KL divergence from all, nats", record.kl, record.random_kl, 0.0),
+        (
+            "effective number of groups",
+            record.effective_groups,
+            record.random_effective_groups,
+            record.all_effective_groups,
+        ),
+        (
+            "distance from dropped to kept, mean",
+            record.distance_mean,
+            record.random_distance_mean,
+            None,
+        ),
+        ("the same, 99th percentile", record.distance_99, record.random_distance_99, None),
+        (
+            "share with a near duplicate kept",
+            record.near_duplicate_share,
+            record.random_near_duplicate_share,
+            None,
+        ),
+    ]
+    columns = [f"by {record.grouped_by}", record.selection, "random", "all"]
+    print_table(columns, [(row[0], *map(_shorten_number, row[1:])) for row in rows])
+    print()
+    groups_shown = [
+        (
+            group.group_name,
+            group.num_candidates,
+            group.num_kept,
+            _shorten_number(group.num_kept / group.num_candidates),
+            _shorten_number(group.random_num_kept / group.num_candidates),
+            ("vanished" if not group.num_kept else "below the floor")
+            if group.is_below_floor
+            else "",
+        )
+        for group in audit.groups[:_MAX_GROUPS]
+    ]
+    print_table([record.grouped_by, "samples", "kept", "share", "random", ""], groups_shown)
+    _print_rest(len(audit.groups))
+    print(f"\npicture: {os.path.relpath(audit.picture)}")
+
+
+def print_comparison(comparison: "SelectionComparison", format: str) -> None:
+    """Selections in pairs, as a table each of overlaps and of groups; or as one JSON object."""
+    if format == "json":
+        content = {
+            "grouped_by": comparison.grouped_by,
+            "picture": str(comparison.picture),
+            "pairs": [pair._asdict() for pair in comparison.pairs],
+            "groups": [group._asdict() for group in comparison.groups],
+        }
+        print_rows([content], format)
+        return
+    columns = ["a", "b", "kept by a", "by b", "by both", "Jaccard", "at random", "Spearman"]
+    rows = [
+        (
+            pair.a,
+            pair.b,
+            pair.num_a,
+            pair.num_b,
+            pair.num_shared,
+            _shorten_number(pair.jaccard),
+            _shorten_number(pair.random_jaccard),
+            _shorten_number(pair.spearman),
+        )
+        for pair in comparison.pairs
+    ]
+    print_table(columns, rows)
+    for pair in comparison.pairs:
+        groups = [
+            group[2:] for group in comparison.groups if (group.a, group.b) == (pair.a, pair.b)
+        ]
+        print(f"\na = {pair.a}, b = {pair.b}")
+        print_table(
+            [comparison.grouped_by, "both", "only a", "only b", "neither"], groups[:_MAX_GROUPS]
+        )
+        _print_rest(len(groups))
+    print(f"\npicture: {os.path.relpath(comparison.picture)}")
+
+
+def _print_rest(num_groups: int) -> None:
+    if num_groups > _MAX_GROUPS:
+        print(f"… and {num_groups - _MAX_GROUPS:,} groups more (--format json has all)")
+
+
+def _shorten_number(value: float | int | None) -> float | int | None:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 _DEMO_SQL = """

@@ -66,6 +66,12 @@ def dedup_checksum() -> str:
     return " ".join(map(provenance.module_checksum, modules))
 
 
+def audit_checksum() -> str:
+    """The checksum of the code that says what a selection leaves of groups and covers."""
+    modules = ("audit.measures", "sample_groups", "select.random_draws")
+    return " ".join(provenance.module_checksum(f"curate.stages.{name}") for name in modules)
+
+
 # From a run's stage and arguments to the checksum that its code has now.
 _CURRENT_CHECKSUMS: dict[str, Callable[[dict[str, Any]], str]] = {
     "embed": lambda arguments: encoder_checksum(arguments["encoder"]),
@@ -74,6 +80,7 @@ _CURRENT_CHECKSUMS: dict[str, Callable[[dict[str, Any]], str]] = {
     "score": lambda arguments: metric_checksum(arguments["metric"]),
     "dedup": lambda arguments: dedup_checksum(),
     "select": lambda arguments: strategy_checksum(arguments["strategy"]),
+    "audit": lambda arguments: audit_checksum(),
     "validate": lambda arguments: validation_checksum(
         arguments.get("task", "labels"), arguments["model"]
     ),

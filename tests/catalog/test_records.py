@@ -17,6 +17,7 @@ ROW_TYPES = {
     "class_accuracies": records.ClassAccuracyRecord,
     "probe_models": records.ProbeModelRecord,
     "fit_points": records.FitPointRecord,
+    "audit_groups": records.AuditGroupRecord,
 }
 SQL_TYPES = {
     str: ("VARCHAR", "JSON"),

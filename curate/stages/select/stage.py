@@ -35,6 +35,7 @@ from curate.stages.select.candidates import (
     load_candidates,
     load_group_names,
 )
+from curate.stages.select.guard import warn_of_nearly_lost_groups
 from curate.stages.select.quotas import (
     BASES,
     group_quotas,
@@ -446,6 +447,7 @@ def select(
         f"{num_candidates:,}",
     )
     _warn_of_lost_groups(catalog, record, candidates, member_ids)
+    warn_of_nearly_lost_groups(catalog, record, candidates, member_ids)
     return name
 
 

@@ -14,13 +14,8 @@ from curate.formatting import count_of
 from curate.progress import log
 from curate.stages.evidence.comparisons import FULL, PRUNED, RANDOM
 from curate.stages.select.candidates import load_candidates
-from curate.stages.select.quotas import group_quotas, group_tiebreak, select_with_quotas
+from curate.stages.select.random_draws import RandomDraws
 from curate.stages.validate.worker import Arm
-from curate.strategies import strategies
-
-# Random arms draw by other seeds than `select --strategy random` does: such a selection would be
-# its own random arm of the same seed, and the difference 0 by construction.
-_RANDOM_ARM_SEED = 1 << 32
 
 # From arm, selection and the selection's fingerprint to the seeds that are still to be trained.
 MissingSeeds = Callable[[str, str | None, str | None], list[int]]
@@ -136,16 +131,5 @@ class ArmBuilder:
         if count == len(rows):
             log.info("'%s' holds all of its candidates: there are no random ones", record.selection)
             return None
-        sizes = np.bincount(groups)
-        tiebreak = group_tiebreak(groups, row_ids, record.seed)
-        quotas = group_quotas(
-            sizes, count / len(rows), record.balance, record.balance_base, tiebreak
-        )
-
-        def draw(seed: int) -> np.ndarray:
-            arm_seed = _RANDOM_ARM_SEED + seed
-            priorities = strategies["random"](row_ids, arm_seed)
-            is_drawn = select_with_quotas(groups, priorities, row_ids, quotas, count, arm_seed)
-            return np.asarray(rows[is_drawn])
-
-        return draw
+        draws = RandomDraws(groups, row_ids, record, count)
+        return lambda seed: rows[draws(seed)]

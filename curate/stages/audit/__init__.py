@@ -1,0 +1,1 @@
+"""`curate audit`: the verb's function is in stage.py."""

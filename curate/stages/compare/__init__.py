@@ -1,0 +1,1 @@
+"""`curate compare`: the verb's function is in stage.py."""
