@@ -13,6 +13,7 @@ from PIL import Image
 from curate.catalog.catalog import Catalog
 from curate.catalog.columns import NUMERIC_TYPES, list_columns
 from curate.catalog.records import (
+    AuditRecord,
     ClusteringRecord,
     ScoringRecord,
     SelectionRecord,
@@ -286,6 +287,52 @@ class SectionBuilder:
             "from class_balance order by selection, label"
         )
         return Section("classes", "Classes", figures=[chart], tables=[table] if table else [])
+
+    def audits(self) -> Section | None:
+        """What `curate audit` found and drew: of each selection, the newest first."""
+        table = self._table(
+            "select audit, num_samples, num_groups, num_vanished as vanished, "
+            "num_below_floor as below_floor, round(kl, 4) as kl, round(random_kl, 4) as random_kl, "
+            "round(effective_groups, 2) as effective, "
+            "round(random_effective_groups, 2) as random_effective, "
+            "round(distance_mean, 4) as distance, "
+            "round(random_distance_mean, 4) as random_distance, "
+            "round(distance_99, 4) as distance_99, "
+            "round(random_distance_99, 4) as random_distance_99, "
+            "round(near_duplicate_share, 4) as near_duplicates, "
+            "round(random_near_duplicate_share, 4) as random_near_duplicates "
+            "from audits order by run_id desc"
+        )
+        if table is None:
+            return None
+        groups = self._table(
+            "select audit, group_name, audit_groups.num_candidates as num_samples, num_kept, "
+            "round(num_kept / audit_groups.num_candidates, 4) as share, "
+            "round(random_num_kept / audit_groups.num_candidates, 4) as random_share, "
+            "if(is_below_floor, 'below the floor', '') as remark "
+            "from audit_groups join audits using (audit) "
+            "order by run_id desc, num_kept / greatest(random_num_kept, 1e-9)",
+            title="Groups, those that keep least against random first",
+        )
+        paths = [
+            self.catalog.path / "figures" / f"audit-{name}.svg"
+            for name in self.catalog.list_names(AuditRecord)[: -_MAX_SELECTIONS - 1 : -1]
+        ]
+        figures = [
+            Figure(f"share kept of each group: {path.stem}", _to_base64(path.read_bytes()))
+            for path in paths
+            if path.is_file()
+        ]
+        return Section(
+            "audits",
+            "What is lost",
+            "What a selection leaves of each group beside random selections of the same size and "
+            "balance. KL divergence from the groups of all candidates, in nats; effective number "
+            "of groups, exp of their entropy; cosine distance from dropped samples to the nearest "
+            "kept one; share of the kept samples that have a near duplicate among the kept ones.",
+            figures=figures,
+            tables=[one for one in (table, groups) if one],
+        )
 
     def clusters(self) -> Section | None:
         """The sizes of the clusters, and the classes in each."""

@@ -55,6 +55,7 @@ def report(
         builder.scorings(),
         builder.duplicates(),
         builder.classes(),
+        builder.audits(),
         builder.clusters(),
     )
     sections = [section for section in candidates if section]

@@ -61,7 +61,7 @@ def warn_of_nearly_lost_groups(
         "%s of %s lose more than 90%% in '%s', which keeps %.3g of all: %s%s; "
         "`curate audit %s` says more",
         f"{len(lost):,}",
-        count_of(np.count_nonzero(sizes), *_WORDS[by]),
+        count_of(int(np.count_nonzero(sizes)), *_WORDS[by]),
         record.selection,
         keep,
         examples,
