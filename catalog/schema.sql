@@ -324,7 +324,7 @@ create table if not exists validations (
 
 create table if not exists training_runs (
     validation text not null,
-    arm text not null, -- full, pruned or random
+    arm text not null, -- full, pruned, random, or weighted: pruned with the weights of the selection
     selection text, -- for random, the one it is compared with; null for full
     keep double not null,
     seed bigint not null,
@@ -345,7 +345,7 @@ create table if not exists training_runs (
 create table if not exists comparisons (
     validation text not null,
     selection text not null,
-    baseline text not null, -- full or random
+    baseline text not null, -- full or random; unweighted: with the weights of the selection against without
     test text not null,
     seeds integer not null,
     num_test bigint not null,

@@ -24,8 +24,11 @@ from curate.storage import files
 from curate.storage.checksums import file_checksum
 from curate.storage.credentials import hide_credentials
 
+# The weight goes into the sample under this key; webdataset passes on what starts with __.
+WEIGHT_KEY = "__weight__"
+
 _KEY_HASHES = """
-select samples.shard_id, md5_number_lower(key) as key_hash
+select samples.shard_id, md5_number_lower(key) as key_hash, weight
 from members join samples using (sample_id)
 where selection = ?
 order by all
@@ -46,7 +49,8 @@ class KnownShard(NamedTuple):
 class SelectionFilter:
     """Called with a webdataset sample: is it in the selection?
 
-    Keys are compared by 64 bits of their MD5, within one shard.
+    Keys are compared by 64 bits of their MD5, within one shard. With `weights`, the call also puts
+    the member's weight into the sample, under WEIGHT_KEY.
     """
 
     def __init__(
@@ -54,12 +58,19 @@ class SelectionFilter:
         catalog: Catalog | str | Path,
         selection: str,
         root: str | os.PathLike[str] | Mapping[str, str] | None = None,
+        *,
+        weights: bool = False,
     ) -> None:
         self.selection = selection
         self._mapping = _to_mapping(root)
         self._root = None if root is None or isinstance(root, Mapping) else files.resolve(root)
         catalog = Catalog(catalog)
         record = catalog.require(SelectionRecord, selection)
+        if weights and not record.weights_by:
+            raise CurateError(
+                f"the selection '{selection}' has no weights: make one that has by "
+                "`curate select --weights`"
+            )
         with catalog.reading() as connection:
             rows = connection.execute(
                 "select shard_id, url, num_bytes, checksum from shards "
@@ -69,6 +80,9 @@ class SelectionFilter:
             columns = connection.execute(_KEY_HASHES, [selection]).fetchnumpy()
         shard_ids = np.asarray(columns["shard_id"])
         self._hashes = array("Q", np.asarray(columns["key_hash"], np.uint64).tobytes())
+        self._weights: array[float] | None = None
+        if weights:
+            self._weights = array("f", np.asarray(columns["weight"], np.float32).tobytes())
         all_ids = np.array([row[0] for row in rows], np.int64)
         starts = np.searchsorted(shard_ids, all_ids)
         stops = np.searchsorted(shard_ids, all_ids, side="right")
@@ -91,7 +105,10 @@ class SelectionFilter:
             span = self._spans[url] = self._find_span(url)
         key_hash = hash_key(to_unicode(sample["__key__"]))
         index = bisect_left(self._hashes, key_hash, *span)
-        return index < span[1] and self._hashes[index] == key_hash
+        is_kept = index < span[1] and self._hashes[index] == key_hash
+        if is_kept and self._weights is not None:
+            sample[WEIGHT_KEY] = self._weights[index]
+        return is_kept
 
     def _find_span(self, url: str) -> tuple[int, int]:
         """Where the hashes of a shard's members are. Raises CurateError for an unknown shard."""
@@ -168,6 +185,8 @@ def kept(
     catalog: Catalog | str | Path,
     selection: str,
     root: str | os.PathLike[str] | Mapping[str, str] | None = None,
+    *,
+    weights: bool = False,
 ) -> SelectionFilter:
     """A predicate for `webdataset.WebDataset(urls).select(curate.kept(catalog, selection))`.
 
@@ -177,8 +196,13 @@ def kept(
     bytes, for which a file of this machine is read once in each worker. Raises CurateError for an
     unknown selection, for a shard that the catalog does not know, and for one that came to the
     corpus after the selection. A key that comes twice in one shard is kept for both or neither.
+
+    With `weights`, each sample has its weight of `curate select --weights` under `__weight__`, a
+    float, 1 on average: `.to_tuple("jpg", "cls", "__weight__")`, and in the training loop
+    `(weight * cross_entropy(logits, labels, reduction="none")).mean()`. CurateError where the
+    selection has none.
     """
-    return SelectionFilter(catalog, selection, root)
+    return SelectionFilter(catalog, selection, root, weights=weights)
 
 
 def hash_key(key: str) -> int:

@@ -21,6 +21,7 @@ left join scorings on scorings.scoring = selections.scoring
 where model = $model
     and schedule = $schedule
     and task = 'labels'
+    and arm <> 'weighted'
     and coalesce(len(transfer), 0) = 0
     -- of several test sets the first
     and training_runs.test = coalesce(validations.test[1], training_runs.test)

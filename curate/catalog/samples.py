@@ -264,3 +264,12 @@ def load_members(catalog: Catalog, selection: str) -> np.ndarray:
             "select sample_id from members where selection = ? order by 1", [selection]
         ).fetchnumpy()
     return np.asarray(rows["sample_id"], np.int64)
+
+
+def load_weights(catalog: Catalog, selection: str) -> tuple[np.ndarray, np.ndarray]:
+    """The sorted ids of a selection's members, int64 [n], and their weights, float32 [n]."""
+    with catalog.reading() as connection:
+        rows = connection.execute(
+            "select sample_id, weight from members where selection = ? order by 1", [selection]
+        ).fetchnumpy()
+    return np.asarray(rows["sample_id"], np.int64), np.asarray(rows["weight"], np.float32)

@@ -163,9 +163,11 @@ def train(
     seeds: list[int],
     epochs: int,
     history: History | None = None,
+    weights: np.ndarray | None = None,
 ) -> None:
     """Train the models on `subsets` of the rows, row indices [m, k]; labels are int64 [n].
 
+    `weights` float32 [n], 1 on average over a subset, say how much the loss of each row counts.
     AdamW (Loshchilov and Hutter 2019) under a one-cycle schedule (Smith and Topin 2018).
     """
     steps = steps_per_epoch(model, subsets.shape[1])
@@ -174,6 +176,7 @@ def train(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, one_cycle(epochs * steps))
     all_targets = torch.from_numpy(labels).to(stack.device)
+    all_weights = None if weights is None else torch.from_numpy(weights).to(stack.device)
     all_rows = torch.from_numpy(subsets)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     stack.network.train()
@@ -198,8 +201,10 @@ def train(
                     logits.transpose(1, 2).contiguous(),
                     targets,
                     label_smoothing=model.label_smoothing,
-                    reduction="sum",
+                    reduction="sum" if all_weights is None else "none",
                 )
+                if all_weights is not None:
+                    loss = (loss * all_weights[row_indices.to(stack.device)]).sum()
                 optimizer.zero_grad(set_to_none=True)
                 (loss / row_indices.shape[1]).backward()  # type: ignore[no-untyped-call]
                 if history is not None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import members, rows, write_shard
+from conftest import add_scoring, members, rows, write_shard
 from PIL import Image
 
 import curate
@@ -647,3 +647,49 @@ def test_a_network_trains_without_labels_and_is_tested_on_another_task(coloured,
         ("pruned", 2, 150, True),
         ("random", 2, 150, True),
     ]
+
+
+def test_weights_are_trained_with_and_compared_with_none(coloured, tmp_path, caplog):
+    caplog.set_level("INFO")
+    test = write_colours(tmp_path, "test", 120, 2)
+    ids = load_sample_ids(coloured).tolist()
+    classes = load_classes(coloured)
+    add_scoring(coloured, "toy", {key: float(n) for key, n in zip(ids, classes, strict=True)})
+    select(coloured, keep=0.5, scoring="toy", balance=0.1, weights=True, name="skewed")
+    select(coloured, keep=0.5, strategy="random", name="plain")
+    name = validate(coloured, ["skewed", "plain"], test=test, weights=True, **TRAINING)
+    runs = rows(
+        coloured, "select selection, count(*) from training_runs where arm = 'weighted' group by 1"
+    )
+    assert runs == [("skewed", 3)]
+    compared = rows(coloured, "select selection, baseline from comparisons order by all")
+    assert compared == [
+        ("plain", "full"),
+        ("plain", "random"),
+        ("skewed", "full"),
+        ("skewed", "random"),
+        ("skewed", "unweighted"),
+    ]
+    (verdict,) = [one for one in read_verdicts(coloured, name) if "weights" in one.text]
+    assert verdict.text.startswith("skewed with weights against without: ")
+    assert verdict.comparison.difference != 0
+    caplog.clear()
+    validate(coloured, ["skewed", "plain"], test=test, weights=True, **TRAINING)
+    assert "nothing to do" in caplog.text
+
+
+def test_weights_are_added_to_a_validation_and_need_selections_that_have_them(coloured, tmp_path):
+    test = write_colours(tmp_path, "test", 60, 2)
+    name = validate(coloured, keep=0.5, test=test, **OPTIONS)
+    with pytest.raises(CurateError, match="has no weights; make a selection that has"):
+        validate(coloured, test=test, weights=True, **TRAINING)
+    assert validate(coloured, keep=0.5, test=test, weights=True, **OPTIONS) == name
+    arms_of = rows(
+        coloured, "select selection, arm, count(*) from training_runs group by all order by all"
+    )
+    weighted = "supervised_prototypes-hardest-0.5-weights"
+    assert [row for row in arms_of if row[0] == weighted] == [
+        (weighted, arm, 3) for arm in ("pruned", "random", "weighted")
+    ]
+    with pytest.raises(OptionError, match="not for --task coverage"):
+        validate(coloured, keep=0.5, task="coverage", weights=True, scoring=OPTIONS["scoring"])

@@ -95,3 +95,19 @@ def test_the_learning_rate_rises_for_a_quarter_and_ends_at_nothing():
         assert max(rates) == rates[max(steps // 4, 1) - 1] == 1
         assert 0 < min(rates) <= rates[-1] <= 1 / max(steps - max(steps // 4, 1), 1)
         assert loop.one_cycle(steps)(steps) == 0
+
+
+def test_a_row_of_weight_two_counts_as_two_rows():
+    """Both in one batch, where weights of 2 and 0 stand for the same rows twice."""
+    generator = np.random.default_rng(0)
+    rows = generator.standard_normal((16, 5)).astype(np.float16)
+    labels = np.arange(16) % 3
+    weights = np.where(np.arange(16) < 8, 2, 0).astype(np.float32)
+    outputs = []
+    for subset, row_weights in ((np.arange(16), weights), (np.arange(16) % 8, None)):
+        model = models.make_model("mlp:4")
+        stack = loop.Stack(model, 5, 3, [0], "cpu")
+        data = loop.VectorData(rows)
+        loop.train(stack, model, data, labels, subset[None], [0], 5, weights=row_weights)
+        outputs += [logits for logits, _ in loop.predict(stack, data, 1, torch.arange(16))]
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-3, atol=1e-4)

@@ -15,8 +15,11 @@ from curate.stages.evidence.intervals import Difference, paired_difference
 if TYPE_CHECKING:
     import duckdb
 
-FULL, PRUNED, RANDOM = "full", "pruned", "random"
-BASELINES = (FULL, RANDOM)
+FULL, PRUNED, RANDOM, WEIGHTED = "full", "pruned", "random", "weighted"
+# The baseline of a selection with weights: the same selection without them.
+UNWEIGHTED = "unweighted"
+# What is compared: the name of the baseline, its arm, and the arm that is compared with it.
+_PAIRS = ((FULL, FULL, PRUNED), (RANDOM, RANDOM, PRUNED), (UNWEIGHTED, PRUNED, WEIGHTED))
 _POINTS = 100  # percent
 
 
@@ -50,16 +53,17 @@ def refresh_comparisons(connection: "duckdb.DuckDBPyConnection", validation: str
         [validation],
     ).fetchall()
     for test, selection in tests:
-        pruned = _load_runs(connection, validation, test, PRUNED, selection)
-        for baseline in BASELINES:
-            of_selection = selection if baseline == RANDOM else None
-            baseline_runs = _load_runs(connection, validation, test, baseline, of_selection)
-            seeds = sorted(set(pruned.seeds) & set(baseline_runs.seeds))
+        arms = {
+            arm: _load_runs(connection, validation, test, arm, None if arm == FULL else selection)
+            for arm in (FULL, PRUNED, RANDOM, WEIGHTED)
+        }
+        for baseline, baseline_arm, arm in _PAIRS:
+            seeds = sorted(set(arms[baseline_arm].seeds) & set(arms[arm].seeds))
             if len(seeds) < 2:
                 continue
             a, b = (
                 runs.answers[[runs.seeds.index(seed) for seed in seeds]]
-                for runs in (baseline_runs, pruned)
+                for runs in (arms[baseline_arm], arms[arm])
             )
             record = make_record(validation, selection, baseline, test, a, b)
             sets.insert_row(connection, "comparisons", record._asdict())

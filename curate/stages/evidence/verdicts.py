@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ComparisonRecord
-from curate.stages.evidence.comparisons import FULL, RANDOM, load_comparisons, to_difference
+from curate.stages.evidence.comparisons import (
+    FULL,
+    RANDOM,
+    UNWEIGHTED,
+    load_comparisons,
+    to_difference,
+)
 from curate.stages.evidence.intervals import LEVEL, Difference, predicted_half_width
 from curate.stages.staleness import find_stale
 
@@ -62,7 +68,10 @@ def decide(
 def read_verdicts(
     catalog: Catalog | str | Path, validation: str, margin: float | None = None
 ) -> list[Verdict]:
-    """What a validation says: for each selection and test set against everything, then random."""
+    """What a validation says: for each selection and test set against everything, then random.
+
+    Then, where it was trained with weights too, of these against none.
+    """
     stale = find_stale(Catalog(catalog), by_selections=False)
     with Catalog(catalog).reading() as connection:
         comparisons = load_comparisons(connection, validation)
@@ -113,8 +122,10 @@ def _make_verdict(
     has_several_tests: bool = False,
     problem: str | None = None,
 ) -> Verdict:
-    baseline = _BASELINE_WORDS[comparison.baseline]
-    subject = f"{comparison.selection} against {baseline}"
+    if comparison.baseline == UNWEIGHTED:
+        subject = f"{comparison.selection} with weights against without"
+    else:
+        subject = f"{comparison.selection} against {_BASELINE_WORDS[comparison.baseline]}"
     if has_several_tests:
         subject += f" on {comparison.test}"
     summary = text = describe(to_difference(comparison), word, margin)

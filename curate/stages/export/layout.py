@@ -32,13 +32,17 @@ def repacked_layout(samples_per_shard: int) -> str:
 
 
 class MemberRows(NamedTuple):
-    """Members in tar order: ids, shard ids, offsets and lengths int64 [n], keys as text."""
+    """Members in tar order: ids, shard ids, offsets and lengths int64 [n], keys as text.
+
+    Weights are float32 [n], NaN where the selection has none.
+    """
 
     sample_ids: np.ndarray
     shard_ids: np.ndarray
     offsets: np.ndarray
     lengths: np.ndarray
     keys: np.ndarray
+    weights: np.ndarray
 
     def slice(self, start: int, stop: int) -> "MemberRows":
         return MemberRows(*(column[start:stop] for column in self))
@@ -94,6 +98,10 @@ class SelectionMembers:
 
     def __len__(self) -> int:
         return sum(self.counts.values())
+
+    @property
+    def has_weights(self) -> bool:
+        return self._record.weights_by is not None and not self._complement
 
     @property
     def checksum(self) -> str:
@@ -212,8 +220,9 @@ class SelectionMembers:
             self._check_same(connection)
             query = read_sql("stages/others" if self._complement else "stages/members")
             columns = connection.execute(query, parameters).fetchnumpy()
+        weights = np.ma.filled(np.ma.asarray(columns.pop("weight")), np.nan).astype(np.float32)
         sample_ids, shard_ids, offsets, lengths, keys = map(np.asarray, columns.values())
-        return MemberRows(sample_ids, shard_ids, offsets, lengths, keys.astype(object))
+        return MemberRows(sample_ids, shard_ids, offsets, lengths, keys.astype(object), weights)
 
     def _check_same(self, connection: "DuckDBPyConnection") -> None:
         """CurateError if another selection has taken the name, perhaps between two batches."""

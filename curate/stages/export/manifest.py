@@ -22,13 +22,21 @@ MANIFEST_NAME, INDEX_NAME = f"{SIDE_FOLDER}/manifest.json", f"{SIDE_FOLDER}/inde
 _ROW_GROUP = 1 << 18  # rows
 
 
+class WeightSummary(NamedTuple):
+    """The weights in the column `weight` of index.parquet: by which groups, and their range."""
+
+    by: str
+    least: float
+    largest: float
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What an export is: it is written last, so a folder that has it is whole.
 
     `selection` are the columns of the selection, `lineage` the runs back to the embedding. With
-    `complement`, the samples are all others. `empty_shards` says that a mirror has shards of which
-    no sample is kept, `key_rule` where keys end.
+    `complement`, the samples are all others. `weights` are those of index.parquet. `empty_shards`
+    says that a mirror has shards of which no sample is kept, `key_rule` where keys end.
     """
 
     curate: str
@@ -46,6 +54,7 @@ class Manifest:
     unique_keys: bool = False
     empty_shards: bool = False
     key_rule: str = FIRST_DOT
+    weights: WeightSummary | None = None
 
 
 def find_side_file(folder: str, name: str) -> str:
@@ -58,6 +67,7 @@ def find_side_file(folder: str, name: str) -> str:
 def write_manifest(folder: str, manifest: Manifest) -> None:
     """Write manifest.json in one step."""
     content = asdict(manifest) | {"sources": [source._asdict() for source in manifest.sources]}
+    content["weights"] = manifest.weights._asdict() if manifest.weights else None
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     with atomic_write(files.join(folder, MANIFEST_NAME)) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -104,9 +114,18 @@ def read_manifest(folder: str) -> Manifest:
             unique_keys=_typed(content.get("unique_keys", False), bool),
             empty_shards=_typed(content.get("empty_shards", False), bool),
             key_rule=_typed(content.get("key_rule", FIRST_DOT), str),
+            weights=_read_weights(content.get("weights")),
         )
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("it is no manifest of an export") from error
+
+
+def _read_weights(entry: dict[str, Any] | None) -> WeightSummary | None:
+    if entry is None:
+        return None
+    return WeightSummary(
+        _typed(entry["by"], str), _typed(entry["least"], float), _typed(entry["largest"], float)
+    )
 
 
 def _checksum(entry: dict[str, Any]) -> Any:
@@ -141,7 +160,7 @@ class IndexWriter:
     """Writes index.parquet as output shards pass by.
 
     Each member has its url, key and sample id and, where shards are written, its output shard and
-    its key there.
+    its key there; and its weight, where the selection has weights.
     """
 
     def __init__(self, path: Path, members: SelectionMembers, *, with_shards: bool) -> None:
@@ -157,6 +176,9 @@ class IndexWriter:
         fields = {"url": pa.dictionary(pa.int32(), text), "key": text, "sample_id": pa.int64()}
         if with_shards:
             fields |= {"shard": text, "exported_key": text}
+        self._with_weights = members.has_weights
+        if self._with_weights:
+            fields |= {"weight": pa.float32()}
         self._schema = pa.schema(fields)
         self._writer = pq.ParquetWriter(path, self._schema)
 
@@ -199,5 +221,8 @@ class IndexWriter:
             columns.append(pa.array(np.repeat(paths, counts), pa.string()))
             exported_keys = [key for packed in self._pending for key in packed.keys]
             columns.append(pa.array(exported_keys, pa.string()))
+        if self._with_weights:
+            weights = np.concatenate([packed.rows.weights for packed in self._pending])
+            columns.append(pa.array(weights))
         self._writer.write_table(pa.table(columns, schema=self._schema))
         self._pending.clear()

@@ -34,6 +34,7 @@ from curate.stages.export.manifest import (
     SIDE_FOLDER,
     IndexWriter,
     Manifest,
+    WeightSummary,
     find_side_file,
     read_manifest,
     write_manifest,
@@ -389,7 +390,17 @@ def _make_manifest(
         lineage=_read_lineage(catalog, selection.run_id),
         empty_shards=True,
         key_rule=roles.key_rule if roles else FIRST_DOT,
+        weights=_summarize_weights(catalog, selection) if members.has_weights else None,
     )
+
+
+def _summarize_weights(catalog: Catalog, selection: SelectionRecord) -> WeightSummary:
+    with catalog.reading() as connection:
+        ((least, largest),) = connection.execute(
+            "select min(weight), max(weight) from members where selection = ?",
+            [selection.selection],
+        ).fetchall()
+    return WeightSummary(str(selection.weights_by), least, largest)
 
 
 def _read_lineage(catalog: Catalog, run_id: int) -> list[dict[str, Any]]:

@@ -51,6 +51,7 @@ from curate.stages.select.strategy_inputs import (
     strategy_parameters,
     takes_scores,
 )
+from curate.stages.select.weights import inverse_keep_weights
 from curate.stages.staleness import remake_command, strategy_checksum, warn_if_stale
 from curate.storage import files as storage
 from curate.storage.checksums import Checksum
@@ -98,6 +99,7 @@ _NOT_WITH_AUTO = {
     "clustering": None,
     "probe": None,
     "distance": None,
+    "weights": False,
     "seed": 0,
 }
 
@@ -256,6 +258,13 @@ def select(
             default="the validation's",
         ),
     ] = None,
+    weights: Annotated[
+        bool,
+        Option(
+            "Give every kept sample a weight: the inverse of the share that is kept of its group "
+            "(--balance-by), 1 on average."
+        ),
+    ] = False,
     seed: Seed = 0,
     workers: Workers = 1,
     name: SetName = None,
@@ -275,7 +284,10 @@ def select(
     selection that a validation of the same corpus (`within`) has shown to lose no more than
     `tolerance` points of accuracy against everything, of those with the given `scoring`,
     `strategy` and `balance`: fractions are tested from the largest down, at 95% divided by the
-    number of kinds of selection. The default name has the options that are not the defaults.
+    number of kinds of selection. With `weights` every kept sample has a weight, by which a loss
+    counts it in training (`curate.kept`, `curate validate --weights`): the inverse of the share
+    that is kept of its class or cluster, so that the weighted classes have the sizes that they have
+    among the candidates. The default name has the options that are not the defaults.
     """
     catalog = Catalog(catalog)
     if isinstance(keep, str):
@@ -337,12 +349,20 @@ def select(
         if option.flag not in ("--seed", "--within")
     ]
     name = sets.check_name(
-        name or _default_name(settings, within, unscored, default_balance, option_labels)
+        name
+        or _default_name(
+            settings, within, unscored, default_balance, option_labels, weights=weights
+        )
     )
     settings |= _resolve_settings(catalog, settings, within)
     all_candidates = settings["where_sql"]
     if unscored == "drop":
         settings["where_sql"] = _restrict_to_scored(all_candidates, scoring)
+    if weights and settings["balance_by"] == "none":
+        raise CurateError(
+            "--weights: there are no groups to weight by; take --balance-by label or cluster "
+            "(`curate cluster` makes clusters)"
+        )
     known_shards = _find_known_shards(catalog, within)
     candidates = load_candidates(
         catalog, settings["scoring"], settings["balance_by"], settings["where_sql"], clustering
@@ -380,6 +400,8 @@ def select(
         arguments = {**arguments, "distance": inputs.distance}
     if inputs.options:
         arguments = {**arguments, "options": inputs.options}
+    if weights:
+        arguments = {**arguments, "weights": True}
     fingerprint = provenance.fingerprint("select", arguments, *content, code_checksum)
     existing = catalog.find_up_to_date(SelectionRecord, name, fingerprint)
     if existing:
@@ -414,6 +436,7 @@ def select(
             fingerprint=fingerprint,
             run_id=run_id,
             known_shards=known_shards,
+            weights_by=settings["balance_by"] if weights else None,
         )
         if not storage.is_url(shared_folder):
             shared_folder = str(folder)
@@ -438,7 +461,7 @@ def select(
             choose_by = _choose_after_unscored if unscored == "keep" else _choose_members
             member_ids = choose_by(candidates, priorities, record)
         del gathered
-        _store(catalog, record, member_ids)
+        _store(catalog, record, candidates, member_ids)
     log.info(
         "selection '%s'%s: %s of %s samples",
         name,
@@ -480,6 +503,8 @@ def _default_name(
     unscored: str,
     default_balance: float,
     option_labels: list[str],
+    *,
+    weights: bool,
 ) -> str:
     """Scoring, strategy, keep, and every option that is not the default: no two share a name."""
     where = settings["where_sql"]
@@ -496,6 +521,7 @@ def _default_name(
         f"in-{within}" if within else None,
         f"skip{settings['skip_hardest']:.10g}" if settings["skip_hardest"] else None,
         f"unscored_{unscored}" if unscored != "last" else None,
+        "weights" if weights else None,
         f"seed{settings['seed']}" if settings["seed"] else None,
     ]
     return "-".join(filter(None, words))
@@ -640,14 +666,21 @@ def _choose_after_unscored(
     return np.sort(np.concatenate([unscored_ids, chosen_ids]))
 
 
-def _store(catalog: Catalog, record: SelectionRecord, member_ids: np.ndarray) -> None:
+def _store(
+    catalog: Catalog, record: SelectionRecord, candidates: Candidates, member_ids: np.ndarray
+) -> None:
     import pyarrow as pa
 
+    columns: dict[str, Any] = {"sample_id": member_ids}
+    if record.weights_by:
+        is_kept = np.isin(candidates.sample_ids, member_ids, assume_unique=True)
+        columns["weight"] = inverse_keep_weights(candidates.groups, is_kept)
+    names = ", ".join(columns)
     with catalog.writing() as connection:
         sets.replace_set(connection, record)
-        connection.register("selected", pa.table({"sample_id": member_ids}))
+        connection.register("selected", pa.table(columns))
         connection.execute(
-            "insert into members (selection, sample_id) select $selection, sample_id from selected",
+            f"insert into members (selection, {names}) select $selection, {names} from selected",
             {"selection": record.selection},
         )
 
@@ -703,7 +736,7 @@ def _copy_selection(catalog: Catalog, record: SelectionRecord, name: str) -> Non
     ):
         sets.replace_set(connection, replace(record, selection=name, run_id=run_id))
         connection.execute(
-            "insert into members (selection, sample_id) "
-            "select ?, sample_id from members where selection = ?",
+            "insert into members (selection, sample_id, weight) "
+            "select ?, sample_id, weight from members where selection = ?",
             [name, record.selection],
         )

@@ -8,11 +8,11 @@ import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import SelectionRecord
-from curate.catalog.samples import load_members
+from curate.catalog.samples import load_members, load_weights
 from curate.errors import CurateError
 from curate.formatting import count_of
 from curate.progress import log
-from curate.stages.evidence.comparisons import FULL, PRUNED, RANDOM
+from curate.stages.evidence.comparisons import FULL, PRUNED, RANDOM, WEIGHTED
 from curate.stages.select.candidates import load_candidates
 from curate.stages.select.random_draws import RandomDraws
 from curate.stages.validate.worker import Arm
@@ -48,7 +48,7 @@ class ArmBuilder:
         self.num_equal = 0  # selections that hold all that is trained on
 
     def build(self, selections: list[SelectionRecord], missing_seeds: MissingSeeds) -> list[Arm]:
-        """full, and for each selection pruned and random, with the seeds that are missing.
+        """full, and for each selection pruned, weighted and random, with the missing seeds.
 
         One arm has as many seeds as train as one tensor program.
         """
@@ -61,7 +61,8 @@ class ArmBuilder:
         name, keep = record.selection, record.keep
         pruned_seeds = missing_seeds(PRUNED, name, record.fingerprint)
         random_seeds = missing_seeds(RANDOM, name, record.fingerprint)
-        if not pruned_seeds and not random_seeds:
+        weighted_seeds = missing_seeds(WEIGHTED, name, record.fingerprint)
+        if not pruned_seeds and not random_seeds and not weighted_seeds:
             return
         member_ids = load_members(self._catalog, name)
         rows = np.flatnonzero(self._is_trainable & np.isin(self._sample_ids, member_ids))
@@ -80,6 +81,9 @@ class ArmBuilder:
             )
             return
         self._add(PRUNED, name, keep, pruned_seeds, lambda seed: rows)
+        if weighted_seeds:
+            weights = self._write_weights(name, rows)
+            self._add(WEIGHTED, name, keep, weighted_seeds, lambda seed: rows, weights)
         if random_seeds and (draw := self._random_draw(record, len(rows))):
             self._add(RANDOM, name, keep, random_seeds, draw)
 
@@ -90,6 +94,7 @@ class ArmBuilder:
         keep: float,
         seeds: list[int],
         draw: Callable[[int], np.ndarray],
+        weights: Path | None = None,
     ) -> None:
         for start in range(0, len(seeds), self._stack_size):
             stacked_seeds = seeds[start : start + self._stack_size]
@@ -98,14 +103,25 @@ class ArmBuilder:
             # the same random samples.
             digest = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
             key = f"{name}-{'_'.join(map(str, stacked_seeds))}-{digest}"
-            if key in self._arms:
+            if key in self._arms and weights is None:
                 arm = self._arms[key]
                 self._arms[key] = arm._replace(selections=(*arm.selections, selection))
                 continue
             path = self._folder / f"arm-{len(self._arms):04d}.npy"
             np.save(path, rows)
             epochs = self._epochs_for(rows.shape[1])
-            self._arms[key] = Arm(name, (selection,), keep, stacked_seeds, epochs, path)
+            arm = Arm(name, (selection,), keep, stacked_seeds, epochs, path, weights)
+            self._arms[key if weights is None else f"{key}-{selection}"] = arm
+
+    def _write_weights(self, selection: str, rows: np.ndarray) -> Path:
+        """The weights of a selection for the rows of the inputs, 1 on average over `rows`."""
+        member_ids, member_weights = load_weights(self._catalog, selection)
+        weights = np.zeros(len(self._sample_ids), np.float32)
+        weights[rows] = member_weights[np.searchsorted(member_ids, self._sample_ids[rows])]
+        weights[rows] /= weights[rows].mean()
+        path = self._folder / f"weights-{len(self._arms):04d}.npy"
+        np.save(path, weights)
+        return path
 
     def _random_draw(
         self, record: SelectionRecord, count: int

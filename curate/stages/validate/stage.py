@@ -31,6 +31,7 @@ from curate.stages.evidence.comparisons import (
     FULL,
     PRUNED,
     RANDOM,
+    WEIGHTED,
     pack_answers,
     refresh_comparisons,
 )
@@ -155,6 +156,13 @@ def validate(
         ),
     ] = None,
     tolerance: Tolerance = 0.5,
+    weights: Annotated[
+        bool,
+        Option(
+            "Also train with the weights of the selections (`curate select --weights`), and "
+            "compare with training without."
+        ),
+    ] = False,
     label_bins: Annotated[
         int | None,
         Option(
@@ -178,8 +186,9 @@ def validate(
     `transfer`, every model is then fine-tuned on that task and tested for it (Fig. 4B of Sorscher
     et al. 2022). A verdict is against the margin `tolerance`, in points of accuracy. Selections,
     fractions and seeds are added to a validation of the same setting, and what was trained is used
-    again. Each training run is kept when it ends, so that the same command continues after an
-    interruption. Returns the validation's name.
+    again. With `weights`, models also train on each selection that has weights with these, and the
+    verdict says whether they help. Each training run is kept when it ends, so that the same command
+    continues after an interruption. Returns the validation's name.
     """
     devices = find_local_devices(device)
     catalog = Catalog(catalog)
@@ -201,6 +210,7 @@ def validate(
             strategy=strategy_name,
             balance=balance,
             within=within,
+            weights=weights,
         )
         for fraction, strategy_name, scoring_name in grid
     ]
@@ -208,6 +218,8 @@ def validate(
     records = [catalog.require(SelectionRecord, selection) for selection in names]
     if not records:
         catalog.require(SelectionRecord, None)  # raises, and says how to make one
+    if weights:
+        _check_weights(records, task)
     setting = Setting(
         task=task,
         embedding=parent.embedding,
@@ -242,6 +254,7 @@ def validate(
             num_seeds=seeds,
             tolerance=tolerance,
             devices=devices,
+            weights=weights,
         )
     warn_if_stale(catalog, validation)
     for verdict in read_verdicts(catalog, name):
@@ -261,6 +274,19 @@ def _log_name(catalog: Catalog, name: str, usual_name: str, fingerprint: str) ->
             name,
             existing.num_training_runs,
         )
+
+
+def _check_weights(records: list[SelectionRecord], task: str) -> None:
+    if task not in (LABELS, CLUSTERS):
+        raise OptionError(f"--weights is for models that learn classes, not for --task {task}")
+    without = [record.selection for record in records if not record.weights_by]
+    if len(without) == len(records):
+        raise CurateError(
+            f"--weights: '{without[0]}' has no weights; make a selection that has by "
+            "`curate select --weights`"
+        )
+    if without:
+        log.info("without weights, so not trained with them: %s", ", ".join(without))
 
 
 def _as_list(value: list[str] | str | None) -> list[str]:
@@ -335,6 +361,7 @@ def _add_arms(
     num_seeds: int,
     tolerance: float,
     devices: Devices,
+    weights: bool,
 ) -> ValidationRecord:
     """Train what the validation lacks of these selections and seeds; returns its record."""
     from curate.stages.training_data import warn_of_near_duplicates
@@ -344,19 +371,22 @@ def _add_arms(
     is_same = existing is not None and existing.fingerprint == fingerprint
     finished = _finished_runs(catalog, name, setting.num_results) if is_same else set()
     fingerprints = {record.selection: record.fingerprint for record in records}
+    weights_by = {record.selection: record.weights_by for record in records}
     # Runs on other members under a selection's name are replaced.
     finished = {run for run in finished if fingerprints.get(run[1] or "", run[2]) == run[2]}
 
     def missing_seeds(
         arm: str, selection: str | None, selection_fingerprint: str | None
     ) -> list[int]:
+        if arm == WEIGHTED and not (weights and weights_by.get(str(selection))):
+            return []
         key = (arm, selection, selection_fingerprint)
         return [seed for seed in seeds if (*key, seed) not in finished]
 
     is_complete = not missing_seeds(FULL, None, None) and not any(
         missing_seeds(arm, record.selection, record.fingerprint)
         for record in records
-        for arm in (PRUNED, RANDOM)
+        for arm in (PRUNED, RANDOM, WEIGHTED)
     )
     if existing is not None and is_same and is_complete:
         log.info(

@@ -28,7 +28,8 @@ COVERED_SHARE = 0.95
 class Arm(NamedTuple):
     """Models that train on equally many samples; `subsets` is a file of row indices int64 [m, k].
 
-    Random arms of several selections are one arm where they drew the same samples.
+    Random arms of several selections are one arm where they drew the same samples. `weights` is a
+    file with a weight for each row of the inputs, float32 [n].
     """
 
     name: str
@@ -37,6 +38,7 @@ class Arm(NamedTuple):
     seeds: list[int]
     epochs: int
     subsets: Path
+    weights: Path | None = None
 
     def load_subsets(self) -> np.ndarray:
         return np.asarray(np.load(self.subsets, mmap_mode="r", allow_pickle=False))
@@ -138,7 +140,8 @@ class TrainArm:
         started = time.monotonic()
         stack = loop.Stack(model, data.channels, self.num_classes, arm.seeds, self.device)
         targets = np.maximum(self.inputs.labels, 0)
-        loop.train(stack, model, data, targets, subsets, arm.seeds, arm.epochs)
+        weights = np.load(arm.weights, allow_pickle=False) if arm.weights else None
+        loop.train(stack, model, data, targets, subsets, arm.seeds, arm.epochs, weights=weights)
         if self.transfer:
             _fine_tune(stack, model, self.transfer, arm.seeds)
         seconds = (time.monotonic() - started) / len(arm.seeds)
