@@ -287,6 +287,19 @@ create table if not exists audit_groups (
     is_below_floor boolean not null
 );
 
+-- How even the contributions of samples are, by scorings of the metric contribution: of all candidates, of the
+-- kept ones, of random selections (mean), and of the kept ones by models that were trained on these alone.
+create table if not exists audit_contributions (
+    audit text not null,
+    population text not null, -- all, kept, random, or kept alone
+    scoring text not null,
+    num_samples bigint not null,
+    mean double not null, -- contribution
+    similarity double not null, -- mean / standard deviation
+    effective_share double not null, -- (sum)² / (n · sum of squares): 1 where all contribute alike
+    negative_share double not null -- of the samples
+);
+
 create table if not exists exports (
     export text not null,
     selection text not null,

@@ -248,7 +248,7 @@ class FitRecord(SetRecord):
 class AuditRecord(SetRecord):
     kind: ClassVar[str] = "audit"
     table: ClassVar[str] = "audits"
-    body_tables: ClassVar[tuple[str, ...]] = ("audit_groups",)
+    body_tables: ClassVar[tuple[str, ...]] = ("audit_groups", "audit_contributions")
     command: ClassVar[str] = "curate audit SELECTION"
 
     audit: str
@@ -403,3 +403,16 @@ class AuditGroupRecord(NamedTuple):
     num_kept: int
     random_num_kept: float
     is_below_floor: bool
+
+
+class AuditContributionRecord(NamedTuple):
+    """A row of `audit_contributions`."""
+
+    audit: str
+    population: str
+    scoring: str
+    num_samples: int
+    mean: float
+    similarity: float
+    effective_share: float
+    negative_share: float

@@ -157,8 +157,12 @@ def print_audit(audit: "Audit", format: str) -> None:
     """An audit as two tables, the whole beside random and the groups; or as one JSON object."""
     record = audit.record
     if format == "json":
-        groups = [group._asdict() for group in audit.groups]
-        print_rows([record.to_dict() | {"picture": str(audit.picture), "groups": groups}], format)
+        content = record.to_dict() | {
+            "pictures": [str(picture) for picture in audit.pictures],
+            "groups": [group._asdict() for group in audit.groups],
+            "contributions": [row._asdict() for row in audit.contributions],
+        }
+        print_rows([content], format)
         return
     rows = [
         ("samples", record.num_samples, record.num_samples, record.num_candidates),
@@ -208,7 +212,16 @@ def print_audit(audit: "Audit", format: str) -> None:
     ]
     print_table([record.grouped_by, "samples", "kept", "share", "random", ""], groups_shown)
     _print_rest(len(audit.groups))
-    print(f"\npicture: {os.path.relpath(audit.picture)}")
+    if audit.contributions:
+        print()
+        contributions = [
+            (row.population, *map(_shorten_number, row[3:])) for row in audit.contributions
+        ]
+        columns = ["contributions", "samples", "mean", "mean / sd", "effective share", "negative"]
+        print_table(columns, contributions)
+    print()
+    for picture in audit.pictures:
+        print(f"picture: {os.path.relpath(picture)}")
 
 
 def print_comparison(comparison: "SelectionComparison", format: str) -> None:

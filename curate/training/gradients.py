@@ -1,4 +1,4 @@
-"""Random projections of the gradients of a last layer, sample by sample.
+"""Gradients of a last layer, sample by sample: random projections, and how they align.
 
 The gradient of the cross-entropy by the last layer is (p − y) ⊗ [h; 1], p the probabilities, y the
 one-hot label and h the features: classes × (features + 1) numbers, of which a projection keeps k.
@@ -13,6 +13,35 @@ import numpy as np
 from curate.random_hash import random_bits
 
 _BLOCK_ROWS = 1 << 12
+
+
+class MeanGradient:
+    """The mean gradient of a last layer over held-out samples, [classes, d + 1]: a sum of batches.
+
+    The last column is that of the bias.
+    """
+
+    def __init__(self, num_classes: int, num_features: int) -> None:
+        self._sum = np.zeros((num_classes, num_features + 1))
+        self._count = 0
+
+    def add(self, logits: np.ndarray, features: np.ndarray, labels: np.ndarray) -> None:
+        """Logits [n, classes], features [n, d], labels int64 [n]; rows of label −1 do not count."""
+        is_labelled = labels >= 0
+        errors = prediction_errors(logits[is_labelled], labels[is_labelled])
+        self._sum[:, :-1] += errors.T @ features[is_labelled]
+        self._sum[:, -1] += errors.sum(axis=0)
+        self._count += int(is_labelled.sum())
+
+    def align(self, logits: np.ndarray, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """The scalar product with the gradient of each sample: -> float32 [n], NaN without a label.
+
+        Exact, and without the gradients themselves: (p − y)ᵀ G [h; 1].
+        """
+        mean = (self._sum / max(self._count, 1)).astype(np.float32)
+        by_class = features @ mean[:, :-1].T + mean[:, -1]
+        errors = prediction_errors(logits, labels)
+        return np.asarray(np.einsum("nc,nc->n", errors, by_class), np.float32)
 
 
 class GradientProjection:

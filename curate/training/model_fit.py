@@ -13,7 +13,7 @@ from curate.distances import l2_normalize
 from curate.execution.reporting import report_progress
 from curate.models import Model
 from curate.training import loop, ridge
-from curate.training.gradients import GradientProjection
+from curate.training.gradients import GradientProjection, MeanGradient
 from curate.training.inputs import TrainingInputs
 
 
@@ -28,7 +28,7 @@ class FitRequest(NamedTuple):
     epochs: int
     device: str
     on_all_rows: bool  # every model is trained on all labelled samples
-    has_test: bool
+    test: TrainingInputs | None  # held-out samples
     gradient_size: int | None = None  # numbers that projections of last layers' gradients keep
 
 
@@ -74,12 +74,25 @@ def _train(request: FitRequest) -> FittedModels:
         for index, seed in enumerate(seeds):
             yield GradientProjection(seed, *shape)(logits[:, index], features[:, index], labels)
 
+    held_out: list[MeanGradient] = []
+    if request.test is not None and history is not None:
+        test_data = request.test.data_for(model)
+        held_out = _held_out_gradients(stack, len(seeds), test_data, request.test.labels)
+
     def predict_rows(rows: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         logits, features = predict(data, rows)
         correct = logits.argmax(2) == labels[rows, None]
         if history is None:
             return correct, {}
         columns = {}
+        if held_out:
+            columns["contributions"] = np.stack(
+                [
+                    gradient.align(logits[:, index], features[:, index], labels[rows])
+                    for index, gradient in enumerate(held_out)
+                ],
+                axis=1,
+            )
         if request.gradient_size:
             # Of length 1, because half precision has no numbers for the errors of sure models.
             gradients = map(l2_normalize, project_gradients(logits, features, labels[rows]))
@@ -109,6 +122,25 @@ def _train(request: FitRequest) -> FittedModels:
     return FittedModels(predict_rows, predict_test)
 
 
+def _held_out_gradients(
+    stack: loop.Stack, num_models: int, data: loop.TrainingData, labels: np.ndarray
+) -> list[MeanGradient]:
+    """The mean gradient over held-out samples by each model of the stack, batch by batch."""
+    gradients: list[MeanGradient] = []
+    start = 0
+    for logits, features in loop.predict(stack, data, num_models, torch.arange(len(labels))):
+        if not gradients:
+            shape = (logits.shape[2], features.shape[2])
+            gradients = [MeanGradient(*shape) for _ in range(num_models)]
+        stop = start + logits.shape[1]
+        for index, gradient in enumerate(gradients):
+            gradient.add(
+                logits[index].cpu().numpy(), features[index].cpu().numpy(), labels[start:stop]
+            )
+        start = stop
+    return gradients
+
+
 def _solve(request: FitRequest) -> FittedModels:
     """Ridge models; one on all samples also keeps what leaving out each sample would change."""
     rows = torch.from_numpy(request.inputs.rows).float()
@@ -123,7 +155,7 @@ def _solve(request: FitRequest) -> FittedModels:
         weights.append(ridge.solve(system, torch.from_numpy(left_out)))
         report_progress(len(subset))
     effects: torch.Tensor | None = None
-    if request.on_all_rows and request.has_test:
+    if request.on_all_rows and request.test is not None:
         effects = torch.cat(ridge.leave_one_out(system, weights[0]), dim=1)
 
     def predict_rows(row_slice: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:

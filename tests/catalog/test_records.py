@@ -18,6 +18,7 @@ ROW_TYPES = {
     "probe_models": records.ProbeModelRecord,
     "fit_points": records.FitPointRecord,
     "audit_groups": records.AuditGroupRecord,
+    "audit_contributions": records.AuditContributionRecord,
 }
 SQL_TYPES = {
     str: ("VARCHAR", "JSON"),
@@ -74,5 +75,6 @@ def test_every_table_that_has_a_sets_name_is_its_body(catalog):
             "training_runs",
             "comparisons",
             "class_accuracies",
+            "audit_contributions",
         }
         assert (bodies & tables) - others <= set(record_type.body_tables)

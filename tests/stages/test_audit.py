@@ -87,7 +87,7 @@ def test_the_audit_of_the_hardest_tenth_flags_what_that_of_a_random_tenth_does_n
     assert found.effective_groups < baseline.effective_groups - 0.5
     assert found.distance_99 > 3 * found.random_distance_99
     assert found.distance_mean > 3 * baseline.distance_mean
-    assert hardest.picture.is_file()
+    assert [picture.name for picture in hardest.pictures] == ["audit-hardest-by_label.png"]
 
 
 def test_without_labels_the_clusters_show_the_same(skewed):

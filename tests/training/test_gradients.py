@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from curate.training.gradients import GradientProjection, prediction_errors
+from curate.training.gradients import GradientProjection, MeanGradient, prediction_errors
 
 
 def draw_rows(
@@ -69,3 +69,17 @@ def test_a_confident_prediction_has_an_error_in_the_direction_of_its_rival():
     np.testing.assert_allclose(errors[0].sum(), 0, atol=1e-24)
     np.testing.assert_allclose(errors[1], [1 / 3, 1 / 3, -2 / 3], rtol=1e-6)
     assert np.isnan(errors[2]).all()
+
+
+def test_alignment_with_the_held_out_gradient_is_that_of_the_gradients_themselves():
+    _, features, labels = draw_rows(40, 4, 6)
+    logits, gradients = exact_gradients(features, labels)
+    held_out = MeanGradient(4, 6)
+    for batch in (slice(20, 28), slice(28, 40)):
+        held_out.add(logits[batch], features[batch], labels[batch])
+    held_out.add(logits[:2], features[:2], np.array([-1, -1]))  # without a label
+    rows = slice(0, 20)
+    aligned = held_out.align(logits[rows], features[rows], labels[rows])
+    expected = np.einsum("ncd,cd->n", gradients[rows], gradients[20:].mean(axis=0))
+    np.testing.assert_allclose(aligned, expected, rtol=1e-4, atol=1e-6)
+    assert np.isnan(held_out.align(logits[:1], features[:1], np.array([-1]))).all()

@@ -4,7 +4,7 @@ KL divergence (Kullback and Leibler 1951), in nats, of the groups of the subset 
 Σ p log(p / q), 0 where every group keeps the same share. Effective number of groups (Hill 1973):
 exp(−Σ p log p), that of as many groups of one size as are as diverse. Coverage: how far dropped
 samples are from the nearest one that is kept (the k-center radius of Sener and Savarese 2018, as a
-whole distribution). It knows no catalog.
+whole distribution). Evenness of contributions: see `Evenness`. It knows no catalog.
 """
 
 from collections.abc import Iterable
@@ -40,6 +40,52 @@ def effective_number(counts: np.ndarray) -> float:
     """exp of the entropy of counts [groups]: from 1 to the number of groups."""
     p = counts[counts > 0] / counts.sum()
     return float(np.exp(-(p * np.log(p)).sum()))
+
+
+class Evenness(NamedTuple):
+    """How even the contributions of samples are (Gu et al. 2024, arXiv:2402.17759).
+
+    Where learning is optimal all contribute alike. `similarity` is mean / standard deviation;
+    `effective_share` is (Σ c)² / (n Σ c²), the share of samples that as many equal ones would be, 1
+    where all are equal, 0 where the sum is not above 0; `negative_share` is that of samples which
+    hurt.
+    """
+
+    num_samples: int
+    mean: float
+    similarity: float
+    effective_share: float
+    negative_share: float
+
+
+def measure_evenness(contributions: np.ndarray) -> Evenness | None:
+    """Of contributions float64 [n]; NaN, of samples without a label, does not count."""
+    present = contributions[np.isfinite(contributions)]
+    if not len(present):
+        return None
+    mean, spread = float(present.mean()), float(present.std())
+    square = float(np.square(present).mean())
+    return Evenness(
+        num_samples=len(present),
+        mean=mean,
+        similarity=mean / spread if spread else 0.0,
+        effective_share=mean**2 / square if mean > 0 else 0.0,
+        negative_share=float((present < 0).mean()),
+    )
+
+
+def lorenz_curve(contributions: np.ndarray) -> np.ndarray | None:
+    """What the least contributing share of samples adds to the sum, for shares of 0, 1, … 100%.
+
+    float64 [101], from 0 to 1, below 0 where samples hurt (Lorenz 1905); None where the sum is not
+    above 0.
+    """
+    present = np.sort(contributions[np.isfinite(contributions)])
+    total = present.sum()
+    if not len(present) or total <= 0:
+        return None
+    sums = np.concatenate([[0.0], np.cumsum(present)]) / total
+    return np.asarray(np.interp(np.linspace(0, len(present), 101), np.arange(len(sums)), sums))
 
 
 class Coverage(NamedTuple):

@@ -7,7 +7,14 @@ import numpy as np
 from curate import plotting
 from curate.catalog.records import AuditGroupRecord, AuditRecord
 from curate.formatting import printable
+from curate.stages.audit.contributions import ALL, ALONE, KEPT, RANDOM, Contributions
 
+_CURVE_COLOURS = {
+    ALL: plotting.FULL,
+    KEPT: plotting.EASY,
+    RANDOM: plotting.RANDOM,
+    ALONE: plotting.HARD,
+}
 _MAX_GROUPS = 40
 _MAX_NAME = 28  # characters
 
@@ -45,3 +52,27 @@ def draw_groups(path: Path, record: AuditRecord, groups: list[AuditGroupRecord])
             "bars: the selection, orange where below the floor; black marks: random selections; "
             f"grey marks: the floor, {record.floor:g} of these",
         )
+
+
+def draw_contributions(path: Path, selection: str, contributions: Contributions) -> None:
+    """Draw `path`.png and `path`.svg: Lorenz curves; the more even contributions, the higher."""
+    shares = {record.population: record.effective_share for record in contributions.records}
+    with plotting.new_figure(path, 5.6, 4.4) as (figure, axes):
+        axes.plot([0, 1], [0, 1], ":", color="black", lw=1, label="all alike")
+        for population, curve in contributions.curves.items():
+            axes.plot(
+                np.linspace(0, 1, len(curve)),
+                curve,
+                color=_CURVE_COLOURS[population],
+                label=f"{population}: effective share {shares[population]:.3f}",
+            )
+        axes.axhline(0, color="black", lw=0.6)
+        axes.set_xlim(0, 1)
+        plotting.label_axes(
+            axes,
+            "share of the samples, the least contributing first",
+            "share of the contribution",
+            printable(selection, 2 * _MAX_NAME),
+        )
+        axes.legend(fontsize=8)
+        plotting.caption(figure, "below 0: samples that raise the held-out loss")

@@ -9,6 +9,7 @@ import numpy as np
 from curate.catalog import provenance, sets
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import (
+    AuditContributionRecord,
     AuditGroupRecord,
     AuditRecord,
     ClusteringRecord,
@@ -20,6 +21,7 @@ from curate.errors import CurateError
 from curate.formatting import count_of
 from curate.options import EmbeddingName, Option, Seed, SetName, verb
 from curate.progress import log, progress_bar
+from curate.stages.audit.contributions import find_scorings, measure_contributions
 from curate.stages.audit.measures import (
     NUM_PASSES,
     Coverage,
@@ -27,7 +29,7 @@ from curate.stages.audit.measures import (
     kl_divergence,
     measure_coverage,
 )
-from curate.stages.audit.picture import draw_groups
+from curate.stages.audit.picture import draw_contributions, draw_groups
 from curate.stages.sample_groups import (
     Grouping,
     SampleGroups,
@@ -57,11 +59,15 @@ ClusteringOfGroups = Annotated[
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found: the whole, each group, the least kept first, and the picture's path."""
+    """What an audit found: the whole, each group, the least kept first, and the pictures.
+
+    `contributions` are empty without a scoring of the metric contribution.
+    """
 
     record: AuditRecord
     groups: list[AuditGroupRecord]
-    picture: Path
+    contributions: list[AuditContributionRecord]
+    pictures: list[Path]
 
     def __str__(self) -> str:
         return self.record.audit
@@ -119,6 +125,10 @@ def audit(
     to 2,000, by the threshold that `curate dedup` takes by default. Columns of numbers are divided
     into ranges with about as many samples in each.
 
+    Where there is a scoring of the metric contribution, also how even the contributions are, before
+    (all) and after pruning; where there is one within the selection too (`curate probe --within`,
+    `curate score contribution --within`), also by models that were trained on what is kept alone.
+
     The audit is kept in the catalog and shown in the report; figures/audit-NAME is its picture.
     Exit status 0, whatever was found; with `fail_below`, 1 where a group keeps less, after the
     audit was printed: in a recipe, that ends the run.
@@ -129,6 +139,7 @@ def audit(
     grouping = choose_grouping(catalog, by, clustering)
     name = sets.check_name(name or _default_name(selection, grouping))
     samples = _load_samples(catalog, record, grouping)
+    scorings = find_scorings(catalog, selection)
     settings = _Settings(
         selection, grouping.by, grouping.clustering, parent.embedding, floor, seeds, seed
     )
@@ -139,19 +150,18 @@ def audit(
         record.fingerprint,
         catalog.embedding_fingerprint(parent.embedding),
         samples.checksum,
+        *(scoring.fingerprint for scoring in scorings.records),
         code_checksum,
     )
-    picture = catalog.path / "figures" / f"audit-{name}"
     if catalog.find_up_to_date(AuditRecord, name, fingerprint):
         log.info("nothing to do: '%s' is this audit already", name)
         result = load_audit(catalog, name)
-        if not result.picture.is_file():
-            draw_groups(picture, result.record, result.groups)
     else:
         warn_if_stale(catalog, record)
         parents = [record.run_id, parent.run_id]
         if grouping.clustering:
             parents.append(catalog.require(ClusteringRecord, grouping.clustering).run_id)
+        parents += [scoring.run_id for scoring in scorings.records]
         with catalog.record_run(
             "audit",
             name,
@@ -160,10 +170,17 @@ def audit(
             fingerprint=fingerprint,
             code_checksum=code_checksum,
         ) as run_id:
-            found, groups = _measure(catalog, name, samples, settings, fingerprint, run_id)
-            draw_groups(picture, found, groups)
-            _store(catalog, found, groups)
-        result = Audit(found, groups, _png(picture))
+            found, groups, draws = _measure(catalog, name, samples, settings, fingerprint, run_id)
+            contributions = measure_contributions(
+                catalog, name, scorings, samples.sample_ids, samples.is_kept, draws
+            )
+            draw_groups(_figure(catalog, name), found, groups)
+            if contributions.curves:
+                draw_contributions(
+                    _figure(catalog, f"{name}-contributions"), selection, contributions
+                )
+            _store(catalog, found, groups, contributions.records)
+        result = load_audit(catalog, name)
     _log_summary(result)
     if fail_below is not None:
         _check(result, fail_below)
@@ -177,12 +194,22 @@ def load_audit(catalog: Catalog, name: str) -> Audit:
         rows = connection.execute(
             "select * from audit_groups where audit = ? order by rowid", [name]
         ).fetchall()
-    groups = [AuditGroupRecord(*row) for row in rows]
-    return Audit(record, groups, _png(catalog.path / "figures" / f"audit-{name}"))
+        contributions = connection.execute(
+            "select * from audit_contributions where audit = ? order by rowid", [name]
+        ).fetchall()
+    figures = [_figure(catalog, name), _figure(catalog, f"{name}-contributions")]
+    pictures = [figure.with_name(f"{figure.name}.png") for figure in figures]
+    return Audit(
+        record,
+        [AuditGroupRecord(*row) for row in rows],
+        [AuditContributionRecord(*row) for row in contributions],
+        [picture for picture in pictures if picture.is_file()],
+    )
 
 
-def _png(picture: Path) -> Path:
-    return picture.with_name(f"{picture.name}.png")
+def _figure(catalog: Catalog, name: str) -> Path:
+    """Where a picture is, without its extension."""
+    return catalog.path / "figures" / f"audit-{name}"
 
 
 def _default_name(selection: str, grouping: Grouping) -> str:
@@ -243,17 +270,16 @@ def _measure(
     settings: _Settings,
     fingerprint: str,
     run_id: int,
-) -> tuple[AuditRecord, list[AuditGroupRecord]]:
+) -> tuple[AuditRecord, list[AuditGroupRecord], list[np.ndarray]]:
+    """The record, the groups, and the random draws, bool [n] each."""
     codes, num_names = samples.groups.codes, len(samples.groups.names)
 
     def count(is_drawn: np.ndarray) -> np.ndarray:
         return np.bincount(codes[is_drawn], minlength=num_names)
 
-    subsets, drawn = [samples.sample_ids[samples.is_kept]], []
-    for index in range(settings.seeds):
-        is_drawn = samples.draws(settings.seed + index)
-        subsets.append(samples.sample_ids[is_drawn])
-        drawn.append(count(is_drawn))
+    draws = [samples.draws(settings.seed + index) for index in range(settings.seeds)]
+    drawn = [count(is_drawn) for is_drawn in draws]
+    subsets = [samples.sample_ids[is_drawn] for is_drawn in (samples.is_kept, *draws)]
     sizes, kept = np.bincount(codes, minlength=num_names), count(samples.is_kept)
     expected = np.mean(drawn, axis=0)
     is_below = are_starved(kept, expected, settings.floor)
@@ -302,7 +328,7 @@ def _measure(
         for index in order.tolist()
         if sizes[index]
     ]
-    return record, groups
+    return record, groups, draws
 
 
 def _coverage_columns(coverage: Coverage | None) -> dict[str, float | None]:
@@ -318,7 +344,12 @@ def _coverage_columns(coverage: Coverage | None) -> dict[str, float | None]:
     return columns
 
 
-def _store(catalog: Catalog, record: AuditRecord, groups: list[AuditGroupRecord]) -> None:
+def _store(
+    catalog: Catalog,
+    record: AuditRecord,
+    groups: list[AuditGroupRecord],
+    contributions: list[AuditContributionRecord],
+) -> None:
     import pyarrow as pa
 
     with catalog.writing() as connection:
@@ -326,6 +357,8 @@ def _store(catalog: Catalog, record: AuditRecord, groups: list[AuditGroupRecord]
         columns = dict(zip(AuditGroupRecord._fields, zip(*groups, strict=True), strict=True))
         connection.register("found", pa.table({key: list(value) for key, value in columns.items()}))
         connection.execute("insert into audit_groups by name select * from found")
+        for row in contributions:
+            sets.insert_row(connection, "audit_contributions", row._asdict())
 
 
 def _log_summary(result: Audit) -> None:

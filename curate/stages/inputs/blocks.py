@@ -150,6 +150,7 @@ SHARD_INPUTS: dict[str, Callable[[SampleBlock], Any]] = {
     "feature_norms": lambda block: block.model_column("feature_norms"),
     "correct_by_architecture": SampleBlock.correct_by_architecture,
     "influence": SampleBlock.influence,
+    "contributions": lambda block: block.model_column("contributions"),
     "gradient_features": lambda block: block.model_column("gradient_features"),
     "target_gradients": SampleBlock.target_gradients,
 }
@@ -165,6 +166,7 @@ PROBE_COLUMNS: dict[str, tuple[str, ...]] = {
     "feature_norms": ("feature_norms",),
     "correct_by_architecture": ("correct", "was_trained_on"),
     "influence": ("leave_one_out", "was_trained_on"),
+    "contributions": ("contributions",),
     "gradient_features": ("gradient_features",),
     "target_gradients": (),
 }

@@ -298,6 +298,8 @@ class CorpusInputs:
             return len(probe.models) > 1 and (has_folds or probe.fraction == 1)
         if has_folds:
             return False
+        if "contributions" in names:
+            return probe.num_test > 0 and probe.fraction == 1 and not is_ridge
         if _GRADIENT_INPUTS & set(names):
             return bool(self.catalog.run_arguments(probe.run_id).get("gradients"))
         if "was_trained_on" in names:
@@ -600,6 +602,8 @@ def _probe_command(inputs: list[str], within: str | None) -> str:
         command += " --fraction 0.7"
     elif "influence" in inputs:
         command += " --model ridge --test SHARDS"
+    elif "contributions" in inputs:
+        command += " --test SHARDS"
     elif _GRADIENT_INPUTS & set(inputs):
         command += " --gradients 512 --test SHARDS"
     elif "correct_by_architecture" in inputs:

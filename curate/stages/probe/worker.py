@@ -100,7 +100,7 @@ class TrainPart:
             self.epochs,
             self.device,
             on_all_rows=on_all_rows,
-            has_test=self.test is not None,
+            test=self.test,
             gradient_size=self.gradient_size,
         )
         started = time.monotonic()

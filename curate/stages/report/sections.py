@@ -314,14 +314,20 @@ class SectionBuilder:
             "order by run_id desc, num_kept / greatest(random_num_kept, 1e-9)",
             title="Groups, those that keep least against random first",
         )
+        contributions = self._table(
+            "select audit, population, audit_contributions.num_samples, round(similarity, 4) as similarity, "
+            "round(effective_share, 4) as effective_share, "
+            "round(negative_share, 4) as negative_share from audit_contributions "
+            "join audits using (audit) order by run_id desc, audit_contributions.rowid",
+            title="How even contributions are",
+        )
         paths = [
-            self.catalog.path / "figures" / f"audit-{name}.svg"
+            self.catalog.path / "figures" / f"audit-{name}{suffix}.svg"
             for name in self.catalog.list_names(AuditRecord)[: -_MAX_SELECTIONS - 1 : -1]
+            for suffix in ("", "-contributions")
         ]
         figures = [
-            Figure(f"share kept of each group: {path.stem}", _to_base64(path.read_bytes()))
-            for path in paths
-            if path.is_file()
+            Figure(path.stem, _to_base64(path.read_bytes())) for path in paths if path.is_file()
         ]
         return Section(
             "audits",
@@ -331,7 +337,7 @@ class SectionBuilder:
             "of groups, exp of their entropy; cosine distance from dropped samples to the nearest "
             "kept one; share of the kept samples that have a near duplicate among the kept ones.",
             figures=figures,
-            tables=[one for one in (table, groups) if one],
+            tables=[one for one in (table, groups, contributions) if one],
         )
 
     def clusters(self) -> Section | None:
