@@ -315,7 +315,8 @@ class SectionBuilder:
             title="Groups, those that keep least against random first",
         )
         contributions = self._table(
-            "select audit, population, audit_contributions.num_samples, round(similarity, 4) as similarity, "
+            "select audit, population, audit_contributions.num_samples, "
+            "round(similarity, 4) as similarity, "
             "round(effective_share, 4) as effective_share, "
             "round(negative_share, 4) as negative_share from audit_contributions "
             "join audits using (audit) order by run_id desc, audit_contributions.rowid",
