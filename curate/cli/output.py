@@ -204,13 +204,13 @@ def print_audit(audit: "Audit", format: str) -> None:
             group.num_kept,
             _shorten_number(group.num_kept / group.num_candidates),
             _shorten_number(group.random_num_kept / group.num_candidates),
-            ("vanished" if not group.num_kept else "below the floor")
-            if group.is_below_floor
-            else "",
+            "" if group.num_kept else "vanished",
+            "below the floor" if group.is_below_floor else "",
         )
         for group in audit.groups[:_MAX_GROUPS]
     ]
-    print_table([record.grouped_by, "samples", "kept", "share", "random", ""], groups_shown)
+    columns = [record.grouped_by, "samples", "kept", "share", "random", "", ""]
+    print_table(columns, groups_shown)
     _print_rest(len(audit.groups))
     if audit.contributions:
         print()

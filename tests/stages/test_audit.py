@@ -123,6 +123,20 @@ def test_fail_below_keeps_the_audit_and_says_which_group(skewed):
     curate.audit(skewed, "random", fail_below=0.4, seeds=1)
 
 
+def test_a_recipe_ends_where_an_audit_fails(skewed, tmp_path):
+    recipe = tmp_path / "guarded.toml"
+    step = '[[audit]]\nselection = "{}"\nfail_below = 0.4\nseeds = 1\n'
+    comparison = '[compare]\nselections = ["random", "hardest"]\n'
+    recipe.write_text(step.format("random") + step.format("hardest") + comparison)
+    with pytest.raises(StarvedGroupsError, match="'rare'"):
+        curate.run(recipe, skewed.path)
+    assert rows(skewed, "select selection from audits order by run_id") == [
+        ("random",),
+        ("hardest",),
+    ]
+    assert not list(skewed.path.glob("figures/compare-*"))
+
+
 def test_groups_are_the_values_of_a_column_and_ranges_of_numbers(skewed):
     by_site = curate.audit(skewed, "random", by="site", seeds=1)
     assert {group.group_name: group.num_candidates for group in by_site.groups} == {
@@ -204,7 +218,7 @@ def test_coverage_equals_that_by_all_pairs(tmp_path):
     write_vectors(files[0], np.arange(100), vectors[:100])
     write_vectors(files[1], np.arange(100, 300), vectors[100:])
     kept = np.arange(40)
-    coverage = measure_coverage(files, np.arange(290), [kept], 0, lambda work, samples: None)
+    coverage = measure_coverage(files, np.arange(290), [kept], 0.3, 0, lambda work, samples: None)
     unit = vectors.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     distances = 1 - (unit[40:290] @ unit[:40].T).max(axis=1)

@@ -12,7 +12,7 @@ import curate
 from curate.catalog.catalog import Catalog
 from curate.errors import CurateError
 from curate.metrics.contribution import contribution
-from curate.stages.audit.measures import lorenz_curve, measure_evenness
+from curate.stages.audit.measures import contribution_curve, measure_evenness
 
 WRONG = 12  # of 120 labels
 
@@ -92,8 +92,9 @@ def test_evenness_by_hand():
     assert measure_evenness(np.array([np.nan])) is None
 
 
-def test_a_lorenz_curve_is_the_diagonal_where_all_are_equal_and_dips_where_samples_hurt():
-    np.testing.assert_allclose(lorenz_curve(np.full(10, 0.3)), np.linspace(0, 1, 101), atol=1e-12)
-    curve = lorenz_curve(np.array([-1.0, 1, 2, 2]))
-    assert curve[[0, 25, 50, 100]].tolist() == [0, -0.25, 0, 1]
-    assert lorenz_curve(np.array([-1.0, 0.5])) is None
+def test_the_curve_is_the_diagonal_where_all_are_equal_and_falls_where_samples_hurt():
+    even = contribution_curve(np.full(10, 0.3))
+    np.testing.assert_allclose(even, np.linspace(0, 1, 101), atol=1e-12)
+    curve = contribution_curve(np.array([2.0, -1, 1, np.nan, 2]))
+    np.testing.assert_allclose(curve[[0, 25, 50, 100]], [0, -1 / 6, 0, 4 / 6], atol=1e-12)
+    assert contribution_curve(np.zeros(3)).tolist() == [0] * 101

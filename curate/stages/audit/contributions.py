@@ -7,7 +7,7 @@ import numpy as np
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import AuditContributionRecord, ScoringRecord
 from curate.catalog.sql import quote_literal
-from curate.stages.audit.measures import Evenness, lorenz_curve, measure_evenness
+from curate.stages.audit.measures import Evenness, contribution_curve, measure_evenness
 from curate.stages.sample_groups import fill_values
 
 METRIC = "contribution"
@@ -26,7 +26,7 @@ class ContributionScorings(NamedTuple):
 
 
 class Contributions(NamedTuple):
-    """What was found of each population, and its Lorenz curve where it has one, float64 [101]."""
+    """What was found of each population, and its curve, float64 [101]; at random, of one draw."""
 
     records: list[AuditContributionRecord]
     curves: dict[str, np.ndarray]
@@ -64,9 +64,7 @@ def measure_contributions(
         means = [float(np.mean(values)) for values in zip(*found, strict=True)]
         evenness = Evenness(round(means[0]), *means[1:])
         records.append(AuditContributionRecord(audit, population, scoring.scoring, *evenness))
-        curve = lorenz_curve(subsets[0])
-        if curve is not None:
-            curves[population] = curve
+        curves[population] = contribution_curve(subsets[0])
 
     if scorings.of_all:
         scores = _load_scores(catalog, scorings.of_all, sample_ids)

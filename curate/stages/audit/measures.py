@@ -24,7 +24,8 @@ from curate.training.nearest import (
 
 # Samples that are looked at for each subset; their mean distance has a standard error of 2% of the
 # spread. All dropped ones of a small corpus are.
-MAX_DROPPED, MAX_KEPT = 2_000, 2_000
+MAX_DROPPED, MAX_KEPT = 2_000, 1_000
+MAX_SUBSETS = 4  # whose coverage is measured: the selection, and three at random
 NUM_PASSES = 3  # over the rows of the files, in `measure_coverage`
 
 
@@ -74,16 +75,14 @@ def measure_evenness(contributions: np.ndarray) -> Evenness | None:
     )
 
 
-def lorenz_curve(contributions: np.ndarray) -> np.ndarray | None:
-    """What the least contributing share of samples adds to the sum, for shares of 0, 1, … 100%.
+def contribution_curve(contributions: np.ndarray) -> np.ndarray:
+    """What the least contributing share of samples adds up to, for 0, 1, … 100% of them.
 
-    float64 [101], from 0 to 1, below 0 where samples hurt (Lorenz 1905); None where the sum is not
-    above 0.
+    float64 [101], as a share of the sum of absolute contributions: a Lorenz curve, which falls
+    below 0 as far as samples hurt, and ends at 1 where none does.
     """
     present = np.sort(contributions[np.isfinite(contributions)])
-    total = present.sum()
-    if not len(present) or total <= 0:
-        return None
+    total = max(float(np.abs(present).sum()), np.finfo(np.float64).tiny)
     sums = np.concatenate([[0.0], np.cumsum(present)]) / total
     return np.asarray(np.interp(np.linspace(0, len(present), 101), np.arange(len(sums)), sums))
 
@@ -106,11 +105,13 @@ def measure_coverage(
     files: Iterable[str],
     candidate_ids: np.ndarray,
     subsets: list[np.ndarray],
+    near_share: float,
     seed: int,
     advance: ReportProgress,
 ) -> Coverage | None:
     """Of subsets of the candidates: sorted ids int64 [n], each [k]. None without any vector.
 
+    Near is what is nearer than `near_share` of the distance that is usual between neighbours.
     Samples without a vector in the files are left out. Of each subset MAX_DROPPED dropped samples
     and MAX_KEPT kept ones are looked at, drawn by the seeded hash, and compared with every kept
     one. Memory: see `nearest_distances`, for so many samples by subset; and 8 bytes by candidate.
@@ -128,7 +129,7 @@ def measure_coverage(
         for subset in subsets
     ]
     examined = draw_samples(candidate_ids, MAX_EXAMINED, seed)
-    threshold = near_duplicate_cosine(read_samples(files, examined, advance))
+    threshold = near_duplicate_cosine(read_samples(files, examined, advance), near_share)
     queries = np.unique(np.concatenate([*kept, *dropped]))
     distances = nearest_distances(files, queries, subsets, advance)
     means, quantiles, shares = (np.full(len(subsets), np.nan) for _ in range(3))

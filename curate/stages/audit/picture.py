@@ -55,7 +55,7 @@ def draw_groups(path: Path, record: AuditRecord, groups: list[AuditGroupRecord])
 
 
 def draw_contributions(path: Path, selection: str, contributions: Contributions) -> None:
-    """Draw `path`.png and `path`.svg: Lorenz curves; the more even contributions, the higher."""
+    """Draw `path`.png and `path`.svg: the more even contributions are, the higher the curves."""
     shares = {record.population: record.effective_share for record in contributions.records}
     with plotting.new_figure(path, 5.6, 4.4) as (figure, axes):
         axes.plot([0, 1], [0, 1], ":", color="black", lw=1, label="all alike")
@@ -64,15 +64,17 @@ def draw_contributions(path: Path, selection: str, contributions: Contributions)
                 np.linspace(0, 1, len(curve)),
                 curve,
                 color=_CURVE_COLOURS[population],
-                label=f"{population}: effective share {shares[population]:.3f}",
+                label=f"{population}: effective share {shares[population]:.2g}",
             )
         axes.axhline(0, color="black", lw=0.6)
         axes.set_xlim(0, 1)
         plotting.label_axes(
             axes,
             "share of the samples, the least contributing first",
-            "share of the contribution",
+            "their sum, as a share of all absolute contributions",
             printable(selection, 2 * _MAX_NAME),
         )
         axes.legend(fontsize=8)
-        plotting.caption(figure, "below 0: samples that raise the held-out loss")
+        plotting.caption(
+            figure, "falling: samples that raise the held-out loss; rising: those that lower it"
+        )

@@ -23,6 +23,7 @@ from curate.options import EmbeddingName, Option, Seed, SetName, verb
 from curate.progress import log, progress_bar
 from curate.stages.audit.contributions import find_scorings, measure_contributions
 from curate.stages.audit.measures import (
+    MAX_SUBSETS,
     NUM_PASSES,
     Coverage,
     effective_number,
@@ -30,6 +31,7 @@ from curate.stages.audit.measures import (
     measure_coverage,
 )
 from curate.stages.audit.picture import draw_contributions, draw_groups
+from curate.stages.dedup.stage import EPS_SHARE
 from curate.stages.sample_groups import (
     Grouping,
     SampleGroups,
@@ -122,8 +124,8 @@ def audit(
     in nats, and the effective number of groups, exp of their entropy. Coverage: the cosine distance
     from dropped samples to the nearest kept one, mean and 99th percentile, over up to 2,000 dropped
     ones; and the share of the kept samples that have a near duplicate among the kept ones, over up
-    to 2,000, by the threshold that `curate dedup` takes by default. Columns of numbers are divided
-    into ranges with about as many samples in each.
+    to 1,000, by the threshold that `curate dedup` takes by default; of up to three of the random
+    selections. Columns of numbers are divided into ranges with about as many samples in each.
 
     Where there is a scoring of the metric contribution, also how even the contributions are, before
     (all) and after pruning; where there is one within the selection too (`curate probe --within`,
@@ -156,6 +158,9 @@ def audit(
     if catalog.find_up_to_date(AuditRecord, name, fingerprint):
         log.info("nothing to do: '%s' is this audit already", name)
         result = load_audit(catalog, name)
+        if not result.pictures:  # it was renamed, or the picture removed
+            draw_groups(_figure(catalog, name), result.record, result.groups)
+            result = load_audit(catalog, name)
     else:
         warn_if_stale(catalog, record)
         parents = [record.run_id, parent.run_id]
@@ -285,7 +290,9 @@ def _measure(
     is_below = are_starved(kept, expected, settings.floor)
     files = catalog.vector_files(settings.embedding)
     with progress_bar("compare", NUM_PASSES * sum(files.values())) as advance:
-        coverage = measure_coverage(files, samples.sample_ids, subsets, settings.seed, advance)
+        coverage = measure_coverage(
+            files, samples.sample_ids, subsets[:MAX_SUBSETS], EPS_SHARE, settings.seed, advance
+        )
     record = AuditRecord(
         audit=name,
         selection=settings.selection,
