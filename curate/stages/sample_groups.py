@@ -1,6 +1,7 @@
 """Groups of samples, by label, by cluster or by a column, and which of them a selection starves."""
 
 import itertools
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -32,6 +33,12 @@ class Grouping(NamedTuple):
     by: str
     column: str
     clustering: str | None = None
+
+    @property
+    def name(self) -> str:
+        """For names of sets and files: a column may be called anything."""
+        words = f"{self.by}-{self.clustering}" if self.clustering else self.by
+        return re.sub(r"[^A-Za-z0-9@_.,+=-]", "_", words)
 
 
 class SampleGroups(NamedTuple):

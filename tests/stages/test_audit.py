@@ -16,7 +16,7 @@ from curate.formats.vectors import write_vectors
 from curate.stages.audit.measures import effective_number, kl_divergence, measure_coverage
 from curate.stages.audit.stage import Audit, StarvedGroupsError
 from curate.stages.embed.stage import embed
-from curate.stages.sample_groups import are_starved
+from curate.stages.sample_groups import Grouping, are_starved
 from curate.stages.select.stage import select
 from curate.stages.staleness import find_stale
 
@@ -146,6 +146,8 @@ def test_groups_are_the_values_of_a_column_and_ranges_of_numbers(skewed):
     by_shade = curate.audit(skewed, "random", by="shade", seeds=1)
     assert [group.num_candidates for group in by_shade.groups] == [100] * 10
     assert sum(group.num_kept for group in by_shade.groups) == 100
+    assert str(by_shade) == "random-by_shade"
+    assert Grouping("size / px", "size / px").name == "size___px"
 
 
 def test_a_column_that_does_not_exist_or_makes_no_groups_is_refused(skewed):

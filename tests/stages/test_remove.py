@@ -30,6 +30,7 @@ from curate.catalog.records import (
     SelectionRecord,
 )
 from curate.errors import CurateError, OptionError
+from curate.stages.audit.stage import audit
 from curate.stages.cluster.stage import cluster
 from curate.stages.embed.stage import embed
 from curate.stages.export.stage import export
@@ -58,6 +59,7 @@ def world_once(tmp_path_factory) -> Path:
     for seed in (0, 1, 2):
         select(catalog, keep=0.5, within="half", scoring="random", seed=seed, name=f"part{seed}")
     add_validation(catalog, "half")
+    audit(catalog, "half", by="cluster", seeds=1)
     export(catalog, "half", folder / "out")
     return folder
 

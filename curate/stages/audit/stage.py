@@ -139,7 +139,7 @@ def audit(
     record = catalog.require(SelectionRecord, selection)
     parent = catalog.require(EmbeddingRecord, embedding)
     grouping = choose_grouping(catalog, by, clustering)
-    name = sets.check_name(name or _default_name(selection, grouping))
+    name = sets.check_name(name or f"{selection}-by_{grouping.name}")
     samples = _load_samples(catalog, record, grouping)
     scorings = find_scorings(catalog, selection)
     settings = _Settings(
@@ -215,11 +215,6 @@ def load_audit(catalog: Catalog, name: str) -> Audit:
 def _figure(catalog: Catalog, name: str) -> Path:
     """Where a picture is, without its extension."""
     return catalog.path / "figures" / f"audit-{name}"
-
-
-def _default_name(selection: str, grouping: Grouping) -> str:
-    by = f"{grouping.by}-{grouping.clustering}" if grouping.clustering else grouping.by
-    return f"{selection}-by_{by}"
 
 
 class _Settings(NamedTuple):

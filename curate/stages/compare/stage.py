@@ -128,7 +128,7 @@ def compare(
         spearman = correlations.get((records[i].scoring, records[j].scoring))
         pairs.append(_compare_pair(records[i], records[j], is_member[i], is_member[j], spearman))
         groups_of_pairs += _count_groups(names[i], names[j], is_member[i], is_member[j], groups)
-    picture = _choose_picture(catalog, names, grouped_by, out)
+    picture = _choose_picture(catalog, names, grouping.name if grouping else grouped_by, out)
     comparison = SelectionComparison(names, grouped_by, pairs, groups_of_pairs, picture)
     draw_comparison(picture.with_name(picture.name.removesuffix(".png")), comparison)
     log.info("drew %s", picture)
@@ -223,7 +223,8 @@ def _choose_picture(
 ) -> Path:
     """The PNG to write: by default under the names of the selections, shortened by a hash."""
     if out:
-        return Path(out).expanduser().absolute()
+        path = Path(out).expanduser().absolute()
+        return path.with_name(f"{path.stem}.png")
     words = "-with-".join(names)
     if len(words) > _MAX_NAME:
         digest = hashlib.sha256(words.encode()).hexdigest()[:8]
