@@ -18,6 +18,7 @@ from curate.storage.atomic import atomic_write
 if TYPE_CHECKING:
     import duckdb
 
+    from curate.catalog.records import AuditGroupRecord
     from curate.stages.audit.stage import Audit
     from curate.stages.compare.stage import SelectionComparison
 
@@ -204,12 +205,11 @@ def print_audit(audit: "Audit", format: str) -> None:
             group.num_kept,
             _shorten_number(group.num_kept / group.num_candidates),
             _shorten_number(group.random_num_kept / group.num_candidates),
-            "" if group.num_kept else "vanished",
-            "below the floor" if group.is_below_floor else "",
+            ", ".join(_describe_group(group)),
         )
         for group in audit.groups[:_MAX_GROUPS]
     ]
-    columns = [record.grouped_by, "samples", "kept", "share", "random", "", ""]
+    columns = [record.grouped_by, "samples", "kept", "share", "random", ""]
     print_table(columns, groups_shown)
     _print_rest(len(audit.groups))
     if audit.contributions:
@@ -222,6 +222,11 @@ def print_audit(audit: "Audit", format: str) -> None:
     print()
     for picture in audit.pictures:
         print(f"picture: {os.path.relpath(picture)}")
+
+
+def _describe_group(group: "AuditGroupRecord") -> list[str]:
+    vanished = [] if group.num_kept else ["vanished"]
+    return [*vanished, "below the floor"] if group.is_below_floor else vanished
 
 
 def print_comparison(comparison: "SelectionComparison", format: str) -> None:
