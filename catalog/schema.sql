@@ -203,7 +203,7 @@ create table if not exists selections (
     fingerprint text not null,
     run_id bigint not null,
     known_shards bigint[], -- the shards there were: first and last ids of runs of neighbours; null before schema 9
-    weights_by text -- the strata of members.weight: label or cluster; null without weights
+    weights_by text -- the strata of members.weight: label, cluster, or those of the strategy; null without weights
 );
 
 create table if not exists members (

@@ -14,6 +14,7 @@ from curate.errors import CurateError, OptionError
 from curate.stages.export.manifest import WeightSummary, read_manifest
 from curate.stages.select.stage import select
 from curate.stages.select.weights import inverse_keep_weights
+from curate.strategies import Quotas, strategies
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -64,6 +65,29 @@ def test_weights_change_no_member_but_the_name_and_what_is_out_of_date(weighted,
     sql = "select sample_id from members where selection = ? order by 1"
     assert rows(weighted, sql, plain) == rows(weighted, sql, named)
     assert rows(weighted, "select count(weight) from members where selection = ?", plain) == [(0,)]
+
+
+def test_strata_are_those_that_the_strategy_gives_quotas(weighted):
+    """A third of the lower half is kept, and two thirds of the upper one."""
+
+    def thirds(scores: np.ndarray, num_kept: int) -> Quotas:
+        groups = (scores > np.median(scores)).astype(np.int64)
+        return Quotas(np.array([num_kept // 3, num_kept - num_kept // 3]), groups, scores)
+
+    strategies["thirds"] = thirds
+    try:
+        select(weighted, keep=0.5, scoring="toy", strategy="thirds", weights=True, name="own")
+    finally:
+        del strategies["thirds"]
+    found = rows(
+        weighted,
+        "select score > (select median(score) from scores), weight, count(*) from members "
+        "join scores using (sample_id) where selection = 'own' group by all order by 1",
+    )
+    assert found == [(False, pytest.approx(1.5), 5), (True, pytest.approx(0.75), 10)]
+    assert rows(weighted, "select weights_by from selections where selection = 'own'") == [
+        ("strategy",)
+    ]
 
 
 def test_weights_need_groups(weighted):

@@ -61,6 +61,7 @@ SCOPES = ("global", "class", "cluster")
 GROUPS = ("label", "cluster", "none")
 UNSCORED = ("last", "keep", "drop")
 DEFAULT_BALANCE = 0.5
+STRATEGY = "strategy"  # whose own strata the weights are by
 # What becomes of samples without a score, in messages.
 _UNSCORED_OUTCOMES = {
     "last": "they come last, whatever the strategy",
@@ -261,8 +262,8 @@ def select(
     weights: Annotated[
         bool,
         Option(
-            "Give every kept sample a weight: the inverse of the share that is kept of its group "
-            "(--balance-by), 1 on average."
+            "Give every kept sample a weight: the inverse of the share that is kept of its stratum "
+            "(the strategy's own, else the group of --balance-by), 1 on average."
         ),
     ] = False,
     seed: Seed = 0,
@@ -286,8 +287,10 @@ def select(
     `strategy` and `balance`: fractions are tested from the largest down, at 95% divided by the
     number of kinds of selection. With `weights` every kept sample has a weight, by which a loss
     counts it in training (`curate.kept`, `curate validate --weights`): the inverse of the share
-    that is kept of its class or cluster, so that the weighted classes have the sizes that they have
-    among the candidates. The default name has the options that are not the defaults.
+    that is kept of its stratum, so that weighted strata have the sizes that they have among the
+    candidates. Strata are those that the strategy gives quotas, as coverage does to ranges of the
+    score; else the classes or clusters of `balance_by`. The default name has the options that are
+    not the defaults.
     """
     catalog = Catalog(catalog)
     if isinstance(keep, str):
@@ -358,11 +361,8 @@ def select(
     all_candidates = settings["where_sql"]
     if unscored == "drop":
         settings["where_sql"] = _restrict_to_scored(all_candidates, scoring)
-    if weights and settings["balance_by"] == "none":
-        raise CurateError(
-            "--weights: there are no groups to weight by; take --balance-by label or cluster "
-            "(`curate cluster` makes clusters)"
-        )
+    if weights and not chooses_for_itself(strategy):
+        _check_has_strata(settings["balance_by"])
     known_shards = _find_known_shards(catalog, within)
     candidates = load_candidates(
         catalog, settings["scoring"], settings["balance_by"], settings["where_sql"], clustering
@@ -436,14 +436,14 @@ def select(
             fingerprint=fingerprint,
             run_id=run_id,
             known_shards=known_shards,
-            weights_by=settings["balance_by"] if weights else None,
         )
+        strata = None
         if not storage.is_url(shared_folder):
             shared_folder = str(folder)
         gathered = inputs.gather(candidates, folder, shared_folder)
         _log_unusable(inputs, num_candidates - gathered.num_rows)
         if chooses_for_itself(strategy):
-            is_kept = choose(
+            choice = choose(
                 strategy,
                 gathered,
                 candidates,
@@ -452,7 +452,7 @@ def select(
                 base=balance_base,
                 seed=seed,
             )
-            member_ids = candidates.sample_ids[is_kept]
+            member_ids, strata = candidates.sample_ids[choice.is_kept], choice.strata
         else:
             priorities = rank(strategy, gathered, num_candidates)
             if skip_hardest:
@@ -461,7 +461,17 @@ def select(
             choose_by = _choose_after_unscored if unscored == "keep" else _choose_members
             member_ids = choose_by(candidates, priorities, record)
         del gathered
-        _store(catalog, record, candidates, member_ids)
+        if weights:
+            if strata is None:
+                _check_has_strata(record.balance_by)
+            record = replace(record, weights_by=record.balance_by if strata is None else STRATEGY)
+        _store(
+            catalog,
+            record,
+            member_ids,
+            np.isin(candidates.sample_ids, member_ids, assume_unique=True),
+            candidates.groups if strata is None else strata,
+        )
     log.info(
         "selection '%s'%s: %s of %s samples",
         name,
@@ -666,15 +676,30 @@ def _choose_after_unscored(
     return np.sort(np.concatenate([unscored_ids, chosen_ids]))
 
 
+def _check_has_strata(balance_by: str) -> None:
+    if balance_by == "none":
+        raise CurateError(
+            "--weights: there are no groups to weight by; take --balance-by label or cluster "
+            "(`curate cluster` makes clusters)"
+        )
+
+
 def _store(
-    catalog: Catalog, record: SelectionRecord, candidates: Candidates, member_ids: np.ndarray
+    catalog: Catalog,
+    record: SelectionRecord,
+    member_ids: np.ndarray,
+    is_kept: np.ndarray,
+    strata: np.ndarray,
 ) -> None:
+    """Write the record and its members; `is_kept` bool [n] and `strata` int [n] of all candidates.
+
+    Strata are for weights.
+    """
     import pyarrow as pa
 
     columns: dict[str, Any] = {"sample_id": member_ids}
     if record.weights_by:
-        is_kept = np.isin(candidates.sample_ids, member_ids, assume_unique=True)
-        columns["weight"] = inverse_keep_weights(candidates.groups, is_kept)
+        columns["weight"] = inverse_keep_weights(strata, is_kept)
     names = ", ".join(columns)
     with catalog.writing() as connection:
         sets.replace_set(connection, record)

@@ -1,7 +1,7 @@
 """Calls a strategy, and checks and completes its answer."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,16 @@ from curate.stages.select.quotas import (
 )
 from curate.stages.select.strategy_inputs import CandidateInputs
 from curate.strategies import Quotas, strategies
+
+
+class Choice(NamedTuple):
+    """Which candidates a strategy keeps, bool [n], and the strata that it gave quotas, int [n].
+
+    None where it gave none. Candidates without its inputs are a stratum of their own.
+    """
+
+    is_kept: np.ndarray
+    strata: np.ndarray | None
 
 
 def rank(strategy: str, inputs: CandidateInputs, num_candidates: int) -> np.ndarray:
@@ -40,8 +50,8 @@ def choose(
     scope: str,
     base: str,
     seed: int,
-) -> np.ndarray:
-    """Which candidates are kept by a strategy that chooses for itself: bool [n].
+) -> Choice:
+    """Which candidates are kept by a strategy that chooses for itself.
 
     With a scope, it is called for every group with the group's share of round(keep · n). Candidates
     without its inputs are drawn where the others are too few. CurateError where groups are too
@@ -63,6 +73,7 @@ def choose(
         bounds = np.cumsum(np.bincount(groups[usable], minlength=len(shares)))[:-1]
         parts = list(zip(np.split(order, bounds), shares.tolist(), strict=True))
     is_kept = np.zeros(len(sample_ids), bool)
+    strata, num_strata, has_quotas = np.zeros(len(sample_ids), np.int64), 1, False
     for rows, share in parts:
         members = usable[rows]
         num_kept = min(share, len(members))
@@ -72,9 +83,16 @@ def choose(
             answer = _call(strategy, inputs, rows, num_kept)
             ids = sample_ids[members]
             is_kept[members[_choose_by(strategy, answer, ids, num_kept, seed)]] = True
+            if isinstance(answer, Quotas):
+                has_quotas = True
+                strata[members] = num_strata + answer.groups
+                num_strata += len(answer.sizes)
+                continue
+        strata[members] = num_strata
+        num_strata += 1
     missing = total - int(is_kept.sum())
     is_drawn = top_k(np.full(len(sample_ids), np.nan), sample_ids, missing, seed, exclude=is_kept)
-    return np.asarray(is_kept | is_drawn)
+    return Choice(is_kept | is_drawn, strata if has_quotas else None)
 
 
 def _choose_by(
