@@ -170,6 +170,8 @@ def test_every_option_can_stand_in_a_recipe_with_its_default(tmp_path, name):
     }
     required = {"embed": {"shards": ["x"]}, "select": {"keep": 0.5}, "score": {"metrics": "aum"}}
     required["export"] = {"selection": "x", "out": "y"}
+    required["audit"] = {"selection": "x"}
+    required["compare"] = {"selections": ["x", "y"]}
     required["pack"] = {"source": "x", "out": "y"}
     required["import"] = {"table": "x.csv", "key": "k"}
     required["import-vectors"] = {"folder": "x", "shards": ["y"]}

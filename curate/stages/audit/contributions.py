@@ -58,12 +58,12 @@ def measure_contributions(
     curves: dict[str, np.ndarray] = {}
 
     def add(population: str, scoring: ScoringRecord, subsets: list[np.ndarray]) -> None:
-        found = [one for one in map(measure_evenness, subsets) if one is not None]
-        if not found:
+        measured = [evenness for evenness in map(measure_evenness, subsets) if evenness is not None]
+        if not measured:
             return
-        means = [float(np.mean(values)) for values in zip(*found, strict=True)]
-        evenness = Evenness(round(means[0]), *means[1:])
-        records.append(AuditContributionRecord(audit, population, scoring.scoring, *evenness))
+        means = [float(np.mean(values)) for values in zip(*measured, strict=True)]
+        mean_evenness = Evenness(round(means[0]), *means[1:])
+        records.append(AuditContributionRecord(audit, population, scoring.scoring, *mean_evenness))
         curves[population] = contribution_curve(subsets[0])
 
     if scorings.of_all:

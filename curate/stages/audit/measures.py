@@ -135,8 +135,13 @@ def measure_coverage(
     means, quantiles, shares = (np.full(len(subsets), np.nan) for _ in range(3))
     for index, (kept_ids, dropped_ids) in enumerate(zip(kept, dropped, strict=True)):
         if len(dropped_ids) and len(kept_ids):
-            own = distances[index, np.searchsorted(queries, dropped_ids)].astype(np.float64)
-            means[index], quantiles[index] = own.mean(), np.quantile(own, 0.99)
+            dropped_distances = distances[index, np.searchsorted(queries, dropped_ids)].astype(
+                np.float64
+            )
+            means[index], quantiles[index] = (
+                dropped_distances.mean(),
+                np.quantile(dropped_distances, 0.99),
+            )
         if len(kept_ids):
             to_kept = distances[index, np.searchsorted(queries, kept_ids)]
             shares[index] = (1 - to_kept >= threshold).mean()

@@ -25,12 +25,14 @@ def draw_groups(path: Path, record: AuditRecord, groups: list[AuditGroupRecord])
     positions = np.arange(len(shown))[::-1]
     sizes = np.array([group.num_candidates for group in shown])
     kept = np.array([group.num_kept for group in shown]) / sizes
-    drawn = np.array([group.random_num_kept for group in shown]) / sizes
+    random_shares = np.array([group.random_num_kept for group in shown]) / sizes
     colours = [plotting.HARD if group.is_below_floor else plotting.EASY for group in shown]
     with plotting.new_figure(path, 7.5, 1.9 + 0.22 * len(shown)) as (figure, axes):
         axes.barh(positions, kept, 0.7, color=colours)
-        axes.plot(drawn, positions, "|", color="black", ms=11, mew=1.6)
-        axes.plot(record.floor * drawn, positions, "|", color=plotting.RANDOM, ms=11, mew=1.6)
+        axes.plot(random_shares, positions, "|", color="black", ms=11, mew=1.6)
+        axes.plot(
+            record.floor * random_shares, positions, "|", color=plotting.RANDOM, ms=11, mew=1.6
+        )
         names = [
             f"{printable(group.group_name, _MAX_NAME)} ({group.num_candidates:,})"
             for group in shown

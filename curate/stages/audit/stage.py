@@ -175,16 +175,18 @@ def audit(
             fingerprint=fingerprint,
             code_checksum=code_checksum,
         ) as run_id:
-            found, groups, draws = _measure(catalog, name, samples, settings, fingerprint, run_id)
+            measured, groups, draws = _measure(
+                catalog, name, samples, settings, fingerprint, run_id
+            )
             contributions = measure_contributions(
                 catalog, name, scorings, samples.sample_ids, samples.is_kept, draws
             )
-            draw_groups(_figure(catalog, name), found, groups)
+            draw_groups(_figure(catalog, name), measured, groups)
             if contributions.curves:
                 draw_contributions(
                     _figure(catalog, f"{name}-contributions"), selection, contributions
                 )
-            _store(catalog, found, groups, contributions.records)
+            _store(catalog, measured, groups, contributions.records)
         result = load_audit(catalog, name)
     _log_summary(result)
     if fail_below is not None:
@@ -278,10 +280,10 @@ def _measure(
         return np.bincount(codes[is_drawn], minlength=num_names)
 
     draws = [samples.draws(settings.seed + index) for index in range(settings.seeds)]
-    drawn = [count(is_drawn) for is_drawn in draws]
+    random_counts = [count(is_drawn) for is_drawn in draws]
     subsets = [samples.sample_ids[is_drawn] for is_drawn in (samples.is_kept, *draws)]
     sizes, kept = np.bincount(codes, minlength=num_names), count(samples.is_kept)
-    expected = np.mean(drawn, axis=0)
+    expected = np.mean(random_counts, axis=0)
     is_below = are_starved(kept, expected, settings.floor)
     files = catalog.vector_files(settings.embedding)
     with progress_bar("compare", NUM_PASSES * sum(files.values())) as advance:
@@ -301,15 +303,21 @@ def _measure(
         num_samples=int(kept.sum()),
         num_groups=int((sizes > 0).sum()),
         num_vanished=int(((sizes > 0) & (kept == 0)).sum()),
-        random_num_vanished=float(np.mean([((sizes > 0) & (one == 0)).sum() for one in drawn])),
+        random_num_vanished=float(
+            np.mean([((sizes > 0) & (counts == 0)).sum() for counts in random_counts])
+        ),
         num_below_floor=int(is_below.sum()),
         random_num_below_floor=float(
-            np.mean([are_starved(one, expected, settings.floor).sum() for one in drawn])
+            np.mean(
+                [are_starved(counts, expected, settings.floor).sum() for counts in random_counts]
+            )
         ),
         kl=kl_divergence(kept, sizes),
-        random_kl=float(np.mean([kl_divergence(one, sizes) for one in drawn])),
+        random_kl=float(np.mean([kl_divergence(counts, sizes) for counts in random_counts])),
         effective_groups=effective_number(kept),
-        random_effective_groups=float(np.mean([effective_number(one) for one in drawn])),
+        random_effective_groups=float(
+            np.mean([effective_number(counts) for counts in random_counts])
+        ),
         all_effective_groups=effective_number(sizes),
         **_coverage_columns(coverage),
         fingerprint=fingerprint,
@@ -357,8 +365,10 @@ def _store(
     with catalog.writing() as connection:
         sets.replace_set(connection, record)
         columns = dict(zip(AuditGroupRecord._fields, zip(*groups, strict=True), strict=True))
-        connection.register("found", pa.table({key: list(value) for key, value in columns.items()}))
-        connection.execute("insert into audit_groups by name select * from found")
+        connection.register(
+            "audited", pa.table({key: list(value) for key, value in columns.items()})
+        )
+        connection.execute("insert into audit_groups by name select * from audited")
         for row in contributions:
             sets.insert_row(connection, "audit_contributions", row._asdict())
 

@@ -338,7 +338,7 @@ class SectionBuilder:
             "of groups, exp of their entropy; cosine distance from dropped samples to the nearest "
             "kept one; share of the kept samples that have a near duplicate among the kept ones.",
             figures=figures,
-            tables=[one for one in (table, groups, contributions) if one],
+            tables=[each for each in (table, groups, contributions) if each],
         )
 
     def clusters(self) -> Section | None:
