@@ -48,7 +48,7 @@ def write_photo_shards(folder: Path, count: int) -> list[str]:
 
 def make_shard_tasks(urls: list[str]) -> list[ShardTask]:
     return [
-        ShardTask(shard_id, url, Path(url).stat().st_size, None)
+        ShardTask(shard_id, url, Path(url).stat().st_size, None, url)
         for shard_id, url in enumerate(urls)
     ]
 

@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,7 +28,8 @@ from curate.storage.files import is_url, read_bytes, upload
 if TYPE_CHECKING:
     import torch
 
-Forward = Callable[[np.ndarray], np.ndarray]
+# n images, uint8 [size, size, 3 or 4], to float32 [n, dim].
+Forward = Callable[[np.ndarray | Sequence[np.ndarray]], np.ndarray]
 EncodeTexts = Callable[[list[str]], np.ndarray]
 
 
@@ -59,7 +60,7 @@ def plan_encoder(
 
 @functools.cache
 def load_forward(plan: EncoderPlan) -> Forward:
-    """The function uint8 [n, size, size, 3] -> float32 [n, dim]; made once in each worker."""
+    """The function from images to vectors; made once in each worker."""
     normalize = plan.preprocessing.normalize
     if plan.onnx is not None:
         run_session = _make_session(plan.onnx, plan.threads, plan.device)
@@ -67,7 +68,7 @@ def load_forward(plan: EncoderPlan) -> Forward:
     network = make_encoder(plan.spec, plan.checkpoint).network
     if _is_torch(network):
         return _make_torch_forward(cast("torch.nn.Module", network), plan)
-    function = cast(Forward, network)
+    function = cast("Callable[[np.ndarray], np.ndarray]", network)
     return lambda pixels: function(normalize(pixels))
 
 
@@ -109,7 +110,7 @@ def _is_torch(network: Any) -> bool:
     return hasattr(network, "state_dict")
 
 
-def _make_session(onnx: str, threads: int, device: str) -> Forward:
+def _make_session(onnx: str, threads: int, device: str) -> Callable[[np.ndarray], np.ndarray]:
     import onnxruntime
 
     network = read_bytes(onnx) if is_url(onnx) else onnx
@@ -143,14 +144,14 @@ def _make_torch_forward(network: "torch.nn.Module", plan: EncoderPlan) -> Forwar
     std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1) * 255
 
     @torch.inference_mode()
-    def forward(pixels: np.ndarray) -> np.ndarray:
-        batch = torch.from_numpy(np.ascontiguousarray(pixels))
+    def forward(images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        batch = torch.from_numpy(np.stack(list(images)))[..., :3]
         if is_cuda:
             batch = batch.pin_memory().to(device, non_blocking=True)
         # NHWC bytes viewed as NCHW are channels-last already: no copy.
-        images = (batch.permute(0, 3, 1, 2).float() - mean) / std
+        inputs = (batch.permute(0, 3, 1, 2).float() - mean) / std
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_cuda):
-            output = network(images)
+            output = network(inputs)
         return np.asarray(output.float().flatten(1).cpu().numpy())
 
     return forward

@@ -46,13 +46,13 @@ class SampleRecord:
     complaint: str | None = None  # of Pillow, of an image that it could read
     members: dict[str, bytes] = field(default_factory=dict)
     spellings: dict[str, str] = field(default_factory=dict)
-    pixels: np.ndarray | None = None
+    rgbx: np.ndarray | None = None  # of the image as the encoder sees it
     vector: np.ndarray | None = None
     caption_vector: np.ndarray | None = None
 
     def fail(self, stage: str, error: str) -> Self:
         """Mark it as failed at a stage, and drop its pixels."""
-        self.stage, self.error, self.pixels = stage, error, None
+        self.stage, self.error, self.rgbx = stage, error, None
         return self
 
 

@@ -238,7 +238,7 @@ class EmbedShards:
         num_images = 0
         for record in records:
             batch.append(record)
-            num_images += isinstance(record, SampleRecord) and record.pixels is not None
+            num_images += isinstance(record, SampleRecord) and record.rgbx is not None
             if num_images == self.batch_size:
                 _encode_batch(batch, forward, encode_texts, stopwatch)
                 yield from batch
@@ -427,7 +427,7 @@ def _decode_members(record: SampleRecord, roles: MemberRoles, preprocessing: Pre
     except ImageDecodeError as error:
         raise SampleError("decode", str(error)) from error
     record.complaint = take_complaint()
-    record.pixels, record.width, record.height, record.pixels_checksum = image
+    record.rgbx, record.width, record.height, record.pixels_checksum = image
     _read_texts(record, roles)
 
 
@@ -489,17 +489,15 @@ def _encode_batch(
 ) -> None:
     """Set the vectors of the decoded records, and those of their captions, in half precision."""
     batch = [
-        record
-        for record in records
-        if isinstance(record, SampleRecord) and record.pixels is not None
+        record for record in records if isinstance(record, SampleRecord) and record.rgbx is not None
     ]
     if not batch:
         return
     with np.errstate(over="ignore"), stopwatch.measure("encode"):
-        pixels = np.stack([record.pixels for record in batch if record.pixels is not None])
-        vectors = forward(pixels).astype(np.float16)
+        images = [record.rgbx for record in batch if record.rgbx is not None]
+        vectors = forward(images).astype(np.float16)
     for record, vector in zip(batch, vectors, strict=True):
-        record.pixels, record.vector = None, vector
+        record.rgbx, record.vector = None, vector
         if not np.isfinite(vector).all():
             record.fail("encode", "the encoder's vector is not finite in half precision")
     if encode_texts is not None:

@@ -71,14 +71,14 @@ def measure_embedding(plan: EncoderPlan, sample: ImageSample) -> tuple[float, in
 
     def work() -> int:
         nonlocal dim
-        images = [image.pixels for image in _decode_all(sample.images, plan.preprocessing)]
+        images = [image.rgbx for image in _decode_all(sample.images, plan.preprocessing)]
         if not images:
             raise CurateError(
                 "none of the first images of the corpus can be decoded: "
                 "see what `curate embed` says of a shard"
             )
         for start in range(0, len(images), 8):
-            dim = forward(np.stack(images[start : start + 8])).shape[1]
+            dim = forward(images[start : start + 8]).shape[1]
         return len(images)
 
     return _seconds_per_unit(work), dim
