@@ -54,9 +54,9 @@ def make_shard_tasks(urls: list[str]) -> list[ShardTask]:
 
 
 def make_embed_task(plan: EncoderPlan, folder: Path, batch_size: int) -> EmbedShards:
-    """The task of `curate embed`, which writes into the folder and has no decoding threads."""
+    """The task of `curate embed`, which writes into the folder."""
     (folder / "pending").mkdir(parents=True)
-    return EmbedShards(plan, str(folder), MemberRoles(), batch_size, 0)
+    return EmbedShards(plan, str(folder), MemberRoles(), batch_size)
 
 
 @dataclass(frozen=True)

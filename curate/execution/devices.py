@@ -1,9 +1,14 @@
 """The GPUs of this machine."""
 
+import os
+from collections.abc import Mapping
+
 from curate.errors import CurateError
 from curate.execution.types import Devices
 
 DEVICES = ("auto", "cpu", "cuda")
+# By which a process is told which GPUs it may use; the second is that of AMD's.
+_VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
 
 def find_local_devices(device: str) -> Devices:
@@ -21,6 +26,18 @@ def find_local_devices(device: str) -> Devices:
             "--device cuda, but torch sees no GPU: check the driver, or use --device cpu"
         )
     return Devices("cuda", tuple(range(count))) if count else Devices("cpu", ())
+
+
+def only_this_gpu(gpu: int, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables by which a child process sees one GPU of those that this process sees.
+
+    `gpu` counts those that this process sees. Where it was given some of the machine's, by number,
+    UUID or the name of a MIG instance, the child gets the same name.
+    """
+    given = [name for name in _VISIBLE_DEVICES if environment.get(name)]
+    variable = given[0] if given else _VISIBLE_DEVICES[0]
+    names = [name.strip() for name in environment.get(variable, "").split(",")]
+    return {variable: names[gpu] if gpu < len(names) and names[gpu] else str(gpu)}
 
 
 def _has_driver() -> bool:

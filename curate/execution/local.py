@@ -1,25 +1,20 @@
 """The local engine: this process, or several processes on this machine."""
 
-import contextlib
 import itertools
 import multiprocessing
-import multiprocessing.connection
 import os
-import signal
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import resource_tracker
 from typing import Any
 
 from curate.errors import CurateError
 from curate.execution import tasks
-from curate.execution.devices import find_local_devices
+from curate.execution.devices import find_local_devices, only_this_gpu
 from curate.execution.limits import cpu_count
+from curate.execution.processes import begin_child, hide_main_module, start_resource_tracker
 from curate.execution.reporting import no_progress, set_reporter
 from curate.execution.types import Cores, Devices, Outcome, ReportProgress, Resources, Task
 
@@ -87,11 +82,12 @@ def _map_in_pool(
     # spawn: a fork would copy the locks of torch's, faiss' and DuckDB's threads in whatever state
     # they are.
     context = multiprocessing.get_context("spawn")
-    _start_resource_tracker()
+    start_resource_tracker()
     counters = context.Array("q", 2)  # work and samples that workers have reported
     gpus = context.SimpleQueue()
     for worker in range(workers):
-        gpus.put(resources.gpus[worker % len(resources.gpus)] if resources.gpus else None)
+        gpu = resources.gpus[worker % len(resources.gpus)] if resources.gpus else None
+        gpus.put({} if gpu is None else only_this_gpu(gpu))
     pool = ProcessPoolExecutor(
         workers,
         mp_context=context,
@@ -102,7 +98,7 @@ def _map_in_pool(
     last_counts = [0, 0]
 
     def submit(count: int) -> None:
-        with _hide_main_module():  # every submission may start a process
+        with hide_main_module():  # every submission may start a process
             for item in itertools.islice(items, count):
                 in_flight.append((item, pool.submit(tasks.run_task, task, item)))
 
@@ -138,47 +134,10 @@ def _map_in_pool(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_resource_tracker() -> None:
-    """Start what removes semaphores after a kill, so that the end of a terminal does not end it.
-
-    It ignores Ctrl-C by itself. A signal that is blocked stays so in a process that is started.
-    """
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGQUIT, signal.SIGHUP))
-    try:
-        resource_tracker.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
-@contextlib.contextmanager
-def _hide_main_module() -> Iterator[None]:
-    """Keep spawned workers from running the user's own script; tasks come from this package."""
-    main = sys.modules["__main__"]
-    attributes = {
-        name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)
-    }
-    for name in attributes:
-        setattr(main, name, None)
-    if "__file__" in attributes:
-        del main.__file__
-    try:
-        yield
-    finally:
-        for name, value in attributes.items():
-            setattr(main, name, value)
-
-
 def _initialize_worker(counters: Any, gpus: Any, threads: int) -> None:
     """Set up a worker: threads, its GPU, the progress counters, and an end with its parent."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(threads)
-    gpu = gpus.get()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    # Ctrl-C reaches the whole process group, and so does the end of its terminal; the parent
-    # decides, and ends its workers itself.
-    for signal_number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-        signal.signal(signal_number, signal.SIG_IGN)
+    begin_child(threads)
+    os.environ.update(gpus.get())
 
     def count(work: int, num_samples: int) -> None:
         with counters.get_lock():
@@ -186,12 +145,3 @@ def _initialize_worker(counters: Any, gpus: Any, threads: int) -> None:
             counters[1] += num_samples
 
     set_reporter(count)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """A killed parent cannot end its workers: they watch for its end, and leave nothing running."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)

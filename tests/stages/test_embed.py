@@ -1,5 +1,4 @@
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -8,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +22,6 @@ from curate.stages.cluster.stage import cluster
 from curate.stages.embed import registration, worker
 from curate.stages.embed import stage as embed_stage
 from curate.stages.embed.stage import default_name, embed, num_failures
-from curate.stages.embed.worker import prefetch
 from curate.stages.export.stage import export
 from curate.stages.score.stage import score
 from curate.stages.select.stage import select
@@ -123,22 +120,6 @@ def test_two_workers_give_the_same_files_as_one(tmp_path, shards):
     assert file_hashes(by_one) == file_hashes(by_two)
     sql = "select * from samples order by sample_id"
     assert rows(by_one, sql) == rows(by_two, sql)
-
-
-def test_threads_that_decode_ahead_give_the_same_rows_and_pass_on_errors():
-    """As for a GPU: reading and decoding in threads, however little is taken."""
-    items = iter(range(200))
-    assert list(prefetch(lambda item: item * 2, items, 3, 8)) == [item * 2 for item in range(200)]
-
-    def broken() -> Iterator[int]:
-        yield from range(20)
-        raise ValueError("the end of the tape")
-
-    with pytest.raises(ValueError, match="the end of the tape"):
-        list(prefetch(lambda item: item, broken(), 2, 4))
-    taken = prefetch(lambda item: item, itertools.count(), 2, 4)
-    assert [next(taken) for _ in range(5)] == [0, 1, 2, 3, 4]
-    taken.close()  # a source without an end must not keep the threads
 
 
 def test_a_profile_says_where_the_time_went(tmp_path, shards, caplog):
@@ -511,7 +492,7 @@ def test_a_group_that_fails_late_keeps_the_shards_that_were_finished(tmp_path, s
         return write_vectors(location, *columns)
 
     monkeypatch.setattr(worker, "write_vectors", write_to_full_disk)
-    monkeypatch.setattr(embed_stage, "_group_shards", lambda tasks, workers: [tuple(tasks)])
+    monkeypatch.setattr(embed_stage, "_group_shards", lambda tasks, *_: [tuple(tasks)])
     catalog = Catalog(tmp_path / "catalog")
     embed(catalog, shards, encoder="pixels", workers=1)
     assert rows(catalog, "select shard_id from failures") == [(2,)]

@@ -28,9 +28,17 @@ from curate.storage.files import is_url, read_bytes, upload
 if TYPE_CHECKING:
     import torch
 
-# n images, uint8 [size, size, 3 or 4], to float32 [n, dim].
-Forward = Callable[[np.ndarray | Sequence[np.ndarray]], np.ndarray]
+Images = np.ndarray | Sequence[np.ndarray]  # each uint8 [size, size, 3 or 4]
+Forward = Callable[[Images], np.ndarray]  # n images to float32 [n, dim]
 EncodeTexts = Callable[[list[str]], np.ndarray]
+
+_CUDA_PROVIDER = "CUDAExecutionProvider"
+# What the allocators of torch, cuDNN, cuBLAS and ONNX Runtime say.
+_OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "alloc_failed", "bad_alloc")
+
+
+class CannotContinueError(CurateError):
+    """What is no shard's and no image's problem, as an encoder that fails whatever it is given."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,86 @@ def load_forward(plan: EncoderPlan) -> Forward:
     return lambda pixels: function(normalize(pixels))
 
 
+class BatchLimit:
+    """How many items go through a model at once: half as many after each time that memory ended."""
+
+    def __init__(self) -> None:
+        self.count: int | None = None
+        self.note: str | None = None  # for the user
+
+    def halve(self, count: int) -> None:
+        """So many did not fit."""
+        self.count = max(count // 2, 1)
+        self.note = (
+            f"out of memory with {count} images at once: {self.count} from now on "
+            f"(--batch-size {self.count} begins with that)"
+        )
+
+
+@functools.cache
+def batch_limits(plan: EncoderPlan) -> tuple[BatchLimit, BatchLimit]:
+    """This process' limits for images and for texts."""
+    return BatchLimit(), BatchLimit()
+
+
+def encode_in_parts(
+    plan: EncoderPlan, encode: Callable[[Any], np.ndarray], items: Sequence[Any], limit: BatchLimit
+) -> np.ndarray:
+    """The vectors of images or texts, float16 [n, dim], in as many calls as the memory needs.
+
+    Raises CannotContinueError where the encoder fails, and where even one item does not fit.
+    """
+    parts: list[np.ndarray] = []
+    start = 0
+    while start < len(items):
+        part = items[start : start + (limit.count or len(items))]
+        try:
+            with np.errstate(over="ignore"), explain_encoder_errors(plan):
+                vectors = encode(part).astype(np.float16)
+        except CannotContinueError as error:
+            if len(part) == 1 or not is_out_of_memory(error.__cause__):
+                raise
+            free_device_memory()
+            limit.halve(len(part))
+            continue
+        parts.append(vectors)
+        start += len(part)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+@contextlib.contextmanager
+def explain_encoder_errors(plan: EncoderPlan) -> Iterator[None]:
+    """CannotContinueError, in one line, for whatever a model raises."""
+    try:
+        yield
+    except CannotContinueError:
+        raise
+    except CurateError as error:
+        raise CannotContinueError(str(error)) from error
+    except Exception as error:  # the boundary to other people's models and to drivers
+        remedy = "; finished shards are kept"
+        if is_out_of_memory(error):
+            remedy = ", with one image at a time: take a smaller encoder, or --device cpu"
+        raise CannotContinueError(
+            f"the encoder {plan.spec} failed: {explain(error)}{remedy}"
+        ) from error
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that a device, or this machine, has no memory left."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return error is not None and any(words in text for words in _OUT_OF_MEMORY)
+
+
+def free_device_memory() -> None:
+    """Give back what torch keeps of a GPU's memory for later."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 @functools.cache
 def load_text_encoder(plan: EncoderPlan) -> EncodeTexts:
     """The function from n texts to float32 [n, dim]; made once in each worker.
@@ -82,15 +170,21 @@ def load_text_encoder(plan: EncoderPlan) -> EncodeTexts:
 
 
 def measure_dim(plan: EncoderPlan) -> int:
-    """The length of the encoder's vectors, by a first batch.
+    """The length of the encoder's vectors, by a first batch, where the encoder is to run.
 
     Raises CurateError where the model cannot run, so that it is said once and not for every shard.
     """
     size = plan.preprocessing.size
     # Two images, because a model that was exported for one at a time runs with one.
-    pixels = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, size, size, 4), dtype=np.uint8)
     try:
-        vectors = load_forward(plan)(pixels)
+        if plan.device == "cpu":
+            vectors = load_forward(plan)(pixels)
+        else:
+            from curate.stages.embed.device import load_device
+
+            device = load_device(plan)
+            vectors = device.finish(device.begin([pixels]))
     except CurateError:
         raise
     except Exception as error:  # the boundary to other people's models
@@ -111,13 +205,18 @@ def _is_torch(network: Any) -> bool:
 
 
 def _make_session(onnx: str, threads: int, device: str) -> Callable[[np.ndarray], np.ndarray]:
-    import onnxruntime
-
+    """Raises CurateError for cuda where ONNX Runtime would fall back to the processor."""
     network = read_bytes(onnx) if is_url(onnx) else onnx
     providers = ["CPUExecutionProvider"]
-    if device == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        providers.insert(0, "CUDAExecutionProvider")
+    if device == "cuda":
+        _check_cuda_provider()
+        providers.insert(0, _CUDA_PROVIDER)
     session = make_session(network, threads=threads, providers=providers)
+    if device == "cuda" and _CUDA_PROVIDER not in session.get_providers():
+        raise CurateError(
+            "ONNX Runtime could not start its CUDA provider: install the CUDA and cuDNN libraries "
+            "that this version of onnxruntime-gpu asks for, or use --device cpu"
+        )
     input_name = session.get_inputs()[0].name
 
     def forward(images: np.ndarray) -> np.ndarray:
@@ -129,30 +228,48 @@ def _make_session(onnx: str, threads: int, device: str) -> Callable[[np.ndarray]
     return forward
 
 
+def check_runs_on_gpus(spec: str) -> None:
+    """CurateError for an encoder that cannot run on a GPU, as far as its name and this machine's
+    installation tell."""
+    name = spec.partition(":")[0].partition("@")[0]
+    if name == "pixels":
+        raise no_network(spec)
+    if name == "onnx":
+        _check_cuda_provider()
+
+
+def no_network(spec: str) -> CurateError:
+    """The error for an encoder that is a function of NumPy arrays, where a GPU is to run it."""
+    return CurateError(
+        f"--device cuda, but the encoder {spec} has no network to run there: use --device cpu"
+    )
+
+
+def _check_cuda_provider() -> None:
+    import onnxruntime
+
+    if _CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        raise CurateError(
+            "--device cuda, but this ONNX Runtime has no CUDA provider: install onnxruntime-gpu in "
+            "place of onnxruntime, or use --device cpu"
+        )
+
+
 def _make_torch_forward(network: "torch.nn.Module", plan: EncoderPlan) -> Forward:
-    """On CUDA: pinned copy, normalisation on the device, bfloat16 where it is safe (autocast)."""
+    """Torch on this machine's processor, where the network cannot be exported."""
     import torch
 
-    device, preprocessing = torch.device(plan.device), plan.preprocessing
-    is_cuda = device.type == "cuda"
-    if not is_cuda:
-        torch.set_num_threads(plan.threads)
-    network = network.eval().to(  # type: ignore[call-overload]
-        device=device, memory_format=torch.channels_last
-    )
-    mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1) * 255
+    torch.set_num_threads(plan.threads)
+    network = network.eval().to(memory_format=torch.channels_last)
+    mean = torch.tensor(plan.preprocessing.mean).view(1, 3, 1, 1) * 255
+    std = torch.tensor(plan.preprocessing.std).view(1, 3, 1, 1) * 255
 
     @torch.inference_mode()
-    def forward(images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+    def forward(images: Images) -> np.ndarray:
         batch = torch.from_numpy(np.stack(list(images)))[..., :3]
-        if is_cuda:
-            batch = batch.pin_memory().to(device, non_blocking=True)
         # NHWC bytes viewed as NCHW are channels-last already: no copy.
         inputs = (batch.permute(0, 3, 1, 2).float() - mean) / std
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_cuda):
-            output = network(inputs)
-        return np.asarray(output.float().flatten(1).cpu().numpy())
+        return np.asarray(network(inputs).float().flatten(1).numpy())
 
     return forward
 

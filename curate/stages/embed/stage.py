@@ -47,7 +47,15 @@ from curate.stages.embed.columns import (
     requested_fields,
 )
 from curate.stages.embed.commit import commit_pending, record_unreadable
-from curate.stages.embed.inference import measure_dim, plan_encoder
+from curate.stages.embed.device import load_device
+from curate.stages.embed.feeding import FeedDevice, close_feeder
+from curate.stages.embed.inference import (
+    EncoderPlan,
+    check_runs_on_gpus,
+    free_device_memory,
+    measure_dim,
+    plan_encoder,
+)
 from curate.stages.embed.member_counts import MemberCounts
 from curate.stages.embed.pending import list_fields_files, pending_folder
 from curate.stages.embed.registration import (
@@ -66,6 +74,8 @@ from curate.storage.locks import remove_temporary_files
 _EXTENSION = re.compile(r"[^./:\s]+(\.[^./:\s]+)*")
 # Workers take neighbouring shards in groups of about this size, so that batches span small shards.
 _GROUP_BYTES = 32 << 20
+# For a GPU and its decoders, which have nothing to do between two groups.
+_GPU_GROUP_BYTES = 8 << 30
 _CPU_BATCH, _CUDA_BATCH = 8, 256
 _MAX_DAMAGED_SHOWN, _MAX_ALIKE_SHOWN = 10, 3
 
@@ -225,7 +235,7 @@ def embed(
         shard_tasks = register_shards(catalog, embedding, stats)
         if shard_tasks:
             settings = settings._replace(decode=_decoding(catalog, embedding, decode))
-            resources = _plan_resources(device, workers)
+            resources = _plan_resources(device, workers, encoder)
             _embed(
                 catalog,
                 settings,
@@ -407,7 +417,6 @@ def _embed(
     `patterns` is what the user gave, for the record of the run.
     """
     embedding, spec, checkpoint, roles, decode, captions = settings
-    device = "cuda" if resources.gpus else "cpu"
     previous = catalog.find(EmbeddingRecord, embedding)
     arguments = {
         "shards": list(map(hide_credentials, patterns)),
@@ -427,7 +436,7 @@ def _embed(
         arguments,
         parents=[previous.run_id] if previous else [],
         code_checksum=encoder_checksum(spec),
-        device=device,
+        device="cuda" if resources.gpus else "cpu",
     ) as run_id:
         encoder = make_encoder(spec, checkpoint)
         preprocessing = replace(encoder.preprocessing, decode=decode)  # type: ignore[arg-type]
@@ -440,15 +449,18 @@ def _embed(
             weights_sha256 = hashlib.sha256(f"{weights_sha256}\n{text_sha256}".encode()).hexdigest()
             preparation["captions"] = True
         preparation |= roles_to_preprocessing(roles)
+        # What needs the model on its device runs in a worker: this machine may have no GPU.
         with catalog.shared_tempdir(run_id) as folder:
             onnx = storage.join(folder, "encoder.onnx")
+            device = "cuda" if resources.gpus else "cpu"
             plan = plan_encoder(encoder, spec, checkpoint, device, resources.threads, onnx)
+            dim = _measure_dim(plan, resources)
             record = EmbeddingRecord(
                 embedding=embedding,
                 encoder=spec,
                 checkpoint=checkpoint,
                 weights_sha256=weights_sha256,
-                dim=measure_dim(plan),
+                dim=dim,
                 preprocessing=provenance.canonical_json(preparation),
                 label_source=roles.label,
                 run_id=run_id,
@@ -460,23 +472,55 @@ def _embed(
                 catalog.embedding_folder(embedding),
                 roles,
                 batch_size or default_batch,
-                # For a GPU, threads decode ahead of it; on a CPU each core is busy with a worker.
-                decode_threads=resources.threads if device == "cuda" else 0,
                 captions=captions,
                 fields=fields,
             )
-            _map_shards(catalog, embedding, run_id, task, shard_tasks, resources, profile)
+            try:
+                _map_shards(
+                    catalog,
+                    embedding,
+                    run_id,
+                    task,
+                    # Beside a GPU others read and decode; on a CPU each core is busy with a worker.
+                    FeedDevice(task, dim, resources.threads) if resources.gpus else task,
+                    shard_tasks,
+                    resources,
+                    profile,
+                )
+            finally:
+                close_feeder()
 
 
-def _plan_resources(device: str, workers: int | None) -> Resources:
+def _measure_dim(plan: EncoderPlan, resources: Resources) -> int:
+    """See `measure_dim`; on a worker, because this machine may have no GPU. Raises CurateError."""
+    one_worker = replace(resources, workers=1, gpus=resources.gpus[:1])
+    ((_, dim),) = engine.map_or_raise(measure_dim, [plan], one_worker)
+    if len(resources.gpus) > 1:  # workers of their own have the GPUs: this process needs none
+        load_device.cache_clear()
+        free_device_memory()
+    return dim
+
+
+def _plan_resources(device: str, workers: int | None, spec: str) -> Resources:
     """One worker per GPU with its share of the cores, or one worker per core without GPUs.
 
-    One thread per worker was faster than threads inside the encoder.
+    One thread per worker was faster than threads inside the encoder. With auto, an encoder that
+    cannot use a GPU runs on processors; with cuda, its first batch fails.
     """
-    device, gpus = engine.current_engine().find_devices(device)
-    cores, _ = engine.current_engine().count_cores(device)
-    count = workers or len(gpus) or cores
-    return Resources(count, max(cores // count, 1), gpus)
+    current = engine.current_engine()
+    kind, gpus = current.find_devices(device)
+    if gpus and device == "auto":
+        try:
+            check_runs_on_gpus(spec)
+        except CurateError as error:
+            log.info("on the processor: %s", str(error).removeprefix("--device cuda, but "))
+            kind, gpus = "cpu", ()
+    cores, smallest_machine = current.count_cores(kind)
+    if not gpus:
+        count = workers or cores
+        return Resources(count, max(cores // count, 1))
+    num_decoders = (workers or cores) // len(gpus)
+    return Resources(len(gpus), max(min(num_decoders, smallest_machine), 1), gpus)
 
 
 def _create_or_compare(catalog: Catalog, record: EmbeddingRecord) -> None:
@@ -508,12 +552,18 @@ def _map_shards(
     embedding: str,
     run_id: int,
     task: EmbedShards,
+    run_task: EmbedShards | FeedDevice,
     shard_tasks: list[ShardTask],
     resources: Resources,
     profile: bool,
 ) -> None:
-    """Run the task on groups of shards, committing what is finished as it comes."""
-    groups = _group_shards(shard_tasks, resources.workers)
+    """Run the task on groups of shards, committing what is finished as it comes.
+
+    Raises CurateError where the encoder fails: what is finished stays.
+    """
+    group_bytes = _GPU_GROUP_BYTES if resources.gpus else _GROUP_BYTES
+    groups = _group_shards(shard_tasks, resources.workers, group_bytes)
+    notes: set[str] = set()
     uncommitted: list[int] = []
     unreadable: dict[int, str] = {}
     num_complaints, complaint = 0, ""
@@ -522,10 +572,16 @@ def _map_shards(
     total = sum(shard.num_bytes for shard in shard_tasks) >> 10
     with progress_bar("embed", total) as advance:
         next_commit = 0.0
-        for group, result, error in engine.map(task, groups, resources, advance=advance):
+        for group, result, error in engine.map(run_task, groups, resources, advance=advance):
             if error:
                 unreadable |= {shard.shard_id: error for shard in group}
+            elif result.end:
+                raise CurateError(result.end)
             else:
+                for note in result.notes:
+                    if note not in notes:
+                        log.info("%s", note)
+                notes.update(result.notes)
                 shard_ids = [shard.shard_id for shard in group]
                 uncommitted += [
                     shard_id for shard_id in shard_ids if shard_id not in result.problems
@@ -598,10 +654,12 @@ def _log_members(catalog: Catalog, counts: MemberCounts, roles: MemberRoles) -> 
         log.info("%s", unread)
 
 
-def _group_shards(shard_tasks: list[ShardTask], workers: int) -> list[tuple[ShardTask, ...]]:
+def _group_shards(
+    shard_tasks: list[ShardTask], workers: int, max_bytes: int
+) -> list[tuple[ShardTask, ...]]:
     """Neighbouring shards, up to a size that still gives every worker several groups."""
     total = sum(shard.num_bytes for shard in shard_tasks)
-    limit = min(_GROUP_BYTES, total // (4 * workers))
+    limit = min(max_bytes, total // (4 * workers))
     groups: list[list[ShardTask]] = []
     group_bytes = limit + 1  # so that the first shard starts a group
     for shard in shard_tasks:

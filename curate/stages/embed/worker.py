@@ -3,15 +3,11 @@
 It knows no catalog.
 """
 
-import contextlib
 import itertools
 import json
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from queue import Empty, Queue
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 
@@ -34,9 +30,13 @@ from curate.formats.tar import TarReader
 from curate.formats.text import decode_caption, decode_text, spell_value
 from curate.formats.vectors import write_vectors
 from curate.stages.embed.inference import (
+    CannotContinueError,
     EncoderPlan,
     EncodeTexts,
     Forward,
+    batch_limits,
+    encode_in_parts,
+    explain_encoder_errors,
     load_forward,
     load_text_encoder,
 )
@@ -56,9 +56,6 @@ from curate.storage.credentials import remember_credentials
 # Characters of a caption that are encoded: no text tower reads so many, and tokenizers take time
 # that grows with the square of a word's length.
 _MAX_CAPTION = 2_000
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class ShardTask(NamedTuple):
@@ -104,13 +101,24 @@ class SampleError(Exception):
 
 class GroupResult(NamedTuple):
     """Problems by shard id, for shards without output; seconds by kind of work; how many images
-    were used though Pillow complained of them, with an example; and members that were not read."""
+    were used though Pillow complained of them, with an example; and members that were not read.
+
+    `end` is why the run cannot go on, which is no shard's problem; `notes` are for the user, who is
+    told each of them once.
+    """
 
     problems: dict[int, str]
     seconds: dict[str, float]
     num_complaints: int
     complaint: str
     members: MemberCounts
+    end: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of_end(cls, error: CannotContinueError) -> Self:
+        """The result of a group at which the run ends; shards that were finished before stay so."""
+        return cls({}, {}, 0, "", MemberCounts(), str(error))
 
 
 @dataclass(frozen=True)
@@ -126,28 +134,34 @@ class EmbedShards:
     folder: str
     roles: MemberRoles
     batch_size: int
-    decode_threads: int
     captions: bool = False  # whether they are embedded too
     fields: str | list[str] | None = None  # of .json members, to keep as columns
 
     def __call__(self, shards: Iterable[ShardTask]) -> GroupResult:
-        with collect_complaints():
-            return self._embed(shards)
-
-    def _embed(self, shards: Iterable[ShardTask]) -> GroupResult:
         stopwatch, counts = Stopwatch(), MemberCounts()
-        records = itertools.chain.from_iterable(self._read_shard(shard, counts) for shard in shards)
-        if self.decode_threads:
-            # Threads read and decode while this one encodes: what shows is how long it waits.
-            limit = 2 * self.batch_size
-            prefetched = prefetch(self._decode, records, self.decode_threads, limit)
-            decoded = stopwatch.measure_each("wait for images", prefetched)
-        else:
-            read = stopwatch.measure_each("read", records)
-            decoded = stopwatch.measure_each("decode", map(self._decode, read))
+        with collect_complaints():
+            read = stopwatch.measure_each("read", self.read_shards(shards, counts))
+            decoded = stopwatch.measure_each("decode", map(self.decode, read))
+            try:
+                return self.write_shards(self._encode(decoded, stopwatch), stopwatch, counts)
+            except CannotContinueError as error:
+                return GroupResult.of_end(error)
+
+    def read_shards(
+        self, shards: Iterable[ShardTask], counts: MemberCounts
+    ) -> Iterator[SampleRecord | ShardEnd]:
+        """The samples of each shard in tar order, then its end."""
+        return itertools.chain.from_iterable(self._read_shard(shard, counts) for shard in shards)
+
+    def write_shards(
+        self,
+        encoded: Iterable[SampleRecord | ShardEnd],
+        stopwatch: Stopwatch,
+        counts: MemberCounts,
+    ) -> GroupResult:
+        """Write the files of each shard when its end comes."""
         problems: dict[int, str] = {}
         num_complaints, complaint = 0, ""
-        encoded = self._encode(decoded, stopwatch)
         for shard_id, group in itertools.groupby(encoded, key=lambda record: record.shard_id):
             samples: list[Any] = list(group)
             end = samples.pop()
@@ -160,7 +174,10 @@ class EmbedShards:
             if problem:
                 problems[shard_id] = problem
         stopwatch.switch("other")
-        return GroupResult(problems, stopwatch.seconds, num_complaints, complaint, counts)
+        notes = tuple(limit.note for limit in batch_limits(self.encoder) if limit.note)
+        return GroupResult(
+            problems, stopwatch.seconds, num_complaints, complaint, counts, notes=notes
+        )
 
     def _read_shard(
         self, shard: ShardTask, counts: MemberCounts
@@ -215,7 +232,8 @@ class EmbedShards:
         end.num_bytes, end.checksum = reader.num_bytes, reader.checksum
         report_progress((reader.num_bytes >> 10) - reported, 0)
 
-    def _decode(self, record: SampleRecord | ShardEnd) -> SampleRecord | ShardEnd:
+    def decode(self, record: SampleRecord | ShardEnd) -> SampleRecord | ShardEnd:
+        """Decode a sample's image, and read its label and caption; what fails is noted in it."""
         if isinstance(record, SampleRecord) and not record.error:
             try:
                 _decode_members(record, self.roles, self.encoder.preprocessing)
@@ -231,7 +249,7 @@ class EmbedShards:
         self, records: Iterable[SampleRecord | ShardEnd], stopwatch: Stopwatch
     ) -> Iterator[SampleRecord | ShardEnd]:
         """Give every decoded record its vector, in batches that span shards."""
-        with stopwatch.measure("load the encoder"):
+        with stopwatch.measure("load the encoder"), explain_encoder_errors(self.encoder):
             forward = load_forward(self.encoder)
             encode_texts = load_text_encoder(self.encoder) if self.captions else None
         batch: list[SampleRecord | ShardEnd] = []
@@ -240,11 +258,40 @@ class EmbedShards:
             batch.append(record)
             num_images += isinstance(record, SampleRecord) and record.rgbx is not None
             if num_images == self.batch_size:
-                _encode_batch(batch, forward, encode_texts, stopwatch)
+                self._encode_batch(batch, forward, encode_texts, stopwatch)
                 yield from batch
                 batch, num_images = [], 0
-        _encode_batch(batch, forward, encode_texts, stopwatch)
+        self._encode_batch(batch, forward, encode_texts, stopwatch)
         yield from batch
+
+    def _encode_batch(
+        self,
+        records: list[SampleRecord | ShardEnd],
+        forward: Forward,
+        encode_texts: EncodeTexts | None,
+        stopwatch: Stopwatch,
+    ) -> None:
+        """Set the vectors of the decoded records, and those of their captions."""
+        batch = [
+            record
+            for record in records
+            if isinstance(record, SampleRecord) and record.rgbx is not None
+        ]
+        if not batch:
+            return
+        image_limit, text_limit = batch_limits(self.encoder)
+        with stopwatch.measure("encode"):
+            images = [record.rgbx for record in batch if record.rgbx is not None]
+            set_vectors(batch, encode_in_parts(self.encoder, forward, images, image_limit))
+        if encode_texts is not None:
+            captions = captions_to_encode(batch)
+            captioned = [record for record, text in zip(batch, captions, strict=True) if text]
+            if captioned:
+                with stopwatch.measure("encode captions"):
+                    texts = [text for text in captions if text]
+                    vectors = encode_in_parts(self.encoder, encode_texts, texts, text_limit)
+                    set_caption_vectors(captioned, vectors)
+        report_progress(0, len(batch))
 
     def _write_shard(self, records: list[SampleRecord], end: ShardEnd) -> str | None:
         """Write the shard's files, or return the problem of one that is not usable at all."""
@@ -416,7 +463,7 @@ def read_json_text(members: dict[str, bytes], path: str) -> str | None:
 def make_reader(folder: str, roles: MemberRoles, fields: str | list[str] | None) -> EmbedShards:
     """The task without an encoder, for those who only read shards as it does."""
     no_encoder = EncoderPlan("", None, "cpu", 1, Preprocessing(1, 1), None)
-    return EmbedShards(no_encoder, folder, roles, batch_size=1, decode_threads=0, fields=fields)
+    return EmbedShards(no_encoder, folder, roles, batch_size=1, fields=fields)
 
 
 def _decode_members(record: SampleRecord, roles: MemberRoles, preprocessing: Preprocessing) -> None:
@@ -481,75 +528,29 @@ def read_label(members: dict[str, bytes], roles: MemberRoles) -> str | None:
         raise SampleError("label", f"cannot read the label: {error}") from error
 
 
-def _encode_batch(
-    records: list[SampleRecord | ShardEnd],
-    forward: Forward,
-    encode_texts: EncodeTexts | None,
-    stopwatch: Stopwatch,
-) -> None:
-    """Set the vectors of the decoded records, and those of their captions, in half precision."""
-    batch = [
-        record for record in records if isinstance(record, SampleRecord) and record.rgbx is not None
-    ]
-    if not batch:
-        return
-    with np.errstate(over="ignore"), stopwatch.measure("encode"):
-        images = [record.rgbx for record in batch if record.rgbx is not None]
-        vectors = forward(images).astype(np.float16)
-    for record, vector in zip(batch, vectors, strict=True):
+def set_vectors(records: list[SampleRecord], vectors: np.ndarray) -> None:
+    """Give decoded records their vectors, [n, dim] in half precision.
+
+    One that does not fit into half precision fails.
+    """
+    is_finite = np.isfinite(vectors).all(axis=1).tolist()
+    for record, vector, fits in zip(records, vectors, is_finite, strict=True):
         record.rgbx, record.vector = None, vector
-        if not np.isfinite(vector).all():
+        if not fits:
             record.fail("encode", "the encoder's vector is not finite in half precision")
-    if encode_texts is not None:
-        with stopwatch.measure("encode captions"):
-            _encode_captions([record for record in batch if not record.error], encode_texts)
-    report_progress(0, len(batch))
 
 
-def _encode_captions(records: list[SampleRecord], encode_texts: EncodeTexts) -> None:
-    """Set the vectors of the captions of the records that have one, in half precision."""
-    captioned = [record for record in records if record.caption]
-    captions = [record.caption[:_MAX_CAPTION] for record in captioned if record.caption]
-    if not captions:
-        return
-    with np.errstate(over="ignore"):
-        vectors = encode_texts(captions).astype(np.float16)
-    for record, vector in zip(captioned, vectors, strict=True):
+def captions_to_encode(records: list[SampleRecord]) -> list[str | None]:
+    """What of each record's caption is encoded; None where it has none, or has failed."""
+    return [
+        record.caption[:_MAX_CAPTION] if record.caption and not record.error else None
+        for record in records
+    ]
+
+
+def set_caption_vectors(records: list[SampleRecord], vectors: np.ndarray) -> None:
+    """Give records their captions' vectors, [n, dim] in half precision."""
+    for record, vector in zip(records, vectors, strict=True):
         record.caption_vector = vector
         if not np.isfinite(vector).all():
             record.fail("encode", "the vector of its caption is not finite in half precision")
-
-
-def prefetch(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int, limit: int
-) -> Iterator[Result]:
-    """`map` by threads that work ahead, in order, with at most `limit` results waiting.
-
-    Another thread takes the items.
-    """
-    results: Queue[Future[Result] | None] = Queue(limit)
-    is_stopped = threading.Event()
-
-    def submit_all(pool: ThreadPoolExecutor) -> None:
-        try:
-            for item in items:
-                if is_stopped.is_set():
-                    return
-                results.put(pool.submit(function, item))
-        except BaseException as error:  # handed on to whoever takes the results
-            failed: Future[Result] = Future()
-            failed.set_exception(error)
-            results.put(failed)
-        finally:
-            results.put(None)
-
-    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as feeder:
-        feeding = feeder.submit(submit_all, pool)
-        try:
-            while (result := results.get()) is not None:
-                yield result.result()
-        finally:
-            is_stopped.set()
-            while not feeding.done():  # release a feeder that waits for room
-                with contextlib.suppress(Empty):
-                    results.get(timeout=0.05)

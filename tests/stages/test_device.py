@@ -1,0 +1,208 @@
+"""Embedding beside a GPU, with a made-up one: what feeds it, what it is handed, what goes wrong.
+
+The decoders are real processes; only the device and the count of GPUs are made up.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import load_vectors, png, rows, same_files, write_corpus, write_shard
+
+from curate.catalog.catalog import Catalog
+from curate.encoders import Encoder, encoder, encoders
+from curate.encoders.pixels import flatten
+from curate.errors import CurateError
+from curate.execution import local
+from curate.execution.types import Cores, Devices
+from curate.formats.images import Preprocessing
+from curate.stages.embed import device, feeding, inference
+from curate.stages.embed.stage import embed
+
+SIZE = 8
+
+
+class OutOfMemoryError(RuntimeError):
+    def __init__(self) -> None:
+        super().__init__("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+class FakeDevice:
+    """A GPU that takes so many seconds for an image, and computes what the encoder does on a CPU.
+
+    It checks that it is handed what it may be handed, and holds `capacity` images at most.
+    """
+
+    def __init__(self, seconds: float = 0.0, capacity: int = 1 << 30) -> None:
+        self.seconds, self.capacity = seconds, capacity
+        self.notes: list[str] = []
+        self.batches: list[int] = []
+        self.busy_until = 0.0
+        self.num_begun = self.num_refused = 0
+        self.is_broken = False
+
+    def begin(self, images: list[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray, float]:
+        assert all(array.shape[1:] == (SIZE, SIZE, 4) for array in images)
+        assert all(array.dtype == np.uint8 for array in images)
+        count = sum(map(len, images))
+        if self.is_broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nsee the log")
+        if count > self.capacity:
+            self.num_refused += 1
+            raise OutOfMemoryError
+        self.num_begun += 1
+        assert self.num_begun <= 2
+        self.batches.append(count)
+        self.busy_until = max(self.busy_until, time.monotonic()) + count * self.seconds
+        return images, np.concatenate(images), self.busy_until
+
+    def finish(self, begun: tuple[list[np.ndarray], np.ndarray, float]) -> np.ndarray:
+        images, copied, finished = begun
+        time.sleep(max(finished - time.monotonic(), 0))
+        self.num_begun -= 1
+        assert np.array_equal(np.concatenate(images), copied), "they changed while it worked"
+        preprocessing = Preprocessing(SIZE, SIZE, "squash")
+        return flatten(preprocessing.normalize(copied)).astype(np.float16)
+
+    def register(self, memory: np.ndarray) -> None:
+        assert memory.flags.c_contiguous
+
+    def release(self) -> None:
+        self.num_begun = 0
+
+
+@pytest.fixture
+def tiny() -> Iterator[str]:
+    """An encoder like `pixels` that claims to have a network."""
+
+    @encoder
+    def tiny(variant: str, checkpoint: str | None, size: int | None) -> Encoder:
+        return Encoder(flatten, Preprocessing(SIZE, SIZE, "squash"), "no weights")
+
+    yield "tiny"
+    del encoders["tiny"]
+
+
+@pytest.fixture
+def use_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
+    """A function that makes this machine one with a GPU and two cores."""
+
+    def use(fake: Any) -> None:
+        monkeypatch.setattr(local, "find_devices", lambda device: Devices("cuda", (0,)))
+        monkeypatch.setattr(local, "count_cores", lambda device="cpu": Cores(2, 2))
+        monkeypatch.setattr(device, "load_device", lambda plan: fake)
+        monkeypatch.setattr(feeding, "load_device", lambda plan: fake)
+
+    yield use
+    feeding.close_feeder()
+    inference.batch_limits.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Five shards of 40 images, some of which are broken, and one that ends early."""
+    folder = tmp_path_factory.mktemp("corpus")
+    shards = write_corpus(folder, num_shards=4, per_shard=40)
+    samples = [
+        (f"{number:03d}", {"png": b"broken" if number % 7 == 3 else png(number), "cls": b"0"})
+        for number in range(40)
+    ]
+    shards.append(str(write_shard(folder / "broken.tar", samples)))
+    cut = folder / "cut.tar"
+    cut.write_bytes(Path(shards[0]).read_bytes()[:20_000])
+    return [*shards, str(cut)]
+
+
+@pytest.fixture(scope="module")
+def by_cpu(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    catalog = Catalog(tmp_path_factory.mktemp("cpu") / "catalog")
+    embed(catalog, corpus, encoder="pixels", name="tiny", workers=1, captions=True)
+    return catalog
+
+
+def test_a_gpu_and_its_decoders_give_the_files_of_one_cpu(
+    corpus, by_cpu, tiny, use_device, tmp_path, caplog, monkeypatch
+):
+    from curate.encoders import _text_towers
+
+    monkeypatch.setitem(_text_towers, "tiny", _text_towers["pixels"])
+    fake = FakeDevice(seconds=2e-4)
+    use_device(fake)
+    catalog = Catalog(tmp_path / "catalog")
+    with caplog.at_level("INFO", "curate"):
+        embed(catalog, corpus, encoder=tiny, captions=True, batch_size=32, profile=True)
+    sql = "select * from samples order by sample_id"
+    assert rows(catalog, sql) == rows(by_cpu, sql)
+    assert np.array_equal(load_vectors(catalog, "tiny"), load_vectors(by_cpu, "tiny"))
+    same_files(Path(catalog.embedding_folder("tiny")), Path(by_cpu.embedding_folder("tiny")))
+    failures = "select key, stage, error from failures order by all"
+    assert rows(catalog, failures) == rows(by_cpu, failures)
+    assert max(fake.batches) <= 32
+    assert {"wait for images", "encode", "decode", "read", "write", "wait for the device"} <= {
+        kind.strip().rpartition(" ")[0]
+        for line in caplog.messages
+        if line.startswith("profile: ")
+        for kind in line.split(":", 2)[2].split(",")
+    }
+
+
+def test_out_of_memory_halves_the_batch_says_so_once_and_damages_no_shard(
+    corpus, by_cpu, tiny, use_device, tmp_path, caplog
+):
+    fake = FakeDevice(seconds=1e-3, capacity=20)
+    use_device(fake)
+    catalog = Catalog(tmp_path / "catalog")
+    with caplog.at_level("INFO", "curate"):
+        embed(catalog, corpus, encoder=tiny, batch_size=64)
+    assert np.array_equal(load_vectors(catalog, "tiny"), load_vectors(by_cpu, "tiny"))
+    assert rows(catalog, "select count(*) from failures") == rows(
+        by_cpu, "select count(*) from failures"
+    )
+    (note,) = (line for line in caplog.messages if "out of memory" in line)
+    assert "images at once" in note
+    halved = next(number for number, count in enumerate(fake.batches) if count > 2)
+    assert max(fake.batches[halved:]) <= 20
+    assert fake.num_refused <= 3, "it is remembered"
+
+
+def test_a_device_that_fails_ends_the_run_in_one_line_and_damages_no_shard(
+    corpus, tiny, use_device, tmp_path
+):
+    fake = FakeDevice()
+    use_device(fake)
+    catalog = Catalog(tmp_path / "catalog")
+    begin = fake.begin
+
+    def break_after_the_first(images: list[np.ndarray]) -> Any:
+        fake.is_broken = len(fake.batches) >= 2
+        return begin(images)
+
+    fake.begin = break_after_the_first  # type: ignore[method-assign]
+    with pytest.raises(CurateError, match=r"^the encoder tiny failed: CUDA error: an illegal"):
+        embed(catalog, corpus, encoder=tiny, batch_size=16)
+    assert rows(catalog, "select count(*) from failures where sample_id is null") == [(0,)]
+
+
+def test_a_decoder_that_dies_ends_the_run_and_the_next_one_goes_on(
+    corpus, by_cpu, tiny, use_device, tmp_path
+):
+    fake = FakeDevice()
+    use_device(fake)
+    begin = fake.begin
+
+    def kill_a_decoder(images: list[np.ndarray]) -> Any:
+        for _, feeder in feeding._open:
+            feeder._decoders[0].process.kill()
+        return begin(images)
+
+    fake.begin = kill_a_decoder  # type: ignore[method-assign]
+    catalog = Catalog(tmp_path / "catalog")
+    with pytest.raises(CurateError, match="decodes images died, possibly out of memory: .* fewer"):
+        embed(catalog, corpus, encoder=tiny, batch_size=16)
+    assert rows(catalog, "select count(*) from failures where sample_id is null") == [(0,)]
+    fake.begin = begin  # type: ignore[method-assign]
+    embed(catalog, corpus, encoder=tiny, batch_size=16)
+    assert np.array_equal(load_vectors(catalog, "tiny"), load_vectors(by_cpu, "tiny"))
