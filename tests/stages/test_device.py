@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from conftest import load_vectors, png, rows, same_files, write_corpus, write_shard
+from onnx import TensorProto, helper
 
 from curate.catalog.catalog import Catalog
 from curate.encoders import Encoder, encoder, encoders
 from curate.encoders.pixels import flatten
 from curate.errors import CurateError
-from curate.execution import local
-from curate.execution.types import Cores, Devices
+from curate.execution import engine, local, tasks
+from curate.execution.types import Cores, Devices, Outcome, Resources
 from curate.formats.images import Preprocessing
-from curate.stages.embed import device, feeding, inference
+from curate.stages.embed import device, feeding, inference, worker
 from curate.stages.embed.stage import embed
 
 SIZE = 8
@@ -103,16 +105,16 @@ def use_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Five shards of 40 images, some of which are broken, and one that ends early."""
+    """Five shards of 24 images, some of which are broken, and one that ends early."""
     folder = tmp_path_factory.mktemp("corpus")
-    shards = write_corpus(folder, num_shards=4, per_shard=40)
+    shards = write_corpus(folder, num_shards=4, per_shard=24)
     samples = [
         (f"{number:03d}", {"png": b"broken" if number % 7 == 3 else png(number), "cls": b"0"})
-        for number in range(40)
+        for number in range(24)
     ]
     shards.append(str(write_shard(folder / "broken.tar", samples)))
     cut = folder / "cut.tar"
-    cut.write_bytes(Path(shards[0]).read_bytes()[:20_000])
+    cut.write_bytes(Path(shards[0]).read_bytes()[:12_000])
     return [*shards, str(cut)]
 
 
@@ -206,3 +208,131 @@ def test_a_decoder_that_dies_ends_the_run_and_the_next_one_goes_on(
     fake.begin = begin  # type: ignore[method-assign]
     embed(catalog, corpus, encoder=tiny, batch_size=16)
     assert np.array_equal(load_vectors(catalog, "tiny"), load_vectors(by_cpu, "tiny"))
+
+
+def test_the_driver_of_a_cluster_needs_no_gpu(corpus, tiny, monkeypatch, tmp_path):
+    """A Ray cluster with GPUs, and a driver without: whatever needs the device runs in a task."""
+    is_worker = False
+
+    class Cluster:
+        @staticmethod
+        def find_devices(device: str) -> Devices:
+            return Devices("cuda", (0,))
+
+        @staticmethod
+        def count_cores(device: str = "cpu") -> Cores:
+            return Cores(1, 1)
+
+        @staticmethod
+        def map(task: Any, items: Any, resources: Resources, advance: Any) -> Iterator[Outcome]:
+            nonlocal is_worker
+            assert resources.gpus == (0,)
+            for item in items:
+                is_worker = True
+                outcome = tasks.run_task(task, item)
+                is_worker = False
+                yield outcome
+
+    def load_in_a_worker(plan: inference.EncoderPlan) -> FakeDevice:
+        assert is_worker, "the driver loaded the encoder onto its own GPU"
+        return FakeDevice()
+
+    monkeypatch.setattr(engine, "_current", Cluster)
+    monkeypatch.setattr(device, "load_device", load_in_a_worker)
+    monkeypatch.setattr(feeding, "load_device", load_in_a_worker)
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, corpus[:1], encoder=tiny)
+    assert rows(catalog, "select count(*) from samples") == [(24,)]
+
+
+def save_onnx(path: Path) -> str:
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ("n", 3, SIZE, SIZE))
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([helper.make_node("Flatten", ["x"], ["y"])], "g", [given], [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+    return f"onnx:{path}"
+
+
+@pytest.fixture
+def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine has a GPU; libraries that could use it are as they are."""
+    monkeypatch.setattr(local, "find_devices", lambda device: Devices("cuda", (0,)))
+
+
+def test_onnx_on_cuda_without_a_cuda_provider_is_refused(tmp_path, corpus, with_gpu):
+    spec = save_onnx(tmp_path / "model.onnx")
+    catalog = Catalog(tmp_path / "catalog")
+    with pytest.raises(CurateError, match=r"no CUDA provider: install onnxruntime-gpu .* cpu"):
+        embed(catalog, corpus, encoder=spec, device="cuda")
+    assert rows(catalog, "select count(*) from failures") == [(0,)]
+
+
+def test_a_cuda_provider_that_cannot_start_is_refused(tmp_path, monkeypatch):
+    """ONNX Runtime itself goes on without it, and warns."""
+    import onnxruntime
+
+    spec = save_onnx(tmp_path / "model.onnx")
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    make_session = inference.make_session
+    monkeypatch.setattr(
+        inference,
+        "make_session",
+        lambda network, threads, providers: make_session(
+            network, threads=threads, providers=providers[1:]
+        ),
+    )
+    with pytest.raises(CurateError, match="could not start its CUDA provider"):
+        inference._make_session(spec.removeprefix("onnx:"), 1, "cuda")
+
+
+@pytest.mark.parametrize("name", ["onnx", "pixels"])
+def test_auto_runs_on_the_processor_what_no_gpu_runs_and_says_so(
+    name, tmp_path, corpus, with_gpu, caplog
+):
+    spec = save_onnx(tmp_path / "model.onnx") if name == "onnx" else name
+    catalog = Catalog(tmp_path / "catalog")
+    with caplog.at_level("INFO", "curate"):
+        embed(catalog, corpus[:1], encoder=spec, workers=1)
+    assert any(line.startswith("on the processor: ") for line in caplog.messages)
+    assert rows(catalog, "select device from runs") == [("cpu",)]
+
+
+def test_an_encoder_without_a_network_is_refused_on_cuda(tmp_path, corpus, with_gpu):
+    with pytest.raises(CurateError, match="pixels has no network to run there"):
+        embed(tmp_path / "catalog", corpus, encoder="pixels", device="cuda")
+
+
+def test_a_model_that_fails_on_a_processor_ends_the_run_and_damages_no_shard(
+    corpus, tiny, tmp_path, monkeypatch
+):
+    num_batches = 0
+
+    def forward(images: Any) -> np.ndarray:
+        nonlocal num_batches
+        num_batches += 1
+        if num_batches > 3:
+            raise RuntimeError("the model is\nbroken")
+        return np.zeros((len(images), 4), np.float32)
+
+    for module in (inference, worker):
+        monkeypatch.setattr(module, "load_forward", lambda plan: forward)
+    catalog = Catalog(tmp_path / "catalog")
+    with pytest.raises(CurateError, match=r"tiny failed: the model is; finished shards are kept"):
+        embed(catalog, corpus, encoder=tiny, workers=1)
+    assert rows(catalog, "select count(*) from failures where sample_id is null") == [(0,)]
+
+
+def test_one_image_that_does_not_fit_ends_the_run_with_a_remedy(corpus, tiny, use_device, tmp_path):
+    fake = FakeDevice()
+    use_device(fake)
+
+    def refuse(images: list[np.ndarray]) -> Any:
+        if fake.num_begun or sum(map(len, images)) == 2:  # the first batch is of two
+            return FakeDevice.begin(fake, images)
+        raise OutOfMemoryError
+
+    fake.begin = refuse  # type: ignore[method-assign]
+    with pytest.raises(CurateError, match="out of memory.*with one image at a time: take a small"):
+        embed(tmp_path / "catalog", corpus[:1], encoder=tiny)

@@ -57,6 +57,7 @@ _MEMORY_SHARE = 8  # all slots take at most this part of the memory
 _CHUNK_ROWS = 8  # of a slot, decoded by one thread without a break
 _MAX_THREADS = 8  # of a decoder, which decode where other decoders have nothing to do
 _MAX_BEGUN = 2  # batches on the device
+_IDLE = "idle"  # what a decoder does that waits for a shard
 
 
 @dataclass(frozen=True)
@@ -506,12 +507,14 @@ class _SlotFiller:
         result = self._task.write_shards(encoded, stopwatch, counts)
         reader.join()
         add_seconds(result.seconds, self._seconds)
+        result.seconds.pop(_IDLE, None)  # also before its first shard, and between groups
         return result
 
-    def _iterate_shards(self) -> Iterator[ShardTask]:
+    def _iterate_shards(self, stopwatch: Stopwatch) -> Iterator[ShardTask]:
         while True:
             self.send(_ShardWanted())
-            shard = self._shards.get()
+            with stopwatch.measure(_IDLE):
+                shard = self._shards.get()
             if shard is None:
                 return
             yield shard
@@ -521,7 +524,7 @@ class _SlotFiller:
         stopwatch = Stopwatch()
         one = _SlotRecords()
         try:
-            records = self._task.read_shards(self._iterate_shards(), counts)
+            records = self._task.read_shards(self._iterate_shards(stopwatch), counts)
             chunk: list[tuple[int, SampleRecord]] = []
             for record in stopwatch.measure_each("read", records):
                 one.records.append(record)
@@ -596,7 +599,11 @@ class _SlotFiller:
         self, filled: "Queue[_SlotRecords | None]", stopwatch: Stopwatch
     ) -> Iterator[SampleRecord | ShardEnd]:
         """The records in their order, with the vectors that came back."""
-        while (one := filled.get()) is not None:
+        while True:
+            with stopwatch.measure(_IDLE):
+                one = filled.get()
+            if one is None:
+                return
             with stopwatch.measure("wait for the device"):
                 one.is_encoded.wait()
             if one.error:
