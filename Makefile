@@ -7,7 +7,7 @@ READY := .venv/.ready
 PEER := .peers/clip-retrieval
 LOWEST := .peers/lowest
 
-.PHONY: demo pairs test coverage test-slow test-kills fuzz lowest clients bench peers lint browser clean
+.PHONY: demo pairs test coverage test-slow test-kills fuzz lowest clients bench gpu peers lint browser clean
 
 demo: $(READY)
 	$(BIN)/curate demo
@@ -65,6 +65,10 @@ clients: $(READY)
 # docs/performance.md and benchmarks/results.json.
 bench: $(READY) peers
 	$(BIN)/python -W ignore benchmarks/run.py
+
+# Feeding a GPU, eight minutes on one H100; writes gpu.json. Without a GPU at toy size.
+gpu: $(READY)
+	PYTHONPATH=. $(BIN)/python -W ignore benchmarks/gpu.py gpu.json
 
 # What benchmarks compare with, in virtual environments of their own, never among our dependencies.
 peers: $(PEER)/.ready
