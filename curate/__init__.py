@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from curate.errors import OptionError as OptionError
     from curate.recipe import run as run
     from curate.selection_filter import kept as kept
+    from curate.selection_stream import stream as stream
     from curate.stages.advise import advise as advise
     from curate.stages.audit.stage import audit as audit
     from curate.stages.cluster.stage import cluster as cluster
@@ -55,6 +56,7 @@ _MODULES = {verb.function: verb.module for name, verb in VERBS.items() if name !
     "OptionError": "curate.errors",
     "correlations": "curate.stages.score.correlations",
     "kept": "curate.selection_filter",
+    "stream": "curate.selection_stream",
 }
 
 __all__ = [
@@ -85,6 +87,7 @@ __all__ = [
     "run",
     "score",
     "select",
+    "stream",
     "theory",
     "validate",
     "verify",

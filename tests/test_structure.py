@@ -18,19 +18,20 @@ ROOMS = (
     ("__main__", "cli"),
     ("demo",),
     ("recipe",),
-    ("stages", "selection_filter"),
+    ("stages", "selection_filter", "selection_stream"),
     ("training",),
     ("encoders", "metrics", "models", "strategies"),
     ("catalog",),
     ("execution",),
+    ("streaming",),
     ("formats", "plotting"),
     ("storage",),
     ("__init__", "verbs", "options", "distances", "registry", "package_data", "progress"),
     ("errors", "formatting", "random_hash"),
 )
 LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
-# What runs in worker processes, on machines that see no catalog.
-WORKERS = ("stages/*/worker.py", "stages/cluster/kmeans.py", "training/*.py")
+# What runs in worker processes, or in training, on machines that see no catalog.
+WORKERS = ("stages/*/worker.py", "stages/cluster/kmeans.py", "training/*.py", "streaming/*.py")
 FORBIDDEN_FOR_WORKERS = "catalog"
 
 

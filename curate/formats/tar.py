@@ -55,8 +55,9 @@ class TarReader:
     """Iterate over the regular files of one tar stream.
 
     Large files for whose name `should_load` is false come without data. Afterwards `num_bytes` and
-    `checksum` describe the whole file; the checksum is of the same kind as `checksum_like`. Raises
-    TarError where the archive is cut short or damaged, OSError where the stream fails.
+    `checksum` describe the whole file; the checksum is of the same kind as `checksum_like`, and
+    there is none without `with_checksum`. Raises TarError where the archive is cut short or
+    damaged, OSError where the stream fails.
     """
 
     def __init__(
@@ -64,9 +65,11 @@ class TarReader:
         stream: BinaryIO,
         checksum_like: str | None = None,
         should_load: Callable[[str], bool] = lambda name: True,
+        *,
+        with_checksum: bool = True,
     ) -> None:
         self._stream, self._should_load = stream, should_load
-        self._checksum = Checksum(checksum_like)
+        self._checksum = Checksum(checksum_like) if with_checksum else None
         self._chunk, self._position = b"", 0  # what was read, and how much of it was consumed
         self._chunk_offset = 0  # bytes of the file before the chunk
 
@@ -77,7 +80,7 @@ class TarReader:
 
     @property
     def checksum(self) -> str:
-        return self._checksum.text
+        return self._checksum.text if self._checksum else ""
 
     def __iter__(self) -> Iterator[Member]:
         start, overrides = 0, dict[str, str]()
@@ -129,7 +132,8 @@ class TarReader:
         while missing > 0:
             self._chunk_offset += len(self._chunk)
             self._chunk = self._stream.read(max(missing, _CHUNK))
-            self._checksum.update(self._chunk)
+            if self._checksum:
+                self._checksum.update(self._chunk)
             self._position = min(missing, len(self._chunk))
             chunks.append(self._chunk[: self._position])
             missing -= self._position

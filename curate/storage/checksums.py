@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import xxhash
-
 from curate.storage.files import open_binary, wrap_remote_errors
 
 _PREFIX = "xxh3:"
@@ -22,6 +20,8 @@ class Checksum:
     """
 
     def __init__(self, like: str | None = None) -> None:
+        import xxhash  # here, because machines that only train may lack it
+
         is_sha256 = bool(like) and not str(like).startswith(_PREFIX)
         self._prefix = "" if is_sha256 else _PREFIX
         self._hash: Any = hashlib.sha256() if is_sha256 else xxhash.xxh3_128()
@@ -43,6 +43,8 @@ def bytes_checksum(data: bytes | memoryview) -> int:
 
     Among a billion different images of one size, two have the same with a probability of 3%.
     """
+    import xxhash
+
     return xxhash.xxh3_64_intdigest(data)
 
 

@@ -28,7 +28,10 @@ _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _CLIENT_OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
         "use_listings_cache": False,
-        "config_kwargs": {"retries": {"mode": "standard", "max_attempts": 10}},
+        "config_kwargs": {
+            "retries": {"mode": "standard", "max_attempts": 10},
+            "max_pool_connections": 32,  # as many requests as curate.stream has in flight
+        },
     },
     # http_proxy and its like are honoured.
     "http": {"client_kwargs": {"trust_env": True}},
@@ -132,6 +135,8 @@ def read_range(location: str, offset: int, length: int) -> bytes:
     """`length` bytes from `offset` on; fewer where the file ends before. Raises OSError."""
     if supports_ranges(location):
         return read_ranges(location, [(offset, offset + length)])[0]
+    if web.is_web_url(location):
+        return web.read_range(location, offset, offset + length)
     with open_binary(location) as file, wrap_remote_errors():
         file.seek(offset)
         return file.read(length)

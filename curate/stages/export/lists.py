@@ -1,4 +1,5 @@
-"""A selection as one file: keys, a manifest in CSV, or DataComp's subset of uids."""
+"""A selection as one file: keys, a manifest in CSV, DataComp's subset of uids, or the index of
+`curate.stream`."""
 
 import contextlib
 import csv
@@ -10,18 +11,29 @@ import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import SelectionRecord
-from curate.catalog.samples import find_unknown_shards
+from curate.catalog.samples import corpus_roles, find_unknown_shards
 from curate.catalog.sql import quote_identifier
 from curate.errors import CurateError, OptionError
 from curate.formatting import count_of
 from curate.storage.atomic import atomic_write
+from curate.streaming.selection_index import (
+    IndexSettings,
+    SelectionIndex,
+    index_schema,
+    to_selection_index,
+)
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-SHARDS, KEYS, DATACOMP, CSV = "shards", "keys", "datacomp", "csv"
-FORMATS = (SHARDS, KEYS, DATACOMP, CSV)
-SUFFIXES = {KEYS: (".txt", ".parquet"), DATACOMP: (".npy",), CSV: (".csv",)}
+SHARDS, KEYS, DATACOMP, CSV, INDEX = "shards", "keys", "datacomp", "csv", "index"
+FORMATS = (SHARDS, KEYS, DATACOMP, CSV, INDEX)
+SUFFIXES = {
+    KEYS: (".txt", ".parquet"),
+    DATACOMP: (".npy",),
+    CSV: (".csv",),
+    INDEX: (".parquet",),
+}
 _BATCH_ROWS = 1 << 17
 _UID_DIGITS = 32
 # What a list is of: the members of a selection, or the other samples of the shards it knows.
@@ -39,6 +51,14 @@ _CSV_COLUMNS = """
 select
     key || '.' || member as path, samples.label, samples.caption, samples.key, url,
     samples.sample_id, samples.width, samples.height, samples.byte_offset, samples.num_bytes
+from listed join samples using (sample_id) join shards using (shard_id)
+order by samples.sample_id
+"""
+# Shards are sorted by their ids, as everywhere; what curate.streaming.selection_index describes.
+_INDEX_COLUMNS = """
+select
+    url, byte_offset as "offset", samples.num_bytes as length, key, null::double as weight,
+    member, image_checksum as checksum, shards.num_bytes as shard_bytes
 from listed join samples using (sample_id) join shards using (shard_id)
 order by samples.sample_id
 """
@@ -66,20 +86,73 @@ def write_list(
 
     `uid` is the column of sample_scores that has the uids for DataComp. Raises CurateError.
     """
+    settings = _index_settings(catalog, selection, complement=complement)
+    with catalog.reading(sandboxed=True) as connection, atomic_write(location) as temporary:
+        parameters = _list_parameters(connection, selection, complement=complement)
+        if list_format == DATACOMP:
+            count = _write_uids(connection, parameters, temporary, uid)
+        elif list_format == CSV:
+            count = _write_csv(connection, parameters, temporary)
+        elif list_format == INDEX:
+            count = _write_index(connection, parameters, temporary, settings)
+        elif location.endswith(".txt"):
+            count = _write_keys(connection, parameters, temporary)
+        else:
+            count = _write_key_table(connection, parameters, temporary)
+        if not complement:
+            _check_complete(selection, count)
+        return count
+
+
+def load_selection_index(catalog: Catalog, selection: SelectionRecord) -> SelectionIndex:
+    """What `--format index` writes, in memory. Raises CurateError."""
+    import pyarrow as pa
+
+    schema = index_schema(_index_settings(catalog, selection, complement=False))
     with catalog.reading(sandboxed=True) as connection:
-        parameters = {
-            "selection": selection.selection,
-            "complement": complement,
-            "unknown": sorted(find_unknown_shards(connection, selection)),
-        }
-        with atomic_write(location) as temporary:
-            if list_format == DATACOMP:
-                return _write_uids(connection, parameters, temporary, uid)
-            if list_format == CSV:
-                return _write_csv(connection, parameters, temporary)
-            if location.endswith(".txt"):
-                return _write_keys(connection, parameters, temporary)
-            return _write_key_table(connection, parameters, temporary)
+        parameters = _list_parameters(connection, selection, complement=False)
+        with _batches(connection, _INDEX_COLUMNS, parameters) as batches:
+            # With texts that repeat held once, a batch at a time.
+            tables = [_compact(pa.Table.from_batches([batch.cast(schema)])) for batch in batches]
+    table = pa.concat_tables(tables) if tables else schema.empty_table()
+    _check_complete(selection, len(table))
+    return to_selection_index(table.replace_schema_metadata(schema.metadata), selection.selection)
+
+
+def _compact(table: Any) -> Any:
+    """The table with dictionaries in place of the columns url and member."""
+    for name in ("url", "member"):
+        position = table.column_names.index(name)
+        table = table.set_column(position, name, table[name].dictionary_encode())
+    return table
+
+
+def _index_settings(
+    catalog: Catalog, selection: SelectionRecord, *, complement: bool
+) -> IndexSettings:
+    roles = corpus_roles(catalog)
+    fingerprint = f"{selection.fingerprint}{'-complement' if complement else ''}"
+    settings = IndexSettings(selection=selection.selection, fingerprint=fingerprint)
+    return settings._replace(key_rule=roles.key_rule) if roles else settings
+
+
+def _list_parameters(
+    connection: "DuckDBPyConnection", selection: SelectionRecord, *, complement: bool
+) -> dict[str, Any]:
+    return {
+        "selection": selection.selection,
+        "complement": complement,
+        "unknown": sorted(find_unknown_shards(connection, selection)),
+    }
+
+
+def _check_complete(selection: SelectionRecord, count: int) -> None:
+    num_lost = selection.num_samples - count
+    if num_lost:
+        raise CurateError(
+            f"{num_lost:,} members of '{selection.selection}' are no longer in the corpus: "
+            "select them anew"
+        )
 
 
 @contextlib.contextmanager
@@ -132,6 +205,26 @@ def _write_key_table(
     with (
         pq.ParquetWriter(path, schema) as writer,
         _batches(connection, sql, parameters) as batches,
+    ):
+        for batch in batches:
+            writer.write_batch(batch.cast(schema))
+            count += len(batch)
+    return count
+
+
+def _write_index(
+    connection: "DuckDBPyConnection",
+    parameters: dict[str, Any],
+    path: Path,
+    settings: IndexSettings,
+) -> int:
+    import pyarrow.parquet as pq
+
+    schema = index_schema(settings)
+    count = 0
+    with (
+        pq.ParquetWriter(path, schema) as writer,
+        _batches(connection, _INDEX_COLUMNS, parameters) as batches,
     ):
         for batch in batches:
             writer.write_batch(batch.cast(schema))

@@ -85,7 +85,7 @@ def export(
         str,
         Option(
             "Shards, or one file: keys (*.txt, *.parquet), csv (a plain manifest with the images' "
-            "paths), or datacomp (*.npy of uids).",
+            "paths), datacomp (*.npy of uids), or index (*.parquet for curate.stream).",
             choices=FORMATS,
         ),
     ] = SHARDS,
