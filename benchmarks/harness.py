@@ -15,7 +15,7 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison, in seconds.
+    """One comparison, in seconds, or in another `unit` of which less is better.
 
     `least_of_limit` and `least_of_peer` are the ratios that must be reached: the limit's time to
     ours, a peer's time to ours.
@@ -28,6 +28,7 @@ class Row:
     peer_name: str = ""
     least_of_limit: float | None = None
     least_of_peer: float | None = None
+    unit: str = "s"
 
     @property
     def ratio_to_limit(self) -> float | None:

@@ -22,6 +22,7 @@ BENCHMARKS = (
     "embed",
     "clip",
     "export",
+    "stream",
     "kmeans",
     "dedup",
     "select",
@@ -65,7 +66,7 @@ def format_row(result: dict[str, Any]) -> str:
         targets.append(f"≥ {result['least_of_peer']:g} × the peer")
     cells = (
         result["stage"],
-        f"{result['ours']:.3g} s",
+        f"{result['ours']:.3g} {result.get('unit', 's')}",
         "" if ratio_to_limit is None else f"{ratio_to_limit:.2f}",
         f"{ratio_to_peer:.2f} × {result['peer_name']}" if ratio_to_peer else "",
         ", ".join(targets),

@@ -90,6 +90,11 @@ class SelectionStream(_Base):
         return len(self._ranges.starts)
 
     @property
+    def num_kept_bytes(self) -> int:
+        """The bytes of the samples, tar headers included."""
+        return int(self._index.lengths.sum())
+
+    @property
     def num_bytes(self) -> int:
         """How many bytes these are: of the samples, and of the gaps that are joined."""
         index, last_rows = self._index, self._ranges.stops - 1

@@ -20,7 +20,7 @@ def make_locator(root: Root, urls: list[str]) -> Callable[[str], str]:
     if root is None:
         return str
     if isinstance(root, Mapping):
-        return _PrefixLocator({there: here for here, there in root.items()})
+        return _PrefixLocator({stored: local for local, stored in root.items()})
     folder = os.path.commonpath([_folder(url) for url in urls]) if urls else ""
     return _PrefixLocator({f"{folder}/": f"{files.resolve(root)}/"})
 
