@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from curate.stages.embed.stage import embed as embed
     from curate.stages.export.stage import export as export
     from curate.stages.fit.stage import fit as fit
+    from curate.stages.forget.stage import forget as forget
     from curate.stages.gallery import gallery as gallery
     from curate.stages.import_table import import_table as import_table
     from curate.stages.import_vectors.stage import import_vectors as import_vectors
@@ -73,6 +74,7 @@ __all__ = [
     "embed",
     "export",
     "fit",
+    "forget",
     "gallery",
     "import_table",
     "import_vectors",

@@ -118,6 +118,11 @@ VERBS = {
         "remove",
         "Remove sets, or shards, and give their space back.",
     ),
+    "forget": Verb(
+        "curate.stages.forget.stage",
+        "forget",
+        "Take samples out of the catalog and its exports for good; they do not come back.",
+    ),
     "rename": Verb(
         "curate.stages.rename", "rename", "Give a set another name; the sets made from it know it."
     ),

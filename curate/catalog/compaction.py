@@ -21,12 +21,14 @@ _ATTEMPTS, _PAUSE = 20, 0.1  # seconds
 _MEMORY = 1 << 30  # bytes
 
 
-def compact(path: Path, is_for_newer_clients: bool = False) -> None:
-    """Rewrite a database file without its free blocks, where there are many.
+def compact(
+    path: Path, is_for_newer_clients: bool = False, *, least_free: float = _LEAST_FREE
+) -> bool:
+    """Rewrite a database file without its free blocks, where they are `least_free` of it or more.
 
     Also where the file is for newer clients of DuckDB only: the copy is for older ones too. Where
     another connection has it open, or the disk has no room for the copy, the file stays as it is,
-    with a message: free blocks are used again.
+    with a message, and the answer is False: free blocks are used again.
     """
     copy = temporary_path(path)
     connection = start_duckdb(path)
@@ -40,8 +42,8 @@ def compact(path: Path, is_for_newer_clients: bool = False) -> None:
             "where database_name = ?",
             [ALIAS],
         ).fetchall()
-        if num_free < _LEAST_FREE * num_blocks and not is_for_newer_clients:
-            return
+        if num_free < least_free * num_blocks and not is_for_newer_clients:
+            return True
         attach(connection, copy, read_only=False, alias="compacted")
         connection.execute(f"copy from database {ALIAS} to compacted")
         connection.execute("checkpoint compacted")
@@ -53,11 +55,13 @@ def compact(path: Path, is_for_newer_clients: bool = False) -> None:
     except (duckdb.Error, OSError) as error:
         reason = str(error).splitlines()[0]
         log.warning("the database file stays as it is, it cannot be rewritten now: %s", reason)
+        return False
     finally:
         connection.close()
         for leftover in (copy, copy.with_name(f"{copy.name}.wal")):
             leftover.unlink(missing_ok=True)
     fsync(path.parent)
+    return True
 
 
 def _attach_alone(connection: duckdb.DuckDBPyConnection, path: Path) -> None:

@@ -358,6 +358,13 @@ COMMANDS = {
         VERBS["remove"],
         ("curate remove scoring el2n", "curate remove shards 'corpus/wrong-*.tar' --force"),
     ),
+    "forget": Command(
+        VERBS["forget"],
+        (
+            "curate forget img_20190304 --rewrite-shards",
+            "curate forget --keys-file requests.txt --receipt receipt.json",
+        ),
+    ),
     "rename": Command(VERBS["rename"], ("curate rename selection el2n-hardest-0.5 final",)),
     "plan": Command(
         VERBS["plan"],

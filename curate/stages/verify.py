@@ -28,6 +28,9 @@ from curate.stages.export.manifest import (
     read_manifest,
 )
 from curate.stages.export.worker import WrittenShard, expected_checksum
+from curate.stages.forget.proof import REMEDY, find_remnants
+from curate.stages.forget.receipt import Receipt
+from curate.stages.forget.stage import load_plan
 from curate.storage import files
 from curate.storage.checksums import file_checksum
 
@@ -58,14 +61,22 @@ def verify(
             aliases=("sources",),
         ),
     ] = False,
+    forgotten: Annotated[
+        str | Path | None,
+        Option("A receipt of `curate forget`: search all files for what it names.", metavar="FILE"),
+    ] = None,
 ) -> list[Issue]:
     """All issues of a catalog and of the exports it knows, or of the folders `exports` alone.
 
     The catalog: every table can be read and adds up, every file of vectors, centroids and probes
     exists with the bytes that were written, every shard is where it was and as large. An export:
-    its files have the bytes that the manifest says, their samples are those of the index.
+    its files have the bytes that the manifest says, their samples are those of the index. With
+    `forgotten`, only whether anything of these samples is left: in tables, in files of the catalog,
+    its exports and lists, free blocks included, and in the shards where they were rewritten.
     """
     catalog = Catalog(catalog)
+    if forgotten is not None:
+        return _verify_forgotten(catalog, files.resolve(forgotten))
     if exports:
         folders = [files.resolve(folder) for folder in exports]
         issues = [
@@ -84,6 +95,7 @@ def verify(
     for folder in set(folders) - set(existing):
         log.info("the export %s does not exist any more: not verified", folder)
     issues = [
+        *_verify_no_plan(catalog),
         *_verify_tables(catalog),
         *_verify_files(catalog),
         *_verify_shards(catalog, check_sources),
@@ -97,6 +109,24 @@ def verify(
         len(issues) or "no",
     )
     return issues
+
+
+def _verify_forgotten(catalog: Catalog, location: str) -> list[Issue]:
+    receipt = Receipt.load(location)
+    issues = [Issue(*remnant, REMEDY) for remnant in find_remnants(catalog, receipt)]
+    log.info(
+        "searched for %s: %s",
+        count_of(len(receipt.samples), "forgotten sample"),
+        count_of(len(issues), "remnant") if issues else "nothing is left",
+    )
+    return issues
+
+
+def _verify_no_plan(catalog: Catalog) -> Iterator[Issue]:
+    if load_plan(catalog) is not None:
+        yield Issue(
+            str(catalog.path), "a forgetting is not finished", "`curate forget` finishes it"
+        )
 
 
 def _find_damage(catalog: Catalog) -> Issue | None:

@@ -24,6 +24,7 @@ from curate.formats.member_roles import MemberRoles
 from curate.formats.sample_ids import first_sample_id, shard_filename
 from curate.formats.samples import CorruptShardError, iterate_samples
 from curate.formats.tar import TarReader
+from curate.formats.tombstones import Tombstones
 from curate.formatting import count_of
 from curate.progress import log, progress_bar
 from curate.stages.embed.worker import ReadFields, ShardTask, make_reader
@@ -197,7 +198,9 @@ def add_missing_fields(
         ) as run_id,
         catalog.shared_tempdir(run_id) as folder,
     ):
-        task = ReadFields(make_reader(folder, roles, requested), folder)
+        task = ReadFields(
+            make_reader(folder, roles, requested, Tombstones.load(catalog.path)), folder
+        )
         total = sum(shard.num_bytes for shard in missing) >> 10
         finished: dict[int, str] = {}
 

@@ -37,6 +37,7 @@ from curate.formats.json_fields import parse_fields
 from curate.formats.member_roles import JSON_LABEL, MemberRoles
 from curate.formats.samples import KEY_RULES
 from curate.formats.shard_patterns import expand_patterns
+from curate.formats.tombstones import Tombstones
 from curate.formatting import count_of, file_safe
 from curate.options import Device, Option, SetName, WorkersPerCore, verb
 from curate.progress import log, progress_bar
@@ -474,6 +475,7 @@ def _embed(
                 batch_size or default_batch,
                 captions=captions,
                 fields=fields,
+                tombstones=Tombstones.load(catalog.path),
             )
             try:
                 _map_shards(

@@ -28,6 +28,7 @@ from curate.formats.sample_ids import caption_file, first_sample_id, shard_filen
 from curate.formats.samples import CorruptShardError, iterate_samples, to_unicode
 from curate.formats.tar import TarReader
 from curate.formats.text import decode_caption, decode_text, spell_value
+from curate.formats.tombstones import Tombstones
 from curate.formats.vectors import write_vectors
 from curate.stages.embed.inference import (
     CannotContinueError,
@@ -136,6 +137,7 @@ class EmbedShards:
     batch_size: int
     captions: bool = False  # whether they are embedded too
     fields: str | list[str] | None = None  # of .json members, to keep as columns
+    tombstones: Tombstones | None = None  # of images that must not come back
 
     def __call__(self, shards: Iterable[ShardTask]) -> GroupResult:
         stopwatch, counts = Stopwatch(), MemberCounts()
@@ -211,6 +213,9 @@ class EmbedShards:
         sample_ids, reported = itertools.count(first_sample_id(shard.shard_id)), 0
         try:
             for sample in iterate_samples(reader, self.roles.key_rule):
+                if self._is_forgotten(sample.members):
+                    next(sample_ids)  # which the others keep
+                    continue
                 counts.add(sample, self.roles)
                 yield SampleRecord(
                     shard.shard_id,
@@ -231,6 +236,15 @@ class EmbedShards:
             reader.drain()
         end.num_bytes, end.checksum = reader.num_bytes, reader.checksum
         report_progress((reader.num_bytes >> 10) - reported, 0)
+
+    def _is_forgotten(self, members: dict[str, bytes]) -> bool:
+        """Whether a sample has an image that was forgotten, under whatever key."""
+        if self.tombstones is None or not self.tombstones.digests:
+            return False
+        return any(
+            self.tombstones.match(len(content), bytes_checksum(content))
+            for content in members.values()
+        )
 
     def decode(self, record: SampleRecord | ShardEnd) -> SampleRecord | ShardEnd:
         """Decode a sample's image, and read its label and caption; what fails is noted in it."""
@@ -460,10 +474,22 @@ def read_json_text(members: dict[str, bytes], path: str) -> str | None:
     return None if value is None else to_text(value)
 
 
-def make_reader(folder: str, roles: MemberRoles, fields: str | list[str] | None) -> EmbedShards:
+def make_reader(
+    folder: str,
+    roles: MemberRoles,
+    fields: str | list[str] | None,
+    tombstones: Tombstones,
+) -> EmbedShards:
     """The task without an encoder, for those who only read shards as it does."""
     no_encoder = EncoderPlan("", None, "cpu", 1, Preprocessing(1, 1), None)
-    return EmbedShards(no_encoder, folder, roles, batch_size=1, fields=fields)
+    return EmbedShards(
+        no_encoder,
+        folder,
+        roles,
+        batch_size=1,
+        fields=fields,
+        tombstones=tombstones,
+    )
 
 
 def _decode_members(record: SampleRecord, roles: MemberRoles, preprocessing: Preprocessing) -> None:

@@ -25,6 +25,7 @@ from curate.formats.json_fields import parse_fields
 from curate.formats.member_roles import MemberRoles
 from curate.formats.sample_ids import first_sample_id, shard_filename
 from curate.formats.shard_patterns import expand_patterns
+from curate.formats.tombstones import Tombstones
 from curate.formats.vectors import write_vectors
 from curate.formatting import count_of
 from curate.options import Option, SetName, WorkersPerCore, verb
@@ -156,7 +157,9 @@ def import_vectors(
     num_workers = workers or cpu_count()
     with local_tempdir() as temporary:
         unfinished = _list_unfinished(catalog, embedding, stats)
-        samples = _read_samples(settings, unfinished, temporary, num_workers)
+        samples = _read_samples(
+            settings, unfinished, temporary, num_workers, Tombstones.load(catalog.path)
+        )
         matches = _match_keys(vectors, samples, temporary)
         _log_matches(matches, summary, samples, strict=strict)
         catalog.create()
@@ -278,9 +281,10 @@ def _read_samples(
     tasks: list[ShardTask],
     temporary: Path,
     workers: int,
+    tombstones: Tombstones,
 ) -> _Samples:
     """Read the shards but for the pixels, into files in a temporary folder."""
-    reader = make_reader(str(temporary), settings.roles, None)
+    reader = make_reader(str(temporary), settings.roles, None, tombstones)
     task = ReadSamples(reader, str(temporary), settings.sample_key)
     samples = _Samples({}, [], {})
     total = sum(shard.num_bytes for shard in tasks) >> 10
