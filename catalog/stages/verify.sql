@@ -31,7 +31,7 @@ bodies (kind, name, num_claimed, num_rows, num_distinct) as (
     union all
     select
         'deduplication', deduplication, num_rows, count(sample_id),
-        count(distinct (group_id, sample_id, other_url, other_key))
+        count(distinct (group_id, sample_id, other_url, other_key)) filter (sample_id is not null)
         from deduplications left join duplicates using (deduplication) group by all
     union all
     select 'probe', probe, num_models, count(part), count(part)

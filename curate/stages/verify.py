@@ -21,6 +21,7 @@ from curate.progress import log, progress_bar
 from curate.stages.export.layout import INDEX_ONLY, SelectionMembers
 from curate.stages.export.manifest import (
     INDEX_NAME,
+    KEYS_UNCHANGED,
     MANIFEST_NAME,
     Manifest,
     find_side_file,
@@ -400,6 +401,11 @@ def _compare_with_sources(
             folder,
         )
         return
+    if manifest.num_forgotten and manifest.keys != KEYS_UNCHANGED:
+        # Keys that had to change may have done so because of a sample that is forgotten.
+        log.info("%s: samples were forgotten: not compared with the shards byte by byte", folder)
+        return
+    counts = [shard.num_samples for shard in manifest.shards] if manifest.num_forgotten else None
     try:
         members = SelectionMembers(
             catalog,
@@ -409,7 +415,9 @@ def _compare_with_sources(
         )
         expected = {
             packed.output.path: expected_checksum(packed.output)
-            for packed in members.pack(manifest.layout, empty_shards=manifest.empty_shards)
+            for packed in members.pack(
+                manifest.layout, empty_shards=manifest.empty_shards, counts=counts
+            )
             if packed.output
         }
     except CurateError as error:

@@ -107,16 +107,22 @@ class SelectionMembers:
     def checksum(self) -> str:
         return ",".join(source.checksum for source in self.sources.values())
 
-    def pack(self, layout: str, *, empty_shards: bool = True) -> Iterator[PackedShard]:
+    def pack(
+        self, layout: str, *, empty_shards: bool = True, counts: list[int] | None = None
+    ) -> Iterator[PackedShard]:
         """Output shards by the layout: INDEX_ONLY, MIRROR, or so many samples per shard.
 
-        With `empty_shards` a mirror has those too of which no sample is kept.
+        With `empty_shards` a mirror has those too of which no sample is kept. `counts` are the
+        samples of each repacked shard, where they are not evenly filled any more.
         """
         if layout == INDEX_ONLY:
             return (PackedShard(None, rows, list(rows.keys)) for rows in self._read_batches())
         if layout == MIRROR:
             return self._mirror(self._empty_shards if empty_shards else {})
-        return self._repack(int(layout.split()[0]))
+        if counts is not None:
+            return self._repack(np.cumsum([0, *counts]))
+        num_outputs = -(-len(self) // int(layout.split()[0]))
+        return self._repack(np.linspace(0, len(self), num_outputs + 1).round().astype(int))
 
     def _mirror(self, empty_shards: dict[int, str]) -> Iterator[PackedShard]:
         """One output for each input shard, at its path below the common folder.
@@ -173,10 +179,8 @@ class SelectionMembers:
             f"sample_id {negation}in (select sample_id from members where selection = $selection)"
         )
 
-    def _repack(self, samples_per_shard: int) -> Iterator[PackedShard]:
-        """Evenly filled outputs, as few as hold at most so many samples each."""
-        num_outputs = -(-len(self) // samples_per_shard)
-        bounds = np.linspace(0, len(self), num_outputs + 1).round().astype(int)
+    def _repack(self, bounds: np.ndarray) -> Iterator[PackedShard]:
+        """Outputs that start and stop at these members."""
         batches = self._read_batches()
         buffered, buffer_start = next(batches), 0  # rows in memory, and the first one's index
         for number, (start, stop) in enumerate(itertools.pairwise(bounds.tolist())):
@@ -184,6 +188,9 @@ class SelectionMembers:
                 remaining = buffered.slice(start - buffer_start, len(buffered.sample_ids))
                 buffered, buffer_start = remaining.concatenate(next(batches)), start
             rows = buffered.slice(start - buffer_start, stop - buffer_start)
+            if start == stop:  # all of its samples were forgotten
+                yield _pack(f"{number:06d}.tar", rows, {}, [])
+                continue
             prefixes = self._prefix_keys(rows, unique=True)
             ranges = []
             for first, last in _shard_bounds(rows.shard_ids):

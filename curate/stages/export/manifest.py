@@ -19,6 +19,7 @@ from curate.storage.atomic import atomic_write
 
 SIDE_FOLDER = ".curate"
 MANIFEST_NAME, INDEX_NAME = f"{SIDE_FOLDER}/manifest.json", f"{SIDE_FOLDER}/index.parquet"
+KEYS_UNCHANGED = "as they came"
 _ROW_GROUP = 1 << 18  # rows
 
 
@@ -55,6 +56,7 @@ class Manifest:
     empty_shards: bool = False
     key_rule: str = FIRST_DOT
     weights: WeightSummary | None = None
+    num_forgotten: int = 0  # samples that `curate forget` has taken out
 
 
 def find_side_file(folder: str, name: str) -> str:
@@ -115,6 +117,7 @@ def read_manifest(folder: str) -> Manifest:
             empty_shards=_typed(content.get("empty_shards", False), bool),
             key_rule=_typed(content.get("key_rule", FIRST_DOT), str),
             weights=_read_weights(content.get("weights")),
+            num_forgotten=_typed(content.get("num_forgotten", 0), int),
         )
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("it is no manifest of an export") from error

@@ -31,6 +31,7 @@ from curate.stages.export.layout import (
 from curate.stages.export.lists import DATACOMP, FORMATS, SHARDS, check_list_path, write_list
 from curate.stages.export.manifest import (
     INDEX_NAME,
+    KEYS_UNCHANGED,
     SIDE_FOLDER,
     IndexWriter,
     Manifest,
@@ -367,7 +368,7 @@ def _make_manifest(
     num_changed_keys: int,
     written: list[WrittenShard],
 ) -> Manifest:
-    keys = "as they came"
+    keys = KEYS_UNCHANGED
     if num_changed_keys:
         keys = (
             f"{num_changed_keys} keys have the input shard's id, or the sample's, in front: "

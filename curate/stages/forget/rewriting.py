@@ -221,6 +221,7 @@ def rewrite_export(
         selection=selection,
         lineage=lineage,
         num_samples=len(kept),
+        num_forgotten=manifest.num_forgotten + manifest.num_samples - len(kept),
         num_bytes=sum(shard.num_bytes for shard in shards),
     )
     clients = _list_client_files(folder, manifest)

@@ -43,9 +43,11 @@ from curate.stages.forget.targets import (
     find_targets,
     load_raw_vectors,
     read_target_image,
+    redact,
 )
 from curate.stages.set_files import inner_catalogs, lock_set
 from curate.storage import files
+from curate.storage.atomic import atomic_write
 from curate.storage.checksums import file_checksum
 from curate.storage.locks import remove_temporary_files
 
@@ -256,6 +258,7 @@ def _carry_out(catalog: Catalog, plan: Receipt) -> None:
         plan.kept_shards = sorted({one.url for one in plan.samples} - {one.url for one in shards})
         _rewrite_exports(catalog, plan, shards)
         plan.deleted = sorted({*plan.deleted, *_delete_pictures(catalog)})
+        _redact_imports(catalog, plan)
         _forget_rows(catalog, plan, plan.samples, shards)
     for inner in inner_catalogs(catalog):
         copies = find_copies(inner, plan.samples)
@@ -338,6 +341,17 @@ def _delete_pictures(catalog: Catalog) -> list[str]:
         if path.is_file():
             path.unlink()
     return [str(path) for path in paths]
+
+
+def _redact_imports(catalog: Catalog, plan: Receipt) -> None:
+    """The rows of imported tables that belong to no sample, or to several, which have keys."""
+    for path in catalog.path.glob("imports/*.csv"):
+        text = path.read_text(encoding="utf-8")
+        new_text = redact(text, plan.searched_keys)
+        if new_text != text:
+            with atomic_write(path) as temporary:
+                temporary.write_text(new_text, encoding="utf-8")
+            plan.rewritten.append(str(path))
 
 
 def _forget_rows(
