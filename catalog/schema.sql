@@ -135,6 +135,34 @@ create table if not exists assignments (
     distance float not null -- to the cluster's centroid
 );
 
+-- What `curate update` did to clusterings: new samples were assigned to the centroids that there were. One
+-- row an update. The measures of drift are of all samples that came after the fit, against those that it saw.
+create table if not exists clustering_updates (
+    clustering text not null,
+    run_id bigint not null,
+    fitted_shards bigint[] not null, -- those that the fit saw: first and last ids of runs of neighbours
+    num_added bigint not null, -- samples
+    num_removed bigint not null,
+    num_fitted bigint not null, -- samples of the fit that are still there
+    num_since_fit bigint not null, -- samples that came after it
+    excess double, -- of their mean squared distance over that of fitted samples in the same clusters, as a share
+    excess_interval double, -- half the width of its 95% interval
+    far_share double, -- of them, that are farther from their centroid than every fitted sample
+    expected_far_share double, -- of them, without drift
+    num_compared_clusters bigint not null,
+    num_drifted_clusters bigint not null, -- whose new samples are farther, at 5% over all clusters
+    has_drifted boolean not null -- new centroids are advised
+);
+
+-- How far selections are from ones made from scratch, with new centroids: `curate update --compare`.
+create table if not exists scratch_comparisons (
+    selection text not null,
+    fingerprint text not null, -- of the selection that was compared
+    num_samples bigint not null,
+    num_different bigint not null, -- members that the one from scratch does not have
+    run_id bigint not null
+);
+
 -- Small models trained to measure difficulty. Their outputs for every sample are wide: they are files
 -- in probes/FOLDER/.
 create table if not exists probes (
@@ -179,6 +207,13 @@ create table if not exists scorings (
     run_id bigint not null
 );
 
+-- What a metric was given of the whole corpus, such as class means: new samples are scored by the same.
+create table if not exists scoring_inputs (
+    scoring text not null,
+    input text not null, -- the metric's parameter, or classes: the names of its class numbers
+    array_file blob not null -- as a .npy file has it
+);
+
 create table if not exists scores (
     scoring text not null,
     sample_id bigint not null,
@@ -210,6 +245,14 @@ create table if not exists members (
     selection text not null,
     sample_id bigint not null,
     weight float -- with --weights: the inverse of the share that its stratum keeps, 1 on average
+);
+
+-- The members that the last drawing of a selection changed, where it was drawn before.
+create table if not exists membership_changes (
+    selection text not null,
+    sample_id bigint not null,
+    has_come boolean not null, -- it left where false
+    reason text not null -- new (samples), shard (left), candidate (no more), threshold, quota, strategy, scores
 );
 
 -- Duplicates by bytes, by pixels and by vectors. Each leaves a selection of the same name: the samples that

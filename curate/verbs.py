@@ -82,6 +82,11 @@ VERBS = {
         "validate",
         "Train on selections, on random samples and on everything: what does pruning cost?",
     ),
+    "update": Verb(
+        "curate.stages.update.stage",
+        "update",
+        "Bring all sets up to date after shards came or left, at the cost of what changed.",
+    ),
     "export": Verb(
         "curate.stages.export.stage",
         "export",
@@ -164,6 +169,7 @@ RECIPE_VERBS = (
     "select",
     "audit",
     "compare",
+    "update",
     "validate",
     "export",
     "fit",

@@ -5,6 +5,7 @@ can query it while a long stage runs.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -258,7 +259,7 @@ class Catalog:
         file = database.Database(path) if is_private else database.open_database(path)
         connection = file.connect(read_only, timeout)
         try:
-            limit = min(memory, memory_limit() // 2)
+            limit = min(memory, _half_of_memory())
             connection.execute(f"set memory_limit = '{limit >> 20}MiB'")
             yield connection
         finally:
@@ -460,6 +461,12 @@ class Catalog:
             yield own_folder
         finally:
             files.delete_remote_folder(own_folder)
+
+
+@functools.cache
+def _half_of_memory() -> int:
+    """Bytes; read once, because looking through control groups costs as much as a connection."""
+    return memory_limit() // 2
 
 
 def _check_is_empty(url: str) -> None:

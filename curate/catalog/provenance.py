@@ -100,14 +100,22 @@ def _read_module(path: Path, mtime_ns: int, num_bytes: int) -> tuple[bytes, tupl
     return text, tuple(_imported_names(tree))
 
 
-def _imported_names(tree: ast.AST) -> Iterator[str]:
+def _imported_names(tree: ast.Module) -> Iterator[str]:
     """Imported modules, and imported names, which may be modules too."""
-    for node in ast.walk(tree):
+    for node in _iterate_statements(tree.body):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if _is_ours(alias.name))
         elif isinstance(node, ast.ImportFrom) and node.module and _is_ours(node.module):
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _iterate_statements(body: list[Any]) -> Iterator[ast.AST]:
+    """Every statement, also within others. Expressions, most of a tree, hold no imports."""
+    for node in body:
+        yield node
+        for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+            yield from _iterate_statements(getattr(node, field, []))
 
 
 def _is_ours(name: str) -> bool:

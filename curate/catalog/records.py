@@ -58,7 +58,7 @@ class EmbeddingRecord(SetRecord):
 class ClusteringRecord(SetRecord):
     kind: ClassVar[str] = "clustering"
     table: ClassVar[str] = "clusterings"
-    body_tables: ClassVar[tuple[str, ...]] = ("assignments",)
+    body_tables: ClassVar[tuple[str, ...]] = ("assignments", "clustering_updates")
     command: ClassVar[str] = "curate cluster"
 
     clustering: str
@@ -104,7 +104,7 @@ class ProbeRecord(SetRecord):
 class ScoringRecord(SetRecord):
     kind: ClassVar[str] = "scoring"
     table: ClassVar[str] = "scorings"
-    body_tables: ClassVar[tuple[str, ...]] = ("scores",)
+    body_tables: ClassVar[tuple[str, ...]] = ("scores", "scoring_inputs")
     command: ClassVar[str] = "curate score METRIC"
 
     scoring: str
@@ -122,7 +122,11 @@ class ScoringRecord(SetRecord):
 class SelectionRecord(SetRecord):
     kind: ClassVar[str] = "selection"
     table: ClassVar[str] = "selections"
-    body_tables: ClassVar[tuple[str, ...]] = ("members",)
+    body_tables: ClassVar[tuple[str, ...]] = (
+        "members",
+        "membership_changes",
+        "scratch_comparisons",
+    )
     command: ClassVar[str] = "curate select --keep F"
 
     selection: str

@@ -64,7 +64,11 @@ def find_known_shards(connection: "DuckDBPyConnection") -> list[int]:
     rows = connection.execute(
         "select shard_id from shards where num_samples is not null order by 1"
     ).fetchnumpy()
-    shard_ids = np.asarray(rows["shard_id"], np.int64)
+    return to_shard_runs(np.asarray(rows["shard_id"], np.int64))
+
+
+def to_shard_runs(shard_ids: np.ndarray) -> list[int]:
+    """Sorted ids int64 [n] as first and last ids of runs of neighbours, one after the other."""
     if not len(shard_ids):
         return []
     gaps = np.flatnonzero(np.diff(shard_ids) != 1)
@@ -89,16 +93,21 @@ def find_unknown_shards(
             [selection.scoring, selection.selection],
         ).fetchall()
         return frozenset(shard_id for (shard_id,) in rows)
-    bounds = np.asarray(selection.known_shards, np.int64).reshape(-1, 2)
     rows = connection.execute(
         "select shard_id from shards where num_samples is not null"
     ).fetchall()
     shard_ids = np.array([shard_id for (shard_id,) in rows], np.int64)
-    runs = np.searchsorted(bounds[:, 0], shard_ids, side="right") - 1
-    is_known = (
-        (runs >= 0) & (shard_ids <= bounds[runs.clip(min=0), 1]) if len(bounds) else runs >= 0
-    )
+    is_known = are_in_runs(shard_ids, selection.known_shards)
     return frozenset(shard_ids[~is_known].tolist())
+
+
+def are_in_runs(shard_ids: np.ndarray, runs: list[int]) -> np.ndarray:
+    """Which ids are within runs as `to_shard_runs` has them: int64 [n] -> bool [n]."""
+    bounds = np.asarray(runs, np.int64).reshape(-1, 2)
+    if not len(bounds):
+        return np.zeros(len(shard_ids), bool)
+    indices = np.searchsorted(bounds[:, 0], shard_ids, side="right") - 1
+    return np.asarray((indices >= 0) & (shard_ids <= bounds[indices.clip(min=0), 1]))
 
 
 def class_to_index(catalog: Catalog) -> dict[str, int]:

@@ -147,6 +147,19 @@ def list_run_ids(connection: "duckdb.DuckDBPyConnection", record: SetRecord) -> 
     return [run_id for (run_id,) in rows]
 
 
+def list_update_run_ids(connection: "duckdb.DuckDBPyConnection", run_id: int) -> list[int]:
+    """A run and, where it was an update, the runs before it back to the one that began anew."""
+    rows = connection.execute(
+        "with recursive states as ("
+        "select run_id, arguments from runs where run_id = ? "
+        "union select runs.run_id, runs.arguments from states "
+        "join runs on runs.run_id = (states.arguments->>'update_of')::bigint"
+        ") select run_id from states order by 1",
+        [run_id],
+    ).fetchall()
+    return [state_id for (state_id,) in rows]
+
+
 def list_dependents(
     connection: "duckdb.DuckDBPyConnection", records: Sequence[SetRecord]
 ) -> list[tuple[str, str]]:

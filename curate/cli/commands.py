@@ -21,7 +21,7 @@ TableFormat = Annotated[str, Option("How to print.", choices=("table", "json"), 
 def print_result(function: Callable[..., Any], *arguments: Any, options: dict[str, Any]) -> None:
     """The name or path that the verb made; several, one per line."""
     result = function(*arguments, **options)
-    if result is not None:
+    if result is not None and result != []:
         print("\n".join(result) if isinstance(result, list) else result)
 
 
@@ -320,6 +320,11 @@ COMMANDS = {
     "export": Command(
         VERBS["export"],
         ("curate export $(curate select --keep 0.8) pruned/",),
+        uses_engine=True,
+    ),
+    "update": Command(
+        VERBS["update"],
+        ("curate update", "curate update --refit --compare"),
         uses_engine=True,
     ),
     "fit": Command(

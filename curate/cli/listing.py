@@ -44,7 +44,8 @@ def print_list(
 ) -> None:
     """Print the names of a kind, each with its first line of description; or the sets of a catalog.
 
-    Sets of a catalog have a last column that says why they are out of date, if they are.
+    Sets of a catalog have a column that says why they are out of date, if they are; after a
+    `curate update`, one more that says how many samples their centroids were fitted on.
     """
     if subject in _REGISTRIES:
         registry = getattr(importlib.import_module(f"curate.{subject}"), subject).load()
@@ -80,6 +81,7 @@ def _describe_metric(function: Callable[..., Any]) -> tuple[str, str]:
 
 def _print_catalog_rows(path: str | Path, subject: str) -> None:
     from curate.catalog.catalog import Catalog
+    from curate.stages.older_centroids import find_older_centroids
     from curate.stages.staleness import find_stale
 
     catalog = Catalog(path)
@@ -97,6 +99,11 @@ def _print_catalog_rows(path: str | Path, subject: str) -> None:
         kind_and_name = (
             (lambda row: (record_type.kind, row[0])) if record_type else (lambda row: row[:2])
         )
+        older = find_older_centroids(catalog)
+        marks = [older.get(tuple(kind_and_name(row)), "") for row in rows]
         rows = [(*row, stale.get(tuple(kind_and_name(row)), "")) for row in rows]
         columns.append("out_of_date")
+        if any(marks):
+            rows = [(*row, mark) for row, mark in zip(rows, marks, strict=True)]
+            columns.append("centroids")
     print_table(columns, rows)

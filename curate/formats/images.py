@@ -17,7 +17,6 @@ from PIL import Image, UnidentifiedImageError
 
 from curate.storage.checksums import bytes_checksum
 
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "tif", "tiff")
 # Pillow opens more, and some by running other programs (EPS by Ghostscript): images come from
 # strangers.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from curate.formats.images import EXTENSIONS
 from curate.formats.samples import FIRST_DOT, split_name
 
+# Of images: see curate.formats.images for the formats.
+EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "tif", "tiff")
 JSON_LABEL = "json:"
 _LABEL_WORDS = frozenset(
     ("cls", "class", "classes", "label", "labels", "target", "targets", "category", "categories")

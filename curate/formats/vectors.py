@@ -114,7 +114,8 @@ def _read_table(location: str, columns: list[str]) -> Any:
     import pyarrow.parquet as pq
 
     with _explain_damage(location), _open_parquet(location) as file:
-        return pq.read_table(file, columns=columns)
+        # Not read_table, which imports all of pyarrow.dataset.
+        return pq.ParquetFile(file, pre_buffer=True).read(columns=columns)
 
 
 def _open_parquet(location: str) -> contextlib.AbstractContextManager[Any]:

@@ -167,7 +167,7 @@ def export(
         warn_if_stale(catalog, record)
         if _is_finished(folder, fingerprint):
             files.delete_file(files.join(folder, _PLAN_NAME))
-            _remove_temporary_files(folder)
+            remove_unfinished_files(folder)
             log.info("nothing to do: %s holds this export already", out_text)
             manifest = read_manifest(folder)
             write_client_files(catalog, folder, manifest, client_names, Resources(workers))
@@ -178,12 +178,14 @@ def export(
             "export", export_name, settings, parents=[record.run_id], fingerprint=fingerprint
         ) as run_id:
             try:
-                written, num_changed_keys = _write(folder, members, layout, Resources(workers))
+                written, num_changed_keys = write_shards(
+                    folder, members, layout, Resources(workers)
+                )
             except BaseException:
                 _release_folder(folder)
                 raise
             # A lost machine leaves what it was writing, which others have made again.
-            _remove_temporary_files(folder)
+            remove_unfinished_files(folder)
             export_record = ExportRecord(
                 export=export_name,
                 selection=selection,
@@ -195,9 +197,9 @@ def export(
                 fingerprint=fingerprint,
                 run_id=run_id,
             )
-            _commit(catalog, export_record, is_named=name is not None)
+            commit_export(catalog, export_record, is_named=name is not None)
             # Last, because the manifest says that the export is whole.
-            manifest = _make_manifest(
+            manifest = make_manifest(
                 catalog, record, export_record, members, num_changed_keys, written
             )
             manifest = replace(manifest, complement=complement, unique_keys=unique_keys)
@@ -252,7 +254,7 @@ def _free_name(connection: "DuckDBPyConnection", folder: str) -> str:
     return sets.check_name(next(name for name in candidates if paths.get(name, folder) == folder))
 
 
-def _remove_temporary_files(folder: str) -> None:
+def remove_unfinished_files(folder: str) -> None:
     if not files.is_url(folder):  # an object store has none
         remove_temporary_files(Path(folder))
 
@@ -281,7 +283,7 @@ def _reserve_folder(folder: str, fingerprint: str) -> None:
     """
     plan = files.join(folder, _PLAN_NAME)
     if _is_ours(folder, plan, fingerprint):
-        _remove_temporary_files(folder)
+        remove_unfinished_files(folder)
         return
     existing = files.list_files(folder)
     # A plan that a kill kept from getting its name.
@@ -323,12 +325,18 @@ def _is_ours(folder: str, plan: str, fingerprint: str) -> bool:
         return False
 
 
-def _write(
-    folder: str, members: SelectionMembers, layout: str, resources: Resources
+def write_shards(
+    folder: str,
+    members: SelectionMembers,
+    layout: str,
+    resources: Resources,
+    unchanged: Mapping[str, WrittenShard] | None = None,
 ) -> tuple[list[WrittenShard], int]:
     """Write the output shards, and the index at the same time.
 
-    Returns what the manifest says of each shard, and how many keys had to change.
+    With `unchanged`, the shards of an earlier export of the folder: those by their path are there
+    already, and others are written whatever is there. Returns what the manifest says of each shard,
+    and how many keys had to change.
     """
     written = []
     with (
@@ -340,19 +348,25 @@ def _write(
         def iterate_outputs() -> Iterator[OutputShard]:
             for packed in members.pack(layout):
                 index.add(packed)
-                if packed.output:
+                if packed.output and unchanged and packed.output.path in unchanged:
+                    written.append(unchanged[packed.output.path])
+                    advance(len(packed.keys), len(packed.keys))
+                elif packed.output:
                     yield packed.output
                 else:
                     advance(len(packed.keys), len(packed.keys))
 
         for _, shard in engine.map_or_raise(
-            WriteShard(folder), iterate_outputs(), resources, advance=advance
+            WriteShard(folder, reuse=unchanged is None),
+            iterate_outputs(),
+            resources,
+            advance=advance,
         ):
             written.append(shard)
     return written, index.num_changed_keys
 
 
-def _commit(catalog: Catalog, record: ExportRecord, *, is_named: bool) -> None:
+def commit_export(catalog: Catalog, record: ExportRecord, *, is_named: bool) -> None:
     with catalog.writing() as connection:
         row = record.to_dict()
         if not is_named:  # another export may have taken the name since
@@ -360,7 +374,7 @@ def _commit(catalog: Catalog, record: ExportRecord, *, is_named: bool) -> None:
         sets.replace_set(connection, ExportRecord(**row))
 
 
-def _make_manifest(
+def make_manifest(
     catalog: Catalog,
     selection: SelectionRecord,
     export_record: ExportRecord,

@@ -62,14 +62,15 @@ class WrittenShard:
 
 @dataclass(frozen=True)
 class WriteShard:
-    """The task: write one output shard."""
+    """The task: write one output shard, unless with `reuse` a killed call has written it."""
 
     folder: str
+    reuse: bool = True
 
     def __call__(self, output: OutputShard) -> WrittenShard:
         location = files.join(self.folder, output.path)
         num_samples = sum(len(source_range.offsets) for source_range in output.ranges)
-        if _is_finished(location, output):
+        if self.reuse and _is_finished(location, output):
             checksum = file_checksum(location)
         else:
             with atomic_write(location) as temporary, temporary.open("wb") as file:

@@ -412,8 +412,11 @@ class CorpusInputs:
                 f"{num_samples:,}",
             )
 
-    def shards(self) -> Iterator[ShardSamples]:
-        """Every shard that has been read, in order, with what the catalog knows of its samples."""
+    def shards(self, only: list[int] | None = None) -> Iterator[ShardSamples]:
+        """Every shard that has been read, in order, with what the catalog knows of its samples.
+
+        With `only`, those of these ids.
+        """
         with self.catalog.reading() as connection:
             rows = connection.execute(
                 "select shard_id from shards where num_samples > 0 order by shard_id"
@@ -423,9 +426,15 @@ class CorpusInputs:
             raise CurateError(
                 "the catalog has no samples yet: bring them in with `curate embed SHARDS`"
             )
-        for start in range(0, len(shard_ids), _SHARDS_PER_QUERY):
-            chunk = shard_ids[start : start + _SHARDS_PER_QUERY]
-            yield from self._read_shards(int(chunk[0]), int(chunk[-1]))
+        if only is None:
+            neighbours = [shard_ids]
+        else:  # no query reads what lies between them
+            shard_ids = shard_ids[np.isin(shard_ids, only)]
+            neighbours = np.split(shard_ids, np.flatnonzero(np.diff(shard_ids) > 1) + 1)
+        for run in neighbours:
+            for start in range(0, len(run), _SHARDS_PER_QUERY):
+                chunk = run[start : start + _SHARDS_PER_QUERY]
+                yield from self._read_shards(int(chunk[0]), int(chunk[-1]))
 
     def _read_shards(self, first_id: int, last_id: int) -> Iterator[ShardSamples]:
         needs_labels = bool({"labels", "class_means"} & set(self.names))

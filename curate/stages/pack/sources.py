@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from curate.errors import CurateError, OptionError
-from curate.formats.images import EXTENSIONS
+from curate.formats.member_roles import EXTENSIONS
 from curate.storage.checksums import file_checksum
 
 if TYPE_CHECKING:

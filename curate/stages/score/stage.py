@@ -1,9 +1,10 @@
 """`curate score`: run a metric over the corpus, shard by shard, and commit the scores."""
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from curate.progress import log, progress_bar
 from curate.stages.inputs.corpus import (
     CORPUS_INPUTS,
     CorpusInputs,
+    Source,
     check_options,
     list_options,
 )
@@ -38,6 +40,11 @@ from curate.stages.staleness import metric_checksum
 from curate.storage import files as storage
 from curate.storage.atomic import atomic_write
 
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+# More than this of a metric's inputs is not stored for later updates.
+_MAX_STORED_BYTES = 1 << 28
 # Below, two halves of the models disagree so far that the ranking is mostly noise.
 RELIABLE = 0.7
 
@@ -142,7 +149,7 @@ def score(
         if option is not None:
             catalog.require(record_type, option)
     all_inputs = [
-        _MetricInputs(
+        MetricInputs(
             catalog,
             f"the metric '{spec}'",
             metric_parameters(spec),
@@ -176,7 +183,7 @@ def _list_targets(target: list[str] | str | None) -> list[str]:
     return patterns if is_catalog else hide_patterns(patterns)
 
 
-def _check_inputs(inputs: "_MetricInputs") -> None:
+def _check_inputs(inputs: "MetricInputs") -> None:
     """Raises CurateError for what is missing, before anything is computed."""
     _ = inputs.columns
     if inputs.uses_captions:
@@ -201,18 +208,18 @@ def _absolute_spec(metric: str) -> str:
 
 
 @dataclass
-class _MetricInputs(CorpusInputs):
+class MetricInputs(CorpusInputs):
     """The inputs of one metric."""
 
     metric: str
 
 
-def _default_name(inputs: _MetricInputs, values: dict[str, str]) -> str:
+def _default_name(inputs: MetricInputs, values: dict[str, str]) -> str:
     labels = [option.label for option in inputs.given_options(values)]
     return "-".join(filter(None, [split_spec(inputs.metric)[1], *labels]))
 
 
-def _command_options(inputs: _MetricInputs, name: str, values: dict[str, str]) -> list[str]:
+def _command_options(inputs: MetricInputs, name: str, values: dict[str, str]) -> list[str]:
     """The words after the metric that make this scoring again."""
     words = [
         word for option in inputs.given_options(values) for word in (option.flag, option.value)
@@ -220,13 +227,24 @@ def _command_options(inputs: _MetricInputs, name: str, values: dict[str, str]) -
     return words if name == _default_name(inputs, values) else [*words, "--name", name]
 
 
-def _score_one(
-    inputs: _MetricInputs, name: str, given_options: dict[str, str], resources: Resources
-) -> str:
-    catalog, metric = inputs.catalog, inputs.metric
+class ScoringPlan(NamedTuple):
+    """What a scoring is made from, and how.
+
+    `options` are the metric's own, `arguments` all that the scores depend on.
+    """
+
+    source: Source
+    options: dict[str, Any]
+    arguments: dict[str, Any]
+    code_checksum: str
+    fingerprint: str
+
+
+def plan_scoring(inputs: MetricInputs, given_options: dict[str, str]) -> ScoringPlan:
+    """The plan of a scoring; `given_options` are the metric's options by name."""
     source = inputs.find_source()
     options = inputs.parse_options(given_options)
-    arguments: dict[str, Any] = {"metric": metric, **options}
+    arguments: dict[str, Any] = {"metric": inputs.metric, **options}
     if inputs.uses_vectors:
         arguments["distance"] = inputs.distance
     if inputs.uses_target:
@@ -235,8 +253,17 @@ def _score_one(
         arguments["seed"] = inputs.seed
     if inputs.within:
         arguments["within"] = inputs.within.selection
-    code_checksum = metric_checksum(metric)
+    code_checksum = metric_checksum(inputs.metric)
     fingerprint = provenance.fingerprint("score", arguments, source.content, code_checksum)
+    return ScoringPlan(source, options, arguments, code_checksum, fingerprint)
+
+
+def _score_one(
+    inputs: MetricInputs, name: str, given_options: dict[str, str], resources: Resources
+) -> str:
+    catalog, metric = inputs.catalog, inputs.metric
+    plan = plan_scoring(inputs, given_options)
+    source, options, arguments, code_checksum, fingerprint = plan
     existing = catalog.find_up_to_date(ScoringRecord, name, fingerprint)
     if existing:
         log.info(
@@ -264,7 +291,7 @@ def _score_one(
         ) as run_id,
         catalog.shared_tempdir(run_id) as folder,
     ):
-        score_files = _map_shards(inputs, options | corpus_inputs, folder, resources)
+        score_files = map_shards(inputs, options | corpus_inputs, folder, resources)
         record = ScoringRecord(
             scoring=name,
             metric=metric.rpartition("/")[2],
@@ -276,15 +303,20 @@ def _score_one(
             fingerprint=fingerprint,
             run_id=run_id,
         )
-        record = _commit(catalog, record, score_files, inputs.has_halves)
+        stored_inputs = _stored_inputs(inputs, corpus_inputs)
+        record = _commit(catalog, record, score_files, inputs.has_halves, stored_inputs)
     _log_summary(catalog, record, is_replaced=previous is not None)
     return name
 
 
-def _map_shards(
-    inputs: _MetricInputs, arguments: dict[str, Any], folder: str, resources: Resources
+def map_shards(
+    inputs: MetricInputs,
+    arguments: dict[str, Any],
+    folder: str,
+    resources: Resources,
+    shard_ids: list[int] | None = None,
 ) -> list[str]:
-    """Score every shard; the files with the scores, in the order of the ids."""
+    """Score every shard, or those given; the files with the scores, in the order of the ids."""
     arrays = {name: value for name, value in arguments.items() if isinstance(value, np.ndarray)}
     shared_files = []
     for name, array in arrays.items():
@@ -301,11 +333,15 @@ def _map_shards(
         score_halves=inputs.has_halves,
     )
     with inputs.catalog.reading() as connection:
-        ((total,),) = connection.execute("select count(*) from samples").fetchall()
+        ((total,),) = connection.execute(
+            "select count(*) from samples "
+            "where $1::bigint[] is null or shard_id in (select unnest($1::bigint[]))",
+            [shard_ids],
+        ).fetchall()
     with progress_bar("score", total) as advance:
         outcomes = engine.map_or_raise(
             task,
-            inputs.shards(),
+            inputs.shards(shard_ids),
             resources,
             advance=advance,
             describe_item=lambda shard: (
@@ -316,7 +352,11 @@ def _map_shards(
 
 
 def _commit(
-    catalog: Catalog, record: ScoringRecord, score_files: list[str], has_halves: bool
+    catalog: Catalog,
+    record: ScoringRecord,
+    score_files: list[str],
+    has_halves: bool,
+    stored_inputs: dict[str, np.ndarray],
 ) -> ScoringRecord:
     with storage.localize(score_files) as paths, catalog.writing() as connection:
         parameters = {"files": quote_patterns(paths)}
@@ -339,8 +379,39 @@ def _commit(
             "from read_parquet($files, hive_partitioning = false)",
             {"name": record.scoring, **parameters},
         )
+        _store_inputs(connection, record.scoring, stored_inputs)
         sets.refresh_sample_scores(connection)
     return record
+
+
+def _stored_inputs(inputs: MetricInputs, corpus_inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What the metric was given of the whole corpus, by which an update scores new samples.
+
+    Centroids have a file of their own; what comes from a probe cannot be made for new samples.
+    """
+    if inputs.uses_probe:
+        return {}
+    arrays = {
+        name: value
+        for name, value in corpus_inputs.items()
+        if isinstance(value, np.ndarray) and name != "centroids"
+    }
+    if {"labels", "class_means"} & set(inputs.names):
+        arrays["classes"] = np.array(list(inputs.classes))
+    is_small = sum(array.nbytes for array in arrays.values()) <= _MAX_STORED_BYTES
+    return arrays if is_small else {}
+
+
+def _store_inputs(
+    connection: "DuckDBPyConnection", scoring: str, arrays: dict[str, np.ndarray]
+) -> None:
+    for name, array in arrays.items():
+        file = io.BytesIO()
+        np.save(file, array, allow_pickle=False)
+        connection.execute(
+            "insert into scoring_inputs (scoring, input, array_file) values (?, ?, ?)",
+            [scoring, name, file.getvalue()],
+        )
 
 
 def _log_summary(catalog: Catalog, record: ScoringRecord, *, is_replaced: bool) -> None:

@@ -18,7 +18,7 @@ from curate.catalog.records import (
     SelectionRecord,
     SetRecord,
 )
-from curate.catalog.samples import find_known_shards
+from curate.catalog.samples import find_known_shards, load_members
 from curate.catalog.sql import quote_identifier
 from curate.distances import DISTANCES
 from curate.errors import CurateError, OptionError
@@ -35,6 +35,7 @@ from curate.stages.select.candidates import (
     load_candidates,
     load_group_names,
 )
+from curate.stages.select.changes import MembershipChanges, find_changes, store_changes
 from curate.stages.select.guard import warn_of_nearly_lost_groups
 from curate.stages.select.quotas import (
     BASES,
@@ -309,7 +310,8 @@ def select(
     scoring = scoring or _DEFAULT_SCORING
     default_balance = 0.0 if chooses_for_itself(strategy) else DEFAULT_BALANCE
     balance = default_balance if balance is None else balance
-    parent = catalog.require(ScoringRecord, scoring) if uses_scores else None
+    if uses_scores:
+        catalog.require(ScoringRecord, scoring)
     named: tuple[tuple[type[SetRecord], str | None], ...] = (
         (EmbeddingRecord, embedding),
         (ClusteringRecord, clustering),
@@ -358,14 +360,52 @@ def select(
         )
     )
     settings |= _resolve_settings(catalog, settings, within)
+    named_sources = {"--embedding": embedding, "--clustering": clustering, "--probe": probe}
+    given = [word for flag, value in named_sources.items() if value for word in (flag, value)]
+    return draw_selection(
+        catalog,
+        name,
+        settings,
+        inputs,
+        within=within,
+        unscored=unscored,
+        weights=weights,
+        given=given,
+    )
+
+
+def draw_selection(
+    catalog: Catalog,
+    name: str,
+    settings: dict[str, Any],
+    inputs: StrategyInputs,
+    *,
+    within: str | None,
+    unscored: str,
+    weights: bool,
+    given: list[str],
+) -> str:
+    """Draw the selection `name`, and return the name; what it changes is recorded and said.
+
+    `settings` are those columns of the selection that say how it is drawn; the condition holds
+    `within` already. `given` are flags and values of the sets that the strategy looks at, for the
+    record of the run. Raises CurateError.
+    """
+    scoring, strategy, keep = settings["scoring"], settings["strategy"], settings["keep"]
+    seed, skip_hardest, scope = settings["seed"], settings["skip_hardest"], settings["scope"]
+    parent = catalog.require(ScoringRecord, scoring) if scoring else None
     all_candidates = settings["where_sql"]
     if unscored == "drop":
-        settings["where_sql"] = _restrict_to_scored(all_candidates, scoring)
+        settings = {**settings, "where_sql": _restrict_to_scored(all_candidates, scoring)}
     if weights and not chooses_for_itself(strategy):
         _check_has_strata(settings["balance_by"])
     known_shards = _find_known_shards(catalog, within)
     candidates = load_candidates(
-        catalog, settings["scoring"], settings["balance_by"], settings["where_sql"], clustering
+        catalog,
+        settings["scoring"],
+        settings["balance_by"],
+        settings["where_sql"],
+        inputs.clustering_option,
     )
     num_candidates = len(candidates.sample_ids)
     num_kept = round(keep * num_candidates)
@@ -377,7 +417,7 @@ def select(
     if parent:
         warn_if_stale(catalog, parent)
         if unscored == "drop":
-            num_unscored = count_unscored(catalog, scoring, all_candidates)
+            num_unscored = count_unscored(catalog, parent.scoring, all_candidates)
         else:
             num_unscored = int(np.isnan(candidates.scores).sum())
         if takes_scores(strategy) or unscored != "last":
@@ -420,7 +460,7 @@ def select(
         catalog.record_run(
             "select",
             name,
-            arguments,
+            {**arguments, "given": given} if given else arguments,
             parents=parents,
             fingerprint=fingerprint,
             code_checksum=code_checksum,
@@ -449,10 +489,11 @@ def select(
                 candidates,
                 keep=keep,
                 scope=scope,
-                base=balance_base,
+                base=settings["balance_base"],
                 seed=seed,
             )
             member_ids, strata = candidates.sample_ids[choice.is_kept], choice.strata
+            priorities = None
         else:
             priorities = rank(strategy, gathered, num_candidates)
             if skip_hardest:
@@ -465,23 +506,55 @@ def select(
             if strata is None:
                 _check_has_strata(record.balance_by)
             record = replace(record, weights_by=record.balance_by if strata is None else STRATEGY)
+        changes = None
+        if previous:
+            changes = find_changes(
+                previous,
+                load_members(catalog, name),
+                record,
+                member_ids,
+                candidates,
+                priorities,
+                has_same_scores=_has_same_scores(catalog, previous, parent),
+            )
         _store(
             catalog,
             record,
             member_ids,
             np.isin(candidates.sample_ids, member_ids, assume_unique=True),
             candidates.groups if strata is None else strata,
+            previous,
+            changes,
         )
     log.info(
-        "selection '%s'%s: %s of %s samples",
+        "selection '%s'%s: %s of %s samples%s",
         name,
         " replaced" if previous else "",
         f"{record.num_samples:,}",
         f"{num_candidates:,}",
+        f"; {changes.describe()}" if changes else "",
     )
     _warn_of_lost_groups(catalog, record, candidates, member_ids)
     warn_of_nearly_lost_groups(catalog, record, candidates, member_ids)
     return name
+
+
+def _has_same_scores(
+    catalog: Catalog, previous: SelectionRecord, scoring: ScoringRecord | None
+) -> bool:
+    """Whether samples that a selection was drawn from have the scores that they had.
+
+    Updates of a scoring leave them.
+    """
+    if scoring is None:
+        return True
+    with catalog.reading() as connection:
+        states = sets.list_update_run_ids(connection, scoring.run_id)
+        rows = connection.execute(
+            "select 1 from runs where run_id = ? and list_has_any(parent_run_ids, ?)",
+            [previous.run_id, states],
+        ).fetchall()
+    return bool(rows)
 
 
 def _find_known_shards(catalog: Catalog, within: str | None) -> list[int] | None:
@@ -690,19 +763,39 @@ def _store(
     member_ids: np.ndarray,
     is_kept: np.ndarray,
     strata: np.ndarray,
+    previous: SelectionRecord | None,
+    changes: MembershipChanges | None,
 ) -> None:
-    """Write the record and its members; `is_kept` bool [n] and `strata` int [n] of all candidates.
+    """Store the members; of a selection that is replaced, write only those that came and left.
 
-    Strata are for weights.
+    `is_kept` bool [n] and `strata` int [n] of all candidates are for weights, which all members get
+    anew, since they depend on how many of each stratum are kept.
     """
     import pyarrow as pa
 
-    columns: dict[str, Any] = {"sample_id": member_ids}
+    columns: dict[str, np.ndarray] = {"sample_id": member_ids}
     if record.weights_by:
         columns["weight"] = inverse_keep_weights(strata, is_kept)
     names = ", ".join(columns)
     with catalog.writing() as connection:
-        sets.replace_set(connection, record)
+        stored = sets.find_set(connection, SelectionRecord, record.selection)
+        if previous is None or changes is None or stored != previous:
+            # New, or drawn by another process meanwhile.
+            sets.replace_set(connection, record)
+        else:
+            if record.weights_by or previous.weights_by:
+                left = "true"
+            else:
+                left_ids = changes.sample_ids[~changes.has_come]
+                connection.register("leaving", pa.table({"sample_id": left_ids}))
+                left = "sample_id in (select sample_id from leaving)"
+                columns["sample_id"] = changes.sample_ids[changes.has_come]
+            connection.execute(
+                f"delete from members where selection = ? and {left}", [record.selection]
+            )
+            connection.execute("delete from selections where selection = ?", [record.selection])
+            sets.insert_row(connection, record.table, record.to_dict())
+            store_changes(connection, record, changes)
         connection.register("selected", pa.table(columns))
         connection.execute(
             f"insert into members (selection, {names}) select $selection, {names} from selected",
@@ -743,11 +836,11 @@ def _select_by_evidence(
         corrected,
     )
     if name not in (None, selection):
-        _copy_selection(catalog, catalog.require(SelectionRecord, selection), str(name))
+        copy_selection(catalog, catalog.require(SelectionRecord, selection), str(name))
     return name or selection
 
 
-def _copy_selection(catalog: Catalog, record: SelectionRecord, name: str) -> None:
+def copy_selection(catalog: Catalog, record: SelectionRecord, name: str) -> None:
     """The same members under another name: selected again they might be others, not validated."""
     name = sets.check_name(name)
     if catalog.find_up_to_date(SelectionRecord, name, record.fingerprint):

@@ -1,0 +1,1 @@
+"""`curate update`: the verb's function is in stage.py."""
