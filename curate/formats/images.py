@@ -154,6 +154,12 @@ def pixels_checksum(data: bytes) -> int:
         return _pixels_checksum(_open_image(data, Preprocessing(1, 1)))
 
 
+def decode_rgb(data: bytes) -> Image.Image:
+    """The whole image in RGB, as `decode_image` reads it. Raises ImageDecodeError."""
+    with _explain_decode_errors():
+        return _to_rgb(_open_image(data, Preprocessing(1, 1)))
+
+
 @contextlib.contextmanager
 def _explain_decode_errors() -> Iterator[None]:
     """Turn what decoders raise, which is anything on damaged bytes, into ImageDecodeError."""

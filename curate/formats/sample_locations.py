@@ -48,30 +48,44 @@ def read_image(
 
     `image` is the member that --image named, or empty.
     """
+    sample = read_sample(url, offset, length)
+    return decode_sample_image(sample, url, offset, preprocessing, image)
+
+
+def read_sample(url: str, offset: int, length: int) -> bytes:
+    """The bytes of the sample at an offset of a shard. Raises CurateError."""
     try:
-        sample = read_range(url, offset, length)
+        return read_range(url, offset, length)
     except OSError as error:
         raise CurateError(
             f"'{url}' cannot be read ({error.strerror or error}): put the shard back"
         ) from error
-    return decode_sample_image(sample, url, offset, preprocessing, image)
 
 
 def decode_sample_image(
     sample: bytes, url: str, offset: int, preprocessing: Preprocessing, image: str = ""
 ) -> np.ndarray:
     """The image in a sample's bytes, which were read at `offset` of `url`. Raises CurateError."""
-    changed = f"'{url}' has changed since it was embedded"
+    data = find_image(sample, url, offset, image)
+    try:
+        return decode_image(data, preprocessing).pixels
+    except ImageDecodeError as error:
+        raise CurateError(f"{_has_changed(url)}: {error}") from error
+
+
+def find_image(sample: bytes, url: str, offset: int, image: str = "") -> bytes:
+    """The image's file in a sample's bytes, read at `offset` of `url`. Raises CurateError."""
     try:
         members = next(iterate_samples(TarReader(io.BytesIO(sample + bytes(2 * BLOCK))))).members
     except (CorruptShardError, StopIteration) as error:
-        raise CurateError(f"{changed}: no sample at byte {offset:,}") from error
+        raise CurateError(f"{_has_changed(url)}: no sample at byte {offset:,}") from error
     # All bytes are of one sample, so the rule for keys does not matter: where dots belong to the
     # key, the image's name is that of --image with a part of the key before it.
     extension = MemberRoles(image=image or None).choose_image(members).extension
     if extension is None:
-        raise CurateError(f"{changed}: no image at byte {offset:,}")
-    try:
-        return decode_image(members[extension], preprocessing).pixels
-    except ImageDecodeError as error:
-        raise CurateError(f"{changed}: {error}") from error
+        raise CurateError(f"{_has_changed(url)}: no image at byte {offset:,}")
+    return members[extension]
+
+
+def _has_changed(url: str) -> str:
+    return f"'{url}' has changed since it was embedded"

@@ -23,10 +23,12 @@ from curate.stages.export.manifest import (
     INDEX_NAME,
     KEYS_UNCHANGED,
     MANIFEST_NAME,
+    KeySequence,
     Manifest,
     find_side_file,
-    read_index,
+    read_index_keys,
     read_manifest,
+    summarize_index,
 )
 from curate.stages.export.worker import WrittenShard, expected_checksum
 from curate.stages.forget.proof import REMEDY, find_remnants
@@ -308,17 +310,14 @@ def _verify_export(folder: str, catalog: Catalog, check_sources: bool) -> Iterat
     )
     try:
         manifest = read_manifest(folder)
-        index = read_index(folder)
+        index = summarize_index(folder)
     except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException) as error:
         reason = f"{type(error).__name__}: {error}"
         yield Issue(folder, f"its manifest or index cannot be read ({reason})", remedy)
         return
-    yield from _verify_counts(folder, manifest, len(index.sample_ids), remedy)
-    keys_by_shard: dict[str, list[str]] = {}
-    for path, key in index.exported:
-        keys_by_shard.setdefault(path, []).append(key)
+    yield from _verify_counts(folder, manifest, index.num_rows, remedy)
     for shard in manifest.shards:
-        keys = keys_by_shard.get(shard.path, [])
+        keys = index.keys.get(shard.path, KeySequence())
         yield from _verify_exported_shard(folder, shard, keys, manifest.key_rule, remedy)
     if check_sources:
         moved = _find_moved(catalog)
@@ -353,7 +352,7 @@ def _verify_counts(folder: str, manifest: Manifest, num_rows: int, remedy: str) 
 
 
 def _verify_exported_shard(
-    folder: str, shard: WrittenShard, keys: list[str], key_rule: str, remedy: str
+    folder: str, shard: WrittenShard, keys: KeySequence, key_rule: str, remedy: str
 ) -> Iterator[Issue]:
     if _leads_outside(folder, shard.path):  # a manifest from strangers names no file elsewhere
         location = find_side_file(folder, MANIFEST_NAME)
@@ -363,20 +362,27 @@ def _verify_exported_shard(
     yield from _verify_file(location, shard.checksum, remedy)
     if not files.is_file(location):
         return
+    exported_keys = KeySequence()
     try:
-        with files.open_binary(location, sequential=True) as stream:
-            exported_keys = [
-                to_unicode(sample.key) for sample in iterate_samples(TarReader(stream), key_rule)
-            ]
+        for key in _iterate_keys(location, key_rule):
+            exported_keys.append(key)
     except CorruptShardError as error:
         yield Issue(location, str(error), remedy)
         return
     if exported_keys != keys:
-        num_missing = len(set(keys) - set(exported_keys))
+        num_missing = len(
+            {*read_index_keys(folder, shard.path)} - {*_iterate_keys(location, key_rule)}
+        )
         problem = "its samples are not those of the index"
         if num_missing:
-            problem = f"{num_missing} of {len(keys)} samples of the index are missing"
+            problem = f"{num_missing} of {keys.count} samples of the index are missing"
         yield Issue(location, problem, remedy)
+
+
+def _iterate_keys(location: str, key_rule: str) -> Iterator[str]:
+    with files.open_binary(location, sequential=True) as stream:
+        for sample in iterate_samples(TarReader(stream), key_rule):
+            yield to_unicode(sample.key)
 
 
 def _leads_outside(folder: str, path: str) -> bool:

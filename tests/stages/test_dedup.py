@@ -1,5 +1,6 @@
 """Duplicates: exact by bytes and pixels, near by vectors; every pair, in whatever clusters."""
 
+import csv
 import io
 import shutil
 from pathlib import Path
@@ -18,8 +19,10 @@ from curate.execution.types import Resources
 from curate.formats.images import Preprocessing, decode_image, pixels_checksum
 from curate.formats.vectors import write_vectors
 from curate.stages.dedup import neighbours, worker
+from curate.stages.dedup.calibration import Calibration
+from curate.stages.dedup.copies import DISTORTIONS
 from curate.stages.dedup.cosines import exact_cosines, near_pairs, sketch_rows, unit_rows
-from curate.stages.dedup.methods import METHODS, find_survivors, reduce_pairs
+from curate.stages.dedup.methods import METHODS, count_split_chains, find_survivors, reduce_pairs
 from curate.stages.dedup.neighbours import SortedSamples, VectorFiles, VectorSets
 
 
@@ -211,6 +214,62 @@ def test_a_copy_of_a_shard_is_said_and_can_be_left_out(tmp_path, caplog):
     assert "1 shard with the bytes of another, such as" in caplog.text
     assert "--skip-duplicates leaves out new ones" in caplog.text
     assert len(members(catalog, curate.dedup(catalog, exact=True))) == 30
+
+
+# -- thresholds with a known error -----------------------------------------------------------------
+
+
+def test_the_threshold_is_the_largest_at_which_no_more_images_have_another_one_as_near():
+    distances = np.array([0.1, 0.2, 0.3, 0.4])
+    calibration = Calibration({"grey": distances, "crop": 2 * distances}, distances, np.arange(4))
+    assert calibration.choose_eps(0.25) == 0.2
+    assert calibration.false_rate(0.2) == 0.25
+    assert calibration.choose_eps(0.49) == 0.2
+    assert calibration.choose_eps(0.5) == 0.3
+    assert calibration.choose_eps(1e-9) == 0.1
+    assert calibration.found_shares(0.3) == {"grey": 0.5, "crop": 0.25}
+    assert calibration.found_share(0.3) == 0.375
+
+
+def test_copies_of_the_corpus_and_different_images_give_a_threshold_with_its_error(corpus, caplog):
+    name = curate.dedup(corpus, calibrate=True, false_matches=0.3)
+    assert name == "dedup-calibrated-0.3"
+    assert "calibration: 70 copies of 7 images, and the nearest other of 7 images" in caplog.text
+    with open(corpus.path / "figures" / f"calibration-{name}.csv") as file:
+        names, *lines = csv.reader(file)
+    assert names == ["eps", "false_matches", *DISTORTIONS]
+    table = np.array(lines, np.float64)
+    assert (np.diff(table, axis=0) >= 0).all()
+    assert (table[-1, 1:] == 1).all()
+    # 3 and 8 are one picture in two sizes. Another picture is near 3 at so large a threshold, not
+    # near 8: 3 goes for that one, and 8 stays.
+    eps = corpus.require(DeduplicationRecord, name).eps
+    assert [key for _, key, kind in groups(corpus, name) if kind == "near"] == ["03"]
+    assert "split 1 chain of near pairs whose ends are not near: of these 2 samples" in caplog.text
+    assert table[table[:, 0] < eps, 1].max() <= 0.3
+    for picture in (f"calibration-{name}.png", f"calibration-pairs-{name}.png"):
+        assert Image.open(corpus.path / "figures" / picture).format == "PNG"
+    curate.dedup(corpus, calibrate=True, eps=0.25, name="given")
+    assert "eps 0.25: " in caplog.text
+    assert corpus.require(DeduplicationRecord, "given").eps == 0.25
+
+
+def test_a_calibration_needs_the_encoder_of_the_vectors(corpus):
+    with corpus.writing() as connection:
+        connection.execute("update embeddings set weights_sha256 = 'other'")
+    with pytest.raises(CurateError, match="--calibrate: the encoder pixels has other weights"):
+        curate.dedup(corpus, calibrate=True)
+    with pytest.raises(OptionError, match="--false-matches is measured by --calibrate: give both"):
+        curate.dedup(corpus, false_matches=0.1)
+    for options in ({"exact": True}, {"keep": 0.5}, {"against": "x"}):
+        with pytest.raises(OptionError, match="--calibrate"):
+            curate.dedup(corpus, calibrate=True, **options)
+
+
+def test_what_hangs_together_by_a_chain_only_is_split_or_said():
+    chain = np.array([[0, 1], [1, 2], [4, 5]], np.uint32)
+    assert count_split_chains(chain, find_survivors(6, chain, "greedy")) == (1, 2)
+    assert count_split_chains(chain, find_survivors(6, chain, "components")) == (0, 0)
 
 
 # -- pairs -----------------------------------------------------------------------------------------

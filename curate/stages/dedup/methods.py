@@ -57,6 +57,21 @@ def find_survivors(num_samples: int, pairs: np.ndarray, method: str) -> np.ndarr
     return survivors
 
 
+def count_split_chains(pairs: np.ndarray, survivors: np.ndarray) -> tuple[int, int]:
+    """Of the sets that near pairs connect, how many have several samples that stay; and how many
+    of their samples stay.
+
+    With all pairs, as greedy has them: `survivors` int64 [n] are by rank.
+    """
+    if not len(pairs):
+        return 0, 0
+    components = _smallest_of_component(pairs, len(survivors))
+    stays = survivors == np.arange(len(survivors))
+    num_staying = np.bincount(components[stays])
+    split = num_staying[num_staying > 1]
+    return len(split), int(split.sum())
+
+
 def check_num_pairs(num_pairs: int, eps: float, limit: int = MAX_PAIRS) -> None:
     """CurateError where a method that holds all pairs finds too many."""
     if num_pairs > limit:

@@ -16,7 +16,7 @@ from curate.formats.vectors import read_sample_ids, sample_rows, write_sample_id
 from curate.progress import log
 from curate.stages.cluster.kmeans import fit_centroids
 from curate.stages.cluster.stage import auto_k
-from curate.stages.dedup.methods import find_survivors
+from curate.stages.dedup.methods import count_split_chains, find_survivors
 from curate.stages.dedup.neighbours import LocatedSamples, SortedSamples, VectorFiles, VectorSets
 from curate.storage import files as storage
 from curate.training.nearest import MAX_EXAMINED, draw_samples, near_duplicate_cosine, read_samples
@@ -28,11 +28,16 @@ _MAX_SEARCHES, _KEEP_TOLERANCE = 16, 0.001  # of --keep: passes, and the share t
 
 @dataclass(frozen=True)
 class NearSurvivors:
-    """Who stays for each located sample, int64 [n] ids, and the cosine with it, float64 [n]."""
+    """Who stays for each located sample, int64 [n] ids, and the cosine with it, float64 [n].
+
+    Of `num_chains` sets that only chains of near pairs connect, `num_split` samples stay.
+    """
 
     sample_ids: np.ndarray
     survivor_ids: np.ndarray
     cosines: np.ndarray
+    num_chains: int
+    num_split: int
 
 
 def list_vector_files(
@@ -159,7 +164,9 @@ class NearSearch:
 
     def find(self, eps: float, method: str) -> NearSurvivors:
         """Who stays for each sample."""
-        survivors = self._find_survivors(eps, method)
+        pairs = self.sorted_samples.find_pairs(eps, method, self.resources)
+        survivors = find_survivors(self.num_ranks, pairs, method)
+        num_chains, num_split = count_split_chains(pairs, survivors)
         cosines_of_ranks = np.ones(self.num_ranks)
         gone = np.flatnonzero(survivors != np.arange(self.num_ranks))
         cosines_of_ranks[gone] = self.sorted_samples.cosines(gone, survivors[gone])
@@ -169,6 +176,8 @@ class NearSearch:
             ids_in_order,
             ids_in_order[first[survivors[self.representative]]],
             np.minimum(cosines_of_ranks[self.representative], 1),
+            num_chains,
+            num_split,
         )
 
     def _find_survivors(self, eps: float, method: str) -> np.ndarray:

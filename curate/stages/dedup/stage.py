@@ -19,7 +19,7 @@ from curate.catalog.records import (
 from curate.catalog.sql import quote_identifier, quote_literal
 from curate.errors import CurateError, OptionError
 from curate.execution.types import Resources
-from curate.formatting import file_safe, label_of_pattern
+from curate.formatting import count_of, file_safe, label_of_pattern
 from curate.options import EmbeddingName, Option, SetName, Within, Workers, verb
 from curate.package_data import read_sql
 from curate.progress import log
@@ -28,6 +28,13 @@ from curate.stages.dedup.against import (
     count_by_eps,
     find_near_matches,
     merge_matches,
+)
+from curate.stages.dedup.calibration import (
+    DEFAULT_RATE,
+    draw_nearest_pairs,
+    log_calibration,
+    measure_calibration,
+    write_curves,
 )
 from curate.stages.dedup.exact import (
     add_missing_checksums,
@@ -39,6 +46,7 @@ from curate.stages.dedup.groups import KINDS, Outcome, add_near, keep_one_of_eac
 from curate.stages.dedup.methods import METHODS
 from curate.stages.dedup.near import (
     NearSearch,
+    NearSurvivors,
     choose_eps,
     find_clustering,
     list_vector_files,
@@ -70,10 +78,28 @@ def _check_options(arguments: Mapping[str, Any]) -> None:
     for name in near_only:
         if arguments[name] is not None:
             raise OptionError(f"--exact compares no vectors: leave out --{name}")
+    _check_calibration(arguments)
     if arguments["against"] and arguments["keep"] is not None:
         raise OptionError("--against removes what the other catalog has: leave out --keep")
     if arguments["against"] and arguments["method"] != DEFAULT_METHOD:
         raise OptionError("--against compares pairs, and makes no chains: leave out --method")
+
+
+def _check_calibration(arguments: Mapping[str, Any]) -> None:
+    if not arguments["calibrate"]:
+        if arguments["false_matches"] is not None:
+            raise OptionError("--false-matches is measured by --calibrate: give both")
+        return
+    if arguments["false_matches"] is not None and arguments["eps"] is not None:
+        raise OptionError("--false-matches chooses eps: leave out --eps")
+    if arguments["exact"]:
+        raise OptionError("--exact compares no vectors: leave out --calibrate")
+    if arguments["keep"] is not None:
+        raise OptionError("--keep chooses eps: run it first, then --calibrate with its --eps")
+    if arguments["against"]:
+        raise OptionError(
+            "--calibrate measures within one catalog: run it without --against, then give its --eps"
+        )
 
 
 @verb(check=_check_options)
@@ -92,6 +118,23 @@ def dedup(
     keep: Annotated[
         float | None,
         Option("Choose eps so that this fraction stays.", above=0, below=1, metavar="F"),
+    ] = None,
+    calibrate: Annotated[
+        bool,
+        Option(
+            "Choose eps by copies made of some images, and by what different ones are near; with "
+            "--eps, say what that finds. Draws figures/calibration-NAME."
+        ),
+    ] = False,
+    false_matches: Annotated[
+        float | None,
+        Option(
+            "With --calibrate: the share of images that may have a different one nearer than eps.",
+            above=0,
+            below=1,
+            metavar="R",
+            default=f"{DEFAULT_RATE:g}",
+        ),
     ] = None,
     exact: Annotated[bool, Option("Only duplicates by bytes and by pixels; no vectors.")] = False,
     method: Annotated[
@@ -139,7 +182,9 @@ def dedup(
     the published rule of SemDeDup, removes a sample if any before it is near, whether that one
     stays or not. Greedy is the default because only its groups hold what they promise: each sample
     that goes has a near duplicate that stays, and no two that stay are near. The default `eps` is
-    0.15 of the median distance from a sample to the nearest of a thousand others. `against`
+    0.15 of the median distance from a sample to the nearest of a thousand others. `calibrate`
+    measures instead what a threshold does on this corpus: how many copies of its images, made and
+    embedded for that, it finds, and how many images have another one as near. `against`
     compares with another catalog: the selection leaves out every sample that it has too. Raises
     CurateError.
     """
@@ -152,6 +197,8 @@ def dedup(
         "keep_best": keep_best,
         "against": against,
         "within": within,
+        "calibrate": calibrate,
+        "false_matches": false_matches,
     }
     name = sets.check_name(name or _default_name(settings))
     catalog.check_column_name(DeduplicationRecord, name)
@@ -172,7 +219,7 @@ def dedup(
     centers = None
     if parent:
         centers = find_clustering(catalog, parent.embedding, clustering, within)
-    job = _DedupJob(catalog, settings, candidates, parent, centers, other, within, resources)
+    job = _DedupJob(catalog, name, settings, candidates, parent, centers, other, within, resources)
     fingerprint = provenance.fingerprint("dedup", settings, *job.content(), dedup_checksum())
     existing = catalog.find_up_to_date(DeduplicationRecord, name, fingerprint)
     if existing and catalog.find_up_to_date(SelectionRecord, name, fingerprint):
@@ -247,6 +294,8 @@ def _default_name(settings: dict[str, Any]) -> str:
         f"eps{settings['eps']:.10g}" if settings["eps"] is not None else None,
         f"keep{settings['keep']:.10g}" if settings["keep"] is not None else None,
         settings["method"] if settings["method"] != DEFAULT_METHOD else None,
+        "calibrated" if settings["calibrate"] else None,
+        f"{settings['false_matches']:.10g}" if settings["false_matches"] is not None else None,
         file_safe(settings["keep_best"]) if settings["keep_best"] != DEFAULT_KEEP_BEST else None,
         f"in-{settings['within']}" if settings["within"] else None,
         *(f"against-{label_of_pattern(pattern)}" for pattern in patterns[:1]),
@@ -306,6 +355,7 @@ class _DedupJob:
     """One call of `dedup`, from the candidates to the rows of `duplicates`."""
 
     catalog: Catalog
+    name: str
     settings: dict[str, Any]
     candidates: _Candidates
     parent: EmbeddingRecord | None
@@ -386,7 +436,10 @@ class _DedupJob:
         vectors = VectorSets((files,), parent.dim, centroids, folder, local_folder, self.resources)
         search = NearSearch.prepare(vectors, values, all_ids)
         method = self.settings["method"]
-        eps = self._choose_eps(files, embedded_ids)
+        if self.settings["calibrate"]:
+            eps = self._calibrate(parent, files, embedded_ids, folder)
+        else:
+            eps = self._choose_eps(files, embedded_ids)
         if self.settings["keep"] is not None:
             num_staying = round(self.settings["keep"] * len(all_ids))
             num_wanted = len(remaining) - num_staying
@@ -398,6 +451,7 @@ class _DedupJob:
                 )
             eps = search.find_eps(max(num_wanted, 0), eps, method)
         near = search.find(eps, method)
+        _log_chains(near, eps)
         survivors, cosines = all_ids.copy(), np.ones(len(all_ids))
         index = np.searchsorted(all_ids, near.sample_ids)
         survivors[index], cosines[index] = near.survivor_ids, near.cosines
@@ -413,6 +467,34 @@ class _DedupJob:
                 eps,
                 EPS_SHARE,
             )
+        return eps
+
+    def _calibrate(
+        self,
+        parent: EmbeddingRecord,
+        files: VectorFiles,
+        embedded_ids: np.ndarray,
+        folder: str,
+    ) -> float:
+        """The threshold for the rate asked for, or that of --eps; says and draws what it does."""
+        calibration = measure_calibration(
+            self.catalog, parent, files, embedded_ids, folder, self.resources.workers
+        )
+        rate = self.settings["false_matches"] or DEFAULT_RATE
+        eps = self.settings["eps"] or calibration.choose_eps(rate)
+        if rate * len(calibration.others) < 1 and self.settings["eps"] is None:
+            log.warning(
+                "%s images are too few for --false-matches %g: eps is the distance of the nearest "
+                "pair among them",
+                f"{len(calibration.others):,}",
+                rate,
+            )
+        log_calibration(calibration, eps)
+        figures = self.catalog.path / "figures"
+        write_curves(figures / f"calibration-{self.name}", calibration, eps)
+        pairs = figures / f"calibration-pairs-{self.name}.png"
+        draw_nearest_pairs(pairs, self.catalog, files, embedded_ids, calibration, eps)
+        log.info("drew %s/calibration-%s.png and %s", figures, self.name, pairs.name)
         return eps
 
     def _compare(
@@ -473,6 +555,23 @@ class _DedupJob:
         # By the other's samples, among which no leakage from here makes any nearer.
         eps = self._choose_eps(other_files, other_ids)
         return find_near_matches(vectors, eps), eps
+
+
+def _log_chains(near: NearSurvivors, eps: float) -> None:
+    """Say which groups hung together only by chains, and what became of them."""
+    if near.num_chains:
+        log.info(
+            "split %s of near pairs whose ends are not near: of these %s stay",
+            count_of(near.num_chains, "chain"),
+            count_of(near.num_split, "sample"),
+        )
+    num_unlike = int((near.cosines <= 1 - eps).sum())
+    if num_unlike:
+        log.warning(
+            "%s for one that is not near, connected by a chain of others: --method greedy splits "
+            "such groups",
+            count_of(num_unlike, "sample goes", "samples go"),
+        )
 
 
 def _commit(

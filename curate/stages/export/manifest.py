@@ -5,11 +5,13 @@ they see for one (load_dataset, ray.data). Exports of earlier versions have them
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+import xxhash
 
 from curate.formats.samples import FIRST_DOT
 from curate.stages.export.layout import PackedShard, SelectionMembers
@@ -21,6 +23,7 @@ SIDE_FOLDER = ".curate"
 MANIFEST_NAME, INDEX_NAME = f"{SIDE_FOLDER}/manifest.json", f"{SIDE_FOLDER}/index.parquet"
 KEYS_UNCHANGED = "as they came"
 _ROW_GROUP = 1 << 18  # rows
+_INDEX_BATCH = 1 << 14  # rows read at a time
 
 
 class WeightSummary(NamedTuple):
@@ -142,21 +145,77 @@ def _typed(value: Any, expected: type) -> Any:
     return value
 
 
-class IndexRows(NamedTuple):
-    """The rows of index.parquet: sample ids and, where shards were written, (shard, key) pairs."""
+class KeySequence:
+    """Keys in their order, as their number and a checksum: two are equal where all keys are."""
 
-    sample_ids: list[int]
-    exported: list[tuple[str, str]]
+    def __init__(self) -> None:
+        self.count = 0
+        self._hash = xxhash.xxh3_128()
+
+    def append(self, key: str) -> None:
+        """Add a key."""
+        data = key.encode("utf-8", "surrogatepass")
+        self.count += 1
+        self._hash.update(len(data).to_bytes(4, "little"))
+        self._hash.update(data)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, KeySequence):
+            return NotImplemented
+        return self.count == other.count and self._hash.digest() == other._hash.digest()
 
 
-def read_index(folder: str) -> IndexRows:
-    """Read index.parquet. Raises OSError, KeyError, or pyarrow's errors where it is damaged."""
+class IndexSummary(NamedTuple):
+    """What index.parquet holds: its number of rows and, where shards were written, the keys of each
+    by its path."""
+
+    num_rows: int
+    keys: dict[str, KeySequence]
+
+
+def summarize_index(folder: str) -> IndexSummary:
+    """Read index.parquet, in memory that grows with the number of shards only.
+
+    Raises OSError, KeyError, ValueError or pyarrow's errors where it is damaged.
+    """
+    keys: dict[str, KeySequence] = {}
+    num_rows = 0
+    for num_batch_rows, exported in _iterate_index(folder):
+        num_rows += num_batch_rows
+        for path, key in exported:
+            keys.setdefault(path, KeySequence()).append(key)
+    return IndexSummary(num_rows, keys)
+
+
+def read_index_keys(folder: str, path: str) -> list[str]:
+    """The keys of one exported shard in index.parquet. Raises as `summarize_index`."""
+    return [
+        key
+        for _, exported in _iterate_index(folder)
+        for exported_path, key in exported
+        if exported_path == path
+    ]
+
+
+def _iterate_index(folder: str) -> Iterator[tuple[int, list[tuple[str, str]]]]:
+    """Batches of rows: how many, and (shard, key) of each where shards were written."""
     import pyarrow.parquet as pq
 
-    with files.open_binary(find_side_file(folder, INDEX_NAME)) as file:
-        columns = pq.read_table(file).to_pydict()
-    exported = zip(columns.get("shard", []), columns.get("exported_key", []), strict=True)
-    return IndexRows(columns["sample_id"], list(exported))
+    with (
+        files.open_binary(find_side_file(folder, INDEX_NAME)) as stream,
+        pq.ParquetFile(stream) as index,
+    ):
+        names = index.schema_arrow.names
+        if "sample_id" not in names:
+            raise KeyError("sample_id")
+        has_shards = "shard" in names
+        columns = ["shard", "exported_key"] if has_shards else ["sample_id"]
+        for batch in index.iter_batches(_INDEX_BATCH, columns=columns):
+            exported = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            rows = list(exported) if has_shards else []
+            if any(None in row for row in rows):
+                raise ValueError("it has rows without a shard or a key")
+            yield len(batch), rows
 
 
 class IndexWriter:
