@@ -121,6 +121,7 @@ def make_pending_table(shard_id: int) -> pa.Table:
         checksum=f"{shard_id:016x}",
         complete=True,
         vectors_checksum="",
+        captions_checksum=None,
     )
     return table.replace_schema_metadata(metadata.to_parquet())
 

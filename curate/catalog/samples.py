@@ -4,12 +4,14 @@ import itertools
 import json
 import math
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import EmbeddingRecord, SelectionRecord
+from curate.catalog.sql import quote_literal
 from curate.errors import CurateError
 from curate.formats.member_roles import MemberRoles
 from curate.formats.sample_ids import shard_of
@@ -25,6 +27,7 @@ _MIN_REPEATS, _MIN_REPEATS_OF_FRACTIONS = 2, 10
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$", re.ASCII)
 _FRACTION = re.compile(r"[+-]?\d*\.\d*[1-9]\d*([eE][+-]?\d+)?$", re.ASCII)
 _MAX_COMPARED_LABELS = 20_000
+_BATCH_ROWS = 1 << 18
 
 # Where the column `preprocessing` of an embedding has what is not usual.
 _ROLE_KEYS = {"key_rule": "key", "image": "image", "caption": "caption_member"}
@@ -221,22 +224,89 @@ def encode_labels(labels: np.ndarray, classes: dict[str, int]) -> np.ndarray:
 
 
 def load_labels(catalog: Catalog, sample_ids: np.ndarray, classes: dict[str, int]) -> np.ndarray:
-    """The class numbers of samples, sorted ids int64 [n] -> int64 [n]."""
-    return encode_labels(load_columns(catalog, sample_ids, "label")["label"], classes)
+    """The class numbers of samples, sorted ids int64 [n] -> int64 [n], −1 for none.
+
+    DuckDB turns labels into numbers: as texts in Python they would take 100 bytes each.
+    """
+    import pyarrow as pa
+
+    numbers = np.full(len(sample_ids), -1)
+    table = {
+        "label": pa.array(list(classes), pa.string()),
+        "number": pa.array(list(classes.values()), pa.int64()),
+    }
+    with catalog.reading() as connection:
+        connection.register("classes", pa.table(table))
+        query = "select sample_id, number from samples join classes using (label)"
+        fill_column(connection, f"{query} {_between(sample_ids)}", sample_ids, numbers)
+    return numbers
 
 
 def load_clusters(catalog: Catalog, clustering: str, sample_ids: np.ndarray) -> np.ndarray:
     """The clusters of samples, sorted ids int64 [n] -> int64 [n], −1 for none."""
+    clusters = np.full(len(sample_ids), -1)
+    query = (
+        f"select sample_id, cluster_id from assignments {_between(sample_ids)} "
+        f"and clustering = {quote_literal(clustering)}"
+    )
     with catalog.reading() as connection:
-        rows = connection.execute(
-            "select sample_id, cluster_id from assignments where clustering = ? order by 1",
-            [clustering],
-        ).fetchnumpy()
-    ids, clusters = np.asarray(rows["sample_id"]), np.asarray(rows["cluster_id"], np.int64)
-    if not len(ids):
-        return np.full(len(sample_ids), -1, np.int64)
-    index = np.searchsorted(ids, sample_ids).clip(max=len(ids) - 1)
-    return np.where(ids[index] == sample_ids, clusters[index], -1)
+        fill_column(connection, query, sample_ids, clusters)
+    return clusters
+
+
+def _between(sample_ids: np.ndarray) -> str:
+    """The condition that an id is within the range of sorted ids [n]."""
+    if not len(sample_ids):
+        return "where false"
+    return f"where sample_id between {int(sample_ids[0])} and {int(sample_ids[-1])}"
+
+
+def fill_column(
+    connection: "DuckDBPyConnection", query: str, sample_ids: np.ndarray, column: np.ndarray
+) -> None:
+    """Put the values of a query for (sample_id, value) into a column of sorted ids, [n] each.
+
+    In batches; ids that are not among these are skipped.
+    """
+    position = 0  # where the next batch starts, if it has just the ids that follow
+    for batch in connection.sql(query).to_arrow_reader(_BATCH_ROWS):
+        ids, values = (array.to_numpy(zero_copy_only=False) for array in batch.columns)
+        index: Any = slice(position, position + len(ids))
+        if not np.array_equal(sample_ids[index], ids):
+            index = np.searchsorted(sample_ids, ids)
+            is_known = index < len(sample_ids)
+            is_known[is_known] = sample_ids[index[is_known]] == ids[is_known]
+            index, values = index[is_known], values[is_known]
+        column[index] = values
+        position += len(ids)
+
+
+def iterate_column(
+    catalog: Catalog, sample_ids: np.ndarray, column: str
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A column of `samples` for sorted ids int64 [n], in batches: indices of ids, and values."""
+    query = f"select sample_id, {column} from samples {_between(sample_ids)}"
+    with catalog.reading() as connection:
+        for batch in connection.sql(query).to_arrow_reader(_BATCH_ROWS):
+            ids, values = (array.to_numpy(zero_copy_only=False) for array in batch.columns)
+            is_wanted = are_members(ids, sample_ids)
+            yield np.searchsorted(sample_ids, ids[is_wanted]), values[is_wanted]
+
+
+def are_members(sample_ids: np.ndarray, member_ids: np.ndarray) -> np.ndarray:
+    """Which ids are among sorted ones: int64 [n] and [k] -> bool [n].
+
+    In blocks, where `np.isin` would copy and sort both.
+    """
+    is_member = np.zeros(len(sample_ids), bool)
+    if not len(member_ids):
+        return is_member
+    for start in range(0, len(sample_ids), _BATCH_ROWS):
+        block = sample_ids[start : start + _BATCH_ROWS]
+        index = np.searchsorted(member_ids, block)
+        index[index == len(member_ids)] = 0
+        is_member[start : start + len(block)] = member_ids[index] == block
+    return is_member
 
 
 def load_locations(catalog: Catalog, sample_ids: np.ndarray) -> SampleLocations:
@@ -269,10 +339,17 @@ def load_columns(catalog: Catalog, sample_ids: np.ndarray, columns: str) -> dict
 def load_members(catalog: Catalog, selection: str) -> np.ndarray:
     """The sorted ids of a selection's members, int64 [n]."""
     with catalog.reading() as connection:
-        rows = connection.execute(
-            "select sample_id from members where selection = ? order by 1", [selection]
-        ).fetchnumpy()
-    return np.asarray(rows["sample_id"], np.int64)
+        ((count,),) = connection.execute(
+            "select count(*) from members where selection = ?", [selection]
+        ).fetchall()
+        member_ids, num_filled = np.empty(count, np.int64), 0
+        query = f"select sample_id from members where selection = {quote_literal(selection)}"
+        for batch in connection.sql(query).to_arrow_reader(_BATCH_ROWS):
+            member_ids[num_filled : num_filled + len(batch)] = batch.column(0).to_numpy()
+            num_filled += len(batch)
+    if not (member_ids[1:] > member_ids[:-1]).all():
+        member_ids.sort()
+    return member_ids
 
 
 def load_weights(catalog: Catalog, selection: str) -> tuple[np.ndarray, np.ndarray]:

@@ -157,7 +157,8 @@ def pixels_checksum(data: bytes) -> int:
 def decode_rgb(data: bytes) -> Image.Image:
     """The whole image in RGB, as `decode_image` reads it. Raises ImageDecodeError."""
     with _explain_decode_errors():
-        return _to_rgb(_open_image(data, Preprocessing(1, 1)))
+        decoded = _open_image(data, Preprocessing(1, 1))
+        return _to_rgb(Image.fromarray(decoded) if isinstance(decoded, np.ndarray) else decoded)
 
 
 @contextlib.contextmanager

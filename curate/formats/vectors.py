@@ -25,6 +25,16 @@ class ShardVectors(NamedTuple):
     vectors: np.ndarray
 
 
+def read_all_sample_ids(files: dict[str, int]) -> np.ndarray:
+    """The ids of several files, given with their numbers of rows: int64 [n]."""
+    sample_ids, num_filled = np.empty(sum(files.values()), np.int64), 0
+    for file in files:
+        ids = read_sample_ids(file)
+        sample_ids[num_filled : num_filled + len(ids)] = ids
+        num_filled += len(ids)
+    return sample_ids[:num_filled]
+
+
 def write_vectors(location: str, sample_ids: np.ndarray, vectors: np.ndarray) -> str:
     """Write ids [n] and half-precision vectors [n, dim] in one step; returns the checksum."""
     import pyarrow as pa

@@ -8,13 +8,13 @@ import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import EmbeddingRecord, SelectionRecord
-from curate.catalog.samples import load_locations, load_members, roles_of
+from curate.catalog.samples import are_members, load_locations, load_members, roles_of
 from curate.errors import CurateError
 from curate.execution.limits import cpu_count
 from curate.execution.types import Resources
 from curate.formats.sample_ids import shard_id_of
 from curate.formats.shard_patterns import expand_patterns
-from curate.formats.vectors import read_sample_ids
+from curate.formats.vectors import read_all_sample_ids
 from curate.models import Model
 from curate.progress import log, progress_bar
 from curate.stages.embed.stage import embed, preprocessing_of
@@ -143,12 +143,13 @@ def write_training_data(
             f"the embedding '{embedding}' in '{catalog.path}' is empty: "
             "look at `curate query failures`"
         )
-    sample_ids = np.concatenate([read_sample_ids(file) for file in files])
+    sample_ids = read_all_sample_ids(files)
     if within is not None:
         catalog.require(SelectionRecord, within)
-        sample_ids = sample_ids[np.isin(sample_ids, load_members(catalog, within))]
+        sample_ids = sample_ids[are_members(sample_ids, load_members(catalog, within))]
     inputs = TrainingInputs(folder)
     inputs.write_samples(sample_ids, labels_of(sample_ids))
+    sample_ids = inputs.sample_ids
     if any(not model.image_size for model in models):
         with progress_bar("reduce", 2 * total) as advance:
             reduction = reduction or fit_reduction(files, 0, advance)

@@ -248,7 +248,8 @@ def test_copies_of_the_corpus_and_different_images_give_a_threshold_with_its_err
     assert "split 1 chain of near pairs whose ends are not near: of these 2 samples" in caplog.text
     assert table[table[:, 0] < eps, 1].max() <= 0.3
     for picture in (f"calibration-{name}.png", f"calibration-pairs-{name}.png"):
-        assert Image.open(corpus.path / "figures" / picture).format == "PNG"
+        with Image.open(corpus.path / "figures" / picture) as image:
+            assert image.format == "PNG"
     curate.dedup(corpus, calibrate=True, eps=0.25, name="given")
     assert "eps 0.25: " in caplog.text
     assert corpus.require(DeduplicationRecord, "given").eps == 0.25

@@ -4,7 +4,13 @@ import pyarrow as pa
 import pytest
 
 from curate import random_hash
-from curate.stages.select.quotas import group_quotas, group_tiebreak, select_with_quotas
+from curate.stages.select import quotas as quotas_module
+from curate.stages.select.quotas import (
+    group_quotas,
+    group_tiebreak,
+    select_with_quotas,
+    top_k,
+)
 
 
 def test_half_of_an_equal_share_is_sure():
@@ -107,9 +113,12 @@ order by sample_id
 """
 
 
+@pytest.mark.parametrize("block_rows", [16, 1 << 20])
 @pytest.mark.parametrize("num_values", [1, 2, 20, 10**6])
-def test_the_members_are_those_of_a_window_query(num_values):
-    """Under many ties and few, NULLs, empty groups and groups that are kept whole."""
+def test_the_members_are_those_of_a_window_query(num_values, block_rows, monkeypatch):
+    """Under many ties and few, NULLs, empty groups and groups that are kept whole; and whether the
+    samples are looked at in many blocks or in one."""
+    monkeypatch.setattr(quotas_module, "_BLOCK_ROWS", block_rows)
     generator = np.random.default_rng(num_values)
     for keep in (0.01, 0.3, 0.77, 1.0):
         size = int(generator.integers(50, 3000))
@@ -136,3 +145,18 @@ def test_the_members_are_those_of_a_window_query(num_values):
             result = connection.execute(WINDOW_QUERY, {"rest": total - int(quotas.sum())})
             expected = result.fetchnumpy()["sample_id"]
         assert selected.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("block_rows", [3, 1 << 20])
+def test_priorities_of_any_sign_and_size_are_in_their_order(block_rows, monkeypatch):
+    monkeypatch.setattr(quotas_module, "_BLOCK_ROWS", block_rows)
+    values = [np.inf, 1e300, 2.0, 1 + 1e-16, 1.0, 5e-324, 0.0, -5e-324, -1.0, -1e300, -np.inf]
+    priorities = np.random.default_rng(0).permutation([*values, np.nan])
+    ids = np.arange(len(priorities))
+    for k in range(1, len(priorities)):
+        kept = priorities[top_k(priorities, ids, k, 0)]
+        assert sorted(kept, reverse=True) == values[:k]
+    zeros = np.array([0.0, -0.0] * 50)
+    ids = np.arange(100)
+    kept = top_k(zeros, ids, 50, 7)
+    assert set(ids[kept]) == set(np.argsort(random_hash.random_bits(ids, 7))[:50])

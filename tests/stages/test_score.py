@@ -3,7 +3,7 @@ import linecache
 
 import numpy as np
 import pytest
-from conftest import load_scores, load_vectors, png, rows, write_corpus, write_shard
+from conftest import load_scores, load_vectors, members, png, rows, write_corpus, write_shard
 
 from curate import distances
 from curate.catalog.catalog import Catalog
@@ -11,6 +11,7 @@ from curate.errors import CurateError, OptionError
 from curate.metrics import metric, metrics
 from curate.stages.cluster.stage import cluster
 from curate.stages.embed.stage import embed
+from curate.stages.score import stage as score_stage
 from curate.stages.score.stage import score
 from curate.stages.select.stage import select
 
@@ -25,12 +26,37 @@ def _remove_registered_metrics():
 
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
-def test_ssl_prototypes_are_the_distances_of_the_clustering(catalog, distance):
+def test_ssl_prototypes_are_the_distances_of_the_clustering(catalog, distance, monkeypatch):
     cluster(catalog, k=4, distance=distance)
+    select(catalog, keep=0.5, strategy="random", name="half")
+    expected = rows(catalog, "select sample_id, distance from assignments order by sample_id")
+    monkeypatch.setattr(score_stage, "_map_shards", None)  # they are copied, not computed again
     assert score(catalog, "ssl_prototypes") == ["ssl_prototypes"]
-    assignments = rows(catalog, "select distance from assignments order by sample_id")
-    expected = [distance for (distance,) in assignments]
-    np.testing.assert_allclose(load_scores(catalog, "ssl_prototypes"), expected, atol=1e-5)
+    assert load_scores(catalog, "ssl_prototypes") == [distance for _, distance in expected]
+    (name,) = score(catalog, "ssl_prototypes", clustering="kmeans", within="half")
+    kept = set(members(catalog, "half"))
+    within = [distance if sample_id in kept else None for sample_id, distance in expected]
+    assert load_scores(catalog, name) == within
+    assert rows(catalog, "select num_samples, num_null from scorings order by 2") == [
+        (30, 0),
+        (30, 15),
+    ]
+    monkeypatch.undo()
+    monkeypatch.setattr(score_stage, "_ASSIGNED_COLUMNS", {})
+    assert score(catalog, "ssl_prototypes", name="computed") == ["computed"]
+    assert load_scores(catalog, "computed") == load_scores(catalog, "ssl_prototypes")
+
+
+def test_samples_that_came_after_the_clustering_are_scored_too(tmp_path):
+    urls = write_corpus(tmp_path / "corpus")
+    catalog = Catalog(tmp_path / "catalog")
+    embed(catalog, urls[:2], encoder="pixels")
+    cluster(catalog, k=4)
+    embed(catalog, urls, encoder="pixels")
+    score(catalog, "ssl_prototypes")
+    scores = load_scores(catalog, "ssl_prototypes")
+    assert len(scores) == 30
+    assert None not in scores
 
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])

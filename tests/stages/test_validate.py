@@ -10,8 +10,10 @@ from PIL import Image
 
 import curate
 from curate import models
+from curate.catalog import samples
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import SelectionRecord
+from curate.catalog.samples import are_members
 from curate.errors import CurateError, OptionError
 from curate.formats.samples import iterate_samples
 from curate.formats.tar import TarReader
@@ -22,7 +24,7 @@ from curate.stages.score.stage import score
 from curate.stages.select.stage import select
 from curate.stages.validate import arms
 from curate.stages.validate import stage as validate_stage
-from curate.stages.validate.arms import ArmBuilder
+from curate.stages.validate.arms import ArmBuilder, _write_subsets
 from curate.stages.validate.split import held_out_by_key
 from curate.stages.validate.stage import validate
 from curate.stages.validate.worker import Arm
@@ -693,3 +695,18 @@ def test_weights_are_added_to_a_validation_and_need_selections_that_have_them(co
     ]
     with pytest.raises(OptionError, match="not for --task coverage"):
         validate(coloured, keep=0.5, task="coverage", weights=True, scoring=OPTIONS["scoring"])
+
+
+def test_the_rows_of_several_seeds_are_written_one_after_the_other(tmp_path):
+    subsets = [np.array([1, 5, 6]), np.array([0, 2, 9])]
+    num_rows, checksum = _write_subsets(tmp_path / "arm.npy", iter(subsets), 2)
+    assert num_rows == 3
+    assert np.load(tmp_path / "arm.npy").tolist() == [[1, 5, 6], [0, 2, 9]]
+    assert _write_subsets(tmp_path / "other.npy", iter(subsets[::-1]), 2)[1] != checksum
+
+
+def test_members_are_found_in_blocks(monkeypatch):
+    monkeypatch.setattr(samples, "_BATCH_ROWS", 3)
+    ids = np.array([9, 2, 4, 7, 1, 0, 30])
+    assert are_members(ids, np.array([1, 4, 9])).tolist() == np.isin(ids, [1, 4, 9]).tolist()
+    assert not are_members(ids, np.array([], np.int64)).any()

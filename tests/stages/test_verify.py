@@ -18,6 +18,7 @@ from curate.formats.tar import TarReader
 from curate.formats.vectors import read_vectors, write_vectors
 from curate.stages.cluster.stage import cluster
 from curate.stages.embed.stage import embed
+from curate.stages.export.manifest import KeySequence
 from curate.stages.export.stage import export
 from curate.stages.probe.stage import probe
 from curate.stages.score.stage import score
@@ -274,3 +275,15 @@ def test_an_export_is_compared_with_its_shards(sound, tmp_path):
 def test_index_parquet_of_the_fixture_is_what_the_faults_assume(sound):
     assert pq.read_metadata(sound / "mirror" / ".curate" / "index.parquet").num_rows == 15
     assert rows(Catalog(sound / "catalog"), "select count(*) from exports") == [(2,)]
+
+
+def test_sequences_of_keys_are_equal_where_all_keys_are_in_the_same_order():
+    def sequence(*keys: str) -> KeySequence:
+        keys_seen = KeySequence()
+        for key in keys:
+            keys_seen.append(key)
+        return keys_seen
+
+    assert sequence("a", "b\udcff") == sequence("a", "b\udcff")
+    for other in (("b", "a"), ("ab",), ("a", "b", ""), ("", "ab"), ()):
+        assert sequence("a", "b") != sequence(*other)

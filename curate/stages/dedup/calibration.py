@@ -217,10 +217,19 @@ def write_curves(path: Path, calibration: Calibration, eps: float) -> None:
     others = np.array([calibration.false_rate(one) for one in thresholds])
     copies = [calibration.found_shares(one) for one in thresholds]
     with plotting.new_figure(path, 8.5, 6.4, nrows=2, sharex=True) as (figure, axes):
-        colours = plotting.sequential_colours(len(DISTORTIONS))
-        for kind, colour in zip(DISTORTIONS, colours, strict=True):
-            shares = [100 * one[kind] for one in copies]
-            axes[0].plot(thresholds, shares, lw=1, color=colour, label=kind)
+        families = list(dict.fromkeys(kind.partition("-")[0] for kind in DISTORTIONS))
+        drawn: set[str] = set()
+        for kind in DISTORTIONS:
+            family = kind.partition("-")[0]
+            axes[0].plot(
+                thresholds,
+                [100 * one[kind] for one in copies],
+                lw=1.2,
+                ls="--" if family in drawn else "-",  # the stronger of two
+                color=plotting.COLOURS[families.index(family)],
+                label=kind,
+            )
+            drawn.add(family)
         means = [100 * np.mean(list(one.values())) for one in copies]
         axes[0].plot(thresholds, means, lw=2.5, color="black", label="mean")
         is_seen = others > 0

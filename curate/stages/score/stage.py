@@ -36,7 +36,7 @@ from curate.stages.inputs.corpus import (
 )
 from curate.stages.score.metric_lookup import find_metric, metric_parameters, split_spec
 from curate.stages.score.worker import ScoreShard
-from curate.stages.staleness import metric_checksum
+from curate.stages.staleness import find_stale, metric_checksum
 from curate.storage import files as storage
 from curate.storage.atomic import atomic_write
 
@@ -62,6 +62,10 @@ def check_metric_file(spec: str) -> None:
     if ":" not in spec:
         raise OptionError(f"--metric-file {spec}: write FILE.py:NAME")
     check_metric(spec)
+
+
+# What `curate cluster` has stored of each sample, by the metric that would compute it once more.
+_ASSIGNED_COLUMNS = {"ssl_prototypes": "distance"}
 
 
 def _check_options(arguments: Mapping[str, Any]) -> None:
@@ -273,9 +277,12 @@ def _score_one(
         )
         return name
     previous = catalog.find(ScoringRecord, name)
-    corpus_inputs = {
-        key: CORPUS_INPUTS[key](inputs) for key in inputs.names if key in CORPUS_INPUTS
-    }
+    column = _find_assigned_column(inputs)
+    corpus_inputs: dict[str, Any] = {}
+    if column is None:
+        corpus_inputs = {
+            key: CORPUS_INPUTS[key](inputs) for key in inputs.names if key in CORPUS_INPUTS
+        }
     with (
         catalog.record_run(
             "score",
@@ -291,7 +298,9 @@ def _score_one(
         ) as run_id,
         catalog.shared_tempdir(run_id) as folder,
     ):
-        score_files = map_shards(inputs, options | corpus_inputs, folder, resources)
+        score_files: list[str] = []
+        if column is None:
+            score_files = map_shards(inputs, options | corpus_inputs, folder, resources)
         record = ScoringRecord(
             scoring=name,
             metric=metric.rpartition("/")[2],
@@ -303,10 +312,58 @@ def _score_one(
             fingerprint=fingerprint,
             run_id=run_id,
         )
-        stored_inputs = _stored_inputs(inputs, corpus_inputs)
-        record = _commit(catalog, record, score_files, inputs.has_halves, stored_inputs)
+        if column is None:
+            stored_inputs = _stored_inputs(inputs, corpus_inputs)
+            record = _commit(catalog, record, score_files, inputs.has_halves, stored_inputs)
+        else:
+            record = _copy_assigned(inputs, record, column)
     _log_summary(catalog, record, is_replaced=previous is not None)
     return name
+
+
+def _find_assigned_column(inputs: MetricInputs) -> str | None:
+    """The column of `assignments` that has the metric's scores already; None where none has.
+
+    It has them where the clusters are of the same samples and vectors as the scores would be.
+    """
+    column = _ASSIGNED_COLUMNS.get(inputs.metric)
+    if column is None:
+        return None
+    catalog, clustering = inputs.catalog, inputs.clustering
+    made_within = catalog.run_arguments(clustering.run_id).get("within")
+    is_same = (
+        (inputs.embedding, inputs.distance) == (clustering.embedding, clustering.distance)
+        and made_within in (None, inputs.within_option)
+        and not find_stale(catalog, record=clustering)
+    )
+    return column if is_same else None
+
+
+def _copy_assigned(inputs: MetricInputs, record: ScoringRecord, column: str) -> ScoringRecord:
+    """Store a column of `assignments` as scores; a sample without one has NULL."""
+    members = f" and {sets.members_condition(inputs.within.selection)}" if inputs.within else ""
+    rows = (
+        f"select sample_id, case when isfinite({column}) then {column}::double end as score "
+        f"from assignments where clustering = $clustering{members}"
+    )
+    parameters = {"clustering": inputs.clustering.clustering}
+    with inputs.catalog.writing() as connection:
+        sets.check_column_name(connection, ScoringRecord, record.scoring)
+        ((num_samples, num_scored),) = connection.execute(
+            f"select (select count(*) from samples), (select count(score) from ({rows}))",
+            parameters,
+        ).fetchall()
+        record = replace(record, num_samples=num_samples, num_null=num_samples - num_scored)
+        if record.num_null:
+            rows = f"select sample_id, score from samples left join ({rows}) using (sample_id)"
+        sets.replace_set(connection, record)
+        connection.execute(
+            "insert into scores (scoring, sample_id, score) "
+            f"select $scoring, sample_id, score from ({rows})",
+            {"scoring": record.scoring, **parameters},
+        )
+        sets.refresh_sample_scores(connection)
+    return record
 
 
 def map_shards(

@@ -1,17 +1,19 @@
 """The candidates of a selection: their ids, groups and scores.
 
 Columns are read in batches into arrays, 20 bytes per sample, and joined here: the ids come sorted,
-and a hash join would hold them once more. Selecting then takes as much again.
+and a hash join would hold them once more. Selecting then takes about 4 more;
+a strategy that computes priorities of its own, 8 besides.
 """
 
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from curate.catalog import sets
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ScoringRecord
+from curate.catalog.samples import fill_column
 from curate.catalog.sql import (
     check_is_condition,
     check_reads_only,
@@ -40,27 +42,29 @@ def load_candidates(
     balance_by: str,
     where: str | None,
     clustering: str | None = None,
+    *,
+    with_scores: bool = True,
 ) -> Candidates:
     """The candidates that meet the condition `where`, with scores of `scoring` and their groups.
 
     Groups are labels or clusters: those of `clustering`, else those that the scoring was made from,
-    else the newest. Raises CurateError for a wrong condition.
+    else the newest. Without scores that array is empty. Raises CurateError for a wrong condition.
     """
     # On a sandboxed read-only connection, because `where` is free text.
     with catalog.reading(sandboxed=True) as connection:
         sample_ids = _load_sample_ids(connection, where)
-        scores = np.full(len(sample_ids), np.nan)
-        if scoring is not None:
+        scores = np.full(len(sample_ids) if with_scores else 0, np.nan)
+        if scoring is not None and with_scores:
             condition = f"scoring = {quote_literal(scoring)} and score is not null"
             query = f"select sample_id, score from scores where {condition}"
-            _fill_column(connection, sample_ids, scores, query)
+            fill_column(connection, query, sample_ids, scores)
         groups = np.zeros(len(sample_ids), np.int32)
         if balance_by == "label":
             _fill_label_groups(connection, sample_ids, groups)
         elif balance_by == "cluster":
             name = quote_literal(clustering or _choose_clustering(connection, scoring))
             query = f"select sample_id, cluster_id + 1 from assignments where clustering = {name}"
-            _fill_column(connection, sample_ids, groups, query)
+            fill_column(connection, query, sample_ids, groups)
     return Candidates(sample_ids, groups, scores)
 
 
@@ -130,7 +134,7 @@ def _fill_label_groups(
         "(select distinct label from samples where label is not null order by label)"
     )
     query = "select sample_id, enum_code(label::labels) + 1 from samples where label is not null"
-    _fill_column(connection, sample_ids, groups, query)
+    fill_column(connection, query, sample_ids, groups)
 
 
 def load_group_names(catalog: Catalog, balance_by: str, groups: list[int]) -> list[str]:
@@ -144,26 +148,6 @@ def load_group_names(catalog: Catalog, balance_by: str, groups: list[int]) -> li
         ).fetchall()
     names = [repr(label) for (label,) in labels] or [str(group - 1) for group in groups if group]
     return [f"those without a {balance_by}", *names] if 0 in groups else names
-
-
-def _fill_column(
-    connection: "duckdb.DuckDBPyConnection",
-    sample_ids: np.ndarray,
-    column: np.ndarray,
-    query: str,
-) -> None:
-    """Put the values of a query for (sample_id, value) into a column; other ids are skipped."""
-    position = 0  # where the next batch starts, if it has just the ids that follow
-    for batch in connection.sql(query).to_arrow_reader(_BATCH_ROWS):
-        ids, values = (array.to_numpy(zero_copy_only=False) for array in batch.columns)
-        index: Any = slice(position, position + len(ids))
-        if not np.array_equal(sample_ids[index], ids):
-            index = np.searchsorted(sample_ids, ids)
-            is_candidate = index < len(sample_ids)
-            is_candidate[is_candidate] = sample_ids[index[is_candidate]] == ids[is_candidate]
-            index, values = index[is_candidate], values[is_candidate]
-        column[index] = values
-        position += len(ids)
 
 
 def _choose_clustering(connection: "duckdb.DuckDBPyConnection", scoring: str | None) -> str:

@@ -4,6 +4,7 @@ import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ClusteringRecord, SelectionRecord
+from curate.catalog.samples import are_members
 from curate.formatting import count_of
 from curate.progress import log
 from curate.stages.sample_groups import (
@@ -15,6 +16,7 @@ from curate.stages.sample_groups import (
     load_groups,
 )
 from curate.stages.select.candidates import Candidates, load_group_names
+from curate.stages.select.quotas import count_groups
 
 # A group is nearly lost where less than LEAST_SHARE of it is kept, and, beyond chance, less than
 # half of what an equal cut would leave: at --keep 0.1 every group loses 90%.
@@ -39,10 +41,8 @@ def warn_of_nearly_lost_groups(
     else:
         groups = load_groups(catalog, choose_grouping(catalog, by, None), candidates.sample_ids)
     codes = groups.codes
-    sizes = np.bincount(codes)
-    kept = np.bincount(
-        codes[np.searchsorted(candidates.sample_ids, member_ids)], minlength=len(sizes)
-    )
+    sizes = count_groups(codes)
+    kept = count_groups(codes[are_members(candidates.sample_ids, member_ids)], len(sizes))
     keep = len(member_ids) / len(codes)
     is_lost = are_starved(kept, keep * sizes, LEAST_OF_EQUAL) & (kept < LEAST_SHARE * sizes)
     if is_balanced:

@@ -3,7 +3,12 @@
 import numpy as np
 
 from curate.catalog.records import SelectionRecord
-from curate.stages.select.quotas import group_quotas, group_tiebreak, select_with_quotas
+from curate.stages.select.quotas import (
+    count_groups,
+    group_quotas,
+    group_tiebreak,
+    select_with_quotas,
+)
 from curate.strategies import strategies
 
 # Draws have other seeds than `select --strategy random` has: such a selection would be compared
@@ -24,7 +29,7 @@ class RandomDraws:
         self._groups, self._sample_ids, self._count = groups, sample_ids, count
         tiebreak = group_tiebreak(groups, sample_ids, record.seed)
         keep = count / len(sample_ids)
-        sizes = np.bincount(groups)
+        sizes = count_groups(groups)
         self._quotas = group_quotas(sizes, keep, record.balance, record.balance_base, tiebreak)
 
     def __call__(self, seed: int) -> np.ndarray:

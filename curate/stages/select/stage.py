@@ -18,7 +18,7 @@ from curate.catalog.records import (
     SelectionRecord,
     SetRecord,
 )
-from curate.catalog.samples import find_known_shards, load_members
+from curate.catalog.samples import are_members, find_known_shards, load_members
 from curate.catalog.sql import quote_identifier
 from curate.distances import DISTANCES
 from curate.errors import CurateError, OptionError
@@ -39,6 +39,7 @@ from curate.stages.select.changes import MembershipChanges, find_changes, store_
 from curate.stages.select.guard import warn_of_nearly_lost_groups
 from curate.stages.select.quotas import (
     BASES,
+    count_groups,
     group_quotas,
     group_tiebreak,
     select_with_quotas,
@@ -502,10 +503,15 @@ def draw_selection(
             choose_by = _choose_after_unscored if unscored == "keep" else _choose_members
             member_ids = choose_by(candidates, priorities, record)
         del gathered
+        member_weights = None
         if weights:
             if strata is None:
                 _check_has_strata(record.balance_by)
             record = replace(record, weights_by=record.balance_by if strata is None else STRATEGY)
+            is_kept = are_members(candidates.sample_ids, member_ids)
+            member_weights = inverse_keep_weights(
+                candidates.groups if strata is None else strata, is_kept
+            )
         changes = None
         if previous:
             changes = find_changes(
@@ -517,15 +523,9 @@ def draw_selection(
                 priorities,
                 has_same_scores=_has_same_scores(catalog, previous, parent),
             )
-        _store(
-            catalog,
-            record,
-            member_ids,
-            np.isin(candidates.sample_ids, member_ids, assume_unique=True),
-            candidates.groups if strata is None else strata,
-            previous,
-            changes,
-        )
+        # What was ranked by takes 16 bytes per sample, which storing needs for the members.
+        candidates, priorities = candidates._replace(scores=np.empty(0)), None
+        _store(catalog, record, member_ids, member_weights, previous, changes)
     log.info(
         "selection '%s'%s: %s of %s samples%s",
         name,
@@ -660,9 +660,9 @@ def _warn_of_lost_groups(
     """
     if record.balance_by == "none":
         return
-    rows = np.searchsorted(candidates.sample_ids, member_ids)
-    num_candidates = np.bincount(candidates.groups)
-    num_kept = np.bincount(candidates.groups[rows], minlength=len(num_candidates))
+    is_kept = are_members(candidates.sample_ids, member_ids)
+    num_candidates = count_groups(candidates.groups)
+    num_kept = count_groups(candidates.groups[is_kept], len(num_candidates))
     lost = np.flatnonzero((num_candidates > 0) & (num_kept == 0)).tolist()
     if not lost:
         return
@@ -717,7 +717,7 @@ def _choose_members(
 ) -> np.ndarray:
     """The ids of the samples to keep, int64: each group's quota, then the highest priorities."""
     groups, sample_ids = candidates.groups, candidates.sample_ids
-    sizes = np.bincount(groups)
+    sizes = count_groups(groups)
     # A quota is filled with samples that have a score only.
     num_scored = sizes - np.bincount(groups[np.isnan(priorities)], minlength=len(sizes))
     tiebreak = group_tiebreak(groups, sample_ids, record.seed)
@@ -761,21 +761,19 @@ def _store(
     catalog: Catalog,
     record: SelectionRecord,
     member_ids: np.ndarray,
-    is_kept: np.ndarray,
-    strata: np.ndarray,
+    member_weights: np.ndarray | None,
     previous: SelectionRecord | None,
     changes: MembershipChanges | None,
 ) -> None:
     """Store the members; of a selection that is replaced, write only those that came and left.
 
-    `is_kept` bool [n] and `strata` int [n] of all candidates are for weights, which all members get
-    anew, since they depend on how many of each stratum are kept.
+    Weights depend on how many of each stratum are kept: all members get them anew.
     """
     import pyarrow as pa
 
     columns: dict[str, np.ndarray] = {"sample_id": member_ids}
-    if record.weights_by:
-        columns["weight"] = inverse_keep_weights(strata, is_kept)
+    if member_weights is not None:
+        columns["weight"] = member_weights
     names = ", ".join(columns)
     with catalog.writing() as connection:
         stored = sets.find_set(connection, SelectionRecord, record.selection)

@@ -1,14 +1,14 @@
 """Which samples each arm of a validation trains on: all, a selection, and as many at random."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import SelectionRecord
-from curate.catalog.samples import load_members, load_weights
+from curate.catalog.samples import are_members, load_members, load_weights
 from curate.errors import CurateError
 from curate.formatting import count_of
 from curate.progress import log
@@ -42,7 +42,7 @@ class ArmBuilder:
     ) -> None:
         self._catalog, self._epochs_for, self._stack_size = catalog, epochs_for, stack_size
         self._sample_ids, self._is_trainable = sample_ids, is_trainable
-        self._all_rows = np.flatnonzero(is_trainable)
+        self._num_trainable = int(is_trainable.sum())
         self._folder, self._num_classes = folder, num_classes
         self._arms: dict[str, Arm] = {}
         self.num_equal = 0  # selections that hold all that is trained on
@@ -52,7 +52,8 @@ class ArmBuilder:
 
         One arm has as many seeds as train as one tensor program.
         """
-        self._add(FULL, None, 1.0, missing_seeds(FULL, None, None), lambda seed: self._all_rows)
+        all_rows = _same_rows(self._is_trainable)
+        self._add(FULL, None, 1.0, missing_seeds(FULL, None, None), all_rows)
         for record in selections:
             self._add_selection(record, missing_seeds)
         return list(self._arms.values())
@@ -64,27 +65,28 @@ class ArmBuilder:
         weighted_seeds = missing_seeds(WEIGHTED, name, record.fingerprint)
         if not pruned_seeds and not random_seeds and not weighted_seeds:
             return
-        member_ids = load_members(self._catalog, name)
-        rows = np.flatnonzero(self._is_trainable & np.isin(self._sample_ids, member_ids))
-        if len(rows) < self._num_classes:
+        is_kept = are_members(self._sample_ids, load_members(self._catalog, name))
+        is_kept &= self._is_trainable
+        num_kept = int(is_kept.sum())
+        if num_kept < self._num_classes:
             raise CurateError(
-                f"the selection '{name}' has {count_of(len(rows), 'sample')} to train on for "
+                f"the selection '{name}' has {count_of(num_kept, 'sample')} to train on for "
                 f"{count_of(self._num_classes, 'class', 'classes')}: keep more"
             )
-        if len(rows) == len(self._all_rows):
+        if num_kept == self._num_trainable:
             self.num_equal += 1
             log.warning(
                 "%s holds all %s samples that are trained on, and is not compared with them: "
                 "keep less of those, such as --where 'label is not null'",
                 f"'{name}'",
-                f"{len(rows):,}",
+                f"{num_kept:,}",
             )
             return
-        self._add(PRUNED, name, keep, pruned_seeds, lambda seed: rows)
+        self._add(PRUNED, name, keep, pruned_seeds, _same_rows(is_kept))
         if weighted_seeds:
-            weights = self._write_weights(name, rows)
-            self._add(WEIGHTED, name, keep, weighted_seeds, lambda seed: rows, weights)
-        if random_seeds and (draw := self._random_draw(record, len(rows))):
+            weights = self._write_weights(name, np.flatnonzero(is_kept))
+            self._add(WEIGHTED, name, keep, weighted_seeds, _same_rows(is_kept), weights)
+        if random_seeds and (draw := self._random_draw(record, num_kept)):
             self._add(RANDOM, name, keep, random_seeds, draw)
 
     def _add(
@@ -98,18 +100,17 @@ class ArmBuilder:
     ) -> None:
         for start in range(0, len(seeds), self._stack_size):
             stacked_seeds = seeds[start : start + self._stack_size]
-            rows = np.stack([draw(seed) for seed in stacked_seeds])
+            path = self._folder / f"arm-{len(self._arms):04d}.npy"
+            num_rows, digest = _write_subsets(path, map(draw, stacked_seeds), len(stacked_seeds))
             # Selections of one size, such as the hardest and the easiest half, are compared with
             # the same random samples.
-            digest = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
             key = f"{name}-{'_'.join(map(str, stacked_seeds))}-{digest}"
             if key in self._arms and weights is None:
                 arm = self._arms[key]
                 self._arms[key] = arm._replace(selections=(*arm.selections, selection))
+                path.unlink()
                 continue
-            path = self._folder / f"arm-{len(self._arms):04d}.npy"
-            np.save(path, rows)
-            epochs = self._epochs_for(rows.shape[1])
+            epochs = self._epochs_for(num_rows)
             arm = Arm(name, (selection,), keep, stacked_seeds, epochs, path, weights)
             self._arms[key if weights is None else f"{key}-{selection}"] = arm
 
@@ -131,21 +132,50 @@ class ArmBuilder:
         None where these are all candidates: every draw would be the selection itself.
         """
         candidates = load_candidates(
-            self._catalog, record.scoring, record.balance_by, record.where_sql
+            self._catalog, record.scoring, record.balance_by, record.where_sql, with_scores=False
         )
         if len(candidates.sample_ids) != record.num_candidates:
             raise CurateError(
                 f"'{record.selection}' was taken from {record.num_candidates:,} candidates, "
                 f"which are {len(candidates.sample_ids):,} now: select it anew"
             )
-        index = np.searchsorted(self._sample_ids, candidates.sample_ids)
-        index = index.clip(max=len(self._sample_ids) - 1)
-        is_trainable = self._sample_ids[index] == candidates.sample_ids
-        is_trainable &= self._is_trainable[index]
-        rows, groups = index[is_trainable], candidates.groups[is_trainable]
-        row_ids = self._sample_ids[rows]
-        if count == len(rows):
+        is_candidate = are_members(self._sample_ids, candidates.sample_ids)
+        is_candidate &= self._is_trainable
+        row_ids = self._sample_ids[is_candidate]
+        if count == len(row_ids):
             log.info("'%s' holds all of its candidates: there are no random ones", record.selection)
             return None
+        groups = candidates.groups[are_members(candidates.sample_ids, row_ids)]
         draws = RandomDraws(groups, row_ids, record, count)
-        return lambda seed: rows[draws(seed)]
+        return lambda seed: np.flatnonzero(is_candidate)[draws(seed)]
+
+
+def _same_rows(is_used: np.ndarray) -> Callable[[int], np.ndarray]:
+    """From any seed to the same row indices; as bool [n] they take an eighth of the memory."""
+    return lambda seed: np.flatnonzero(is_used)
+
+
+def _write_subsets(path: Path, subsets: Iterator[np.ndarray], count: int) -> tuple[int, str]:
+    """Write `count` sets of equally many row indices, one after the other, as .npy [count, k].
+
+    Returns k, and a checksum of all.
+    """
+    checksum, num_rows = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        for number, rows in enumerate(subsets):
+            if not number:
+                num_rows = len(rows)
+                np.lib.format.write_array_header_1_0(
+                    file,
+                    {
+                        "descr": np.lib.format.dtype_to_descr(rows.dtype),
+                        "fortran_order": False,
+                        "shape": (count, num_rows),
+                    },
+                )
+            elif len(rows) != num_rows:
+                raise ValueError(f"{len(rows)} row indices after {num_rows}")
+            data = np.ascontiguousarray(rows).data
+            file.write(data)
+            checksum.update(data)
+    return num_rows, checksum.hexdigest()[:16]

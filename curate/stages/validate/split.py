@@ -11,6 +11,7 @@ from curate.catalog.catalog import Catalog
 from curate.catalog.samples import (
     LabelBins,
     class_to_index,
+    iterate_column,
     load_clusters,
     load_columns,
     load_labels,
@@ -137,7 +138,9 @@ def _labels_function(
 
 def held_out_by_key(catalog: Catalog, sample_ids: np.ndarray) -> np.ndarray:
     """A fifth of the samples, by a hash of their keys, in whatever shard: bool [n]."""
-    keys = load_columns(catalog, sample_ids, "key")["key"]
     limit = int(HELD_OUT_SHARE * 2**32)
-    hashes = [zlib.crc32(str(key).encode("utf-8", "surrogatepass")) for key in keys]
-    return np.array(hashes, np.int64) < limit
+    is_held_out = np.zeros(len(sample_ids), bool)
+    for index, keys in iterate_column(catalog, sample_ids, "key"):
+        hashes = [zlib.crc32(str(key).encode("utf-8", "surrogatepass")) for key in keys]
+        is_held_out[index] = np.array(hashes, np.int64) < limit
+    return is_held_out

@@ -11,11 +11,11 @@ import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import SelectionRecord
-from curate.catalog.samples import load_columns, load_members
+from curate.catalog.samples import are_members, load_columns, load_members
 from curate.errors import CurateError
 from curate.formats.sample_ids import shard_id_of
 from curate.formats.shard_patterns import expand_patterns
-from curate.formats.vectors import read_sample_ids
+from curate.formats.vectors import read_all_sample_ids, read_sample_ids
 from curate.models import Model, make_model, num_epochs, steps_per_epoch
 from curate.progress import progress_bar
 from curate.stages.training_data import shard_ids_of_urls
@@ -155,7 +155,7 @@ def _prepare_captions(
     sample_ids = _captioned_ids(catalog, setting, None)
     members = _members_within(catalog, setting)
     if members is not None:
-        sample_ids = sample_ids[np.isin(sample_ids, members)]
+        sample_ids = sample_ids[are_members(sample_ids, members)]
     reductions: dict[str, Any] = {}
 
     def write_pairs(
@@ -215,10 +215,10 @@ def _prepare_coverage(
 ) -> PreparedTask:
     extra = Catalog(catalog.path / setting.extra_folder)
     files = catalog.vector_files(setting.embedding)
-    sample_ids = np.concatenate([read_sample_ids(file) for file in files])
+    sample_ids = read_all_sample_ids(files)
     members = _members_within(catalog, setting)
     if members is not None:
-        sample_ids = sample_ids[np.isin(sample_ids, members)]
+        sample_ids = sample_ids[are_members(sample_ids, members)]
     tests: list[HeldOut] = []
     num_test = 0
 
