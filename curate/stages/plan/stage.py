@@ -25,7 +25,7 @@ from curate.stages.plan import throughput
 
 _MEAN_FIT_SHARE = 0.5  # of the sample that an iteration of the fit sees: first an eighth, doubling
 _SAMPLE_BYTES, _ASSIGNMENT_BYTES, _SCORE_BYTES, _MEMBER_BYTES = 60, 24, 24, 8  # a database row
-_CANDIDATE_BYTES = 40  # of memory, in `curate select`
+_CANDIDATE_BYTES = 24  # of memory, in `curate select`
 _PROCESS_BYTES = 300 << 20  # of memory, in any of our processes
 _EXPORT_BYTES = 1 << 28  # of memory
 
