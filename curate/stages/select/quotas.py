@@ -209,7 +209,7 @@ def _has_prefix(keys: np.ndarray, prefix: int, shift: int) -> np.ndarray:
 def _next_digits(keys: np.ndarray, prefix: int, shift: int) -> np.ndarray:
     """The digit below bit `shift` of the keys with the prefix: uint64 [b] -> int64 [c]."""
     digits = keys[_has_prefix(keys, prefix, shift)] >> np.uint64(shift - _DIGIT_BITS)
-    return np.asarray(digits & np.uint64((1 << _DIGIT_BITS) - 1)).astype(np.int64)
+    return np.asarray(digits & np.uint64((1 << _DIGIT_BITS) - 1), np.int64)
 
 
 def _iterate_false(mask: np.ndarray) -> Iterator[np.ndarray]:
