@@ -1,5 +1,6 @@
 """Where a shard of the corpus is on this machine: at its own URL, or where `root` says."""
 
+import itertools
 import os
 from collections.abc import Callable, Mapping
 
@@ -21,8 +22,10 @@ def make_locator(root: Root, urls: list[str]) -> Callable[[str], str]:
         return str
     if isinstance(root, Mapping):
         return _PrefixLocator({stored: local for local, stored in root.items()})
-    folder = os.path.commonpath([_folder(url) for url in urls]) if urls else ""
-    return _PrefixLocator({f"{folder}/": f"{files.resolve(root)}/"})
+    words = [_folder(url).split("/") for url in urls]
+    equal = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False))
+    common = "".join(f"{column[0]}/" for column in equal)
+    return _PrefixLocator({common: f"{files.resolve(root)}/"})
 
 
 class _PrefixLocator:

@@ -407,6 +407,8 @@ def test_from_a_store_come_only_the_ranges_of_the_samples(
             assert (store.num_requests, store.num_bytes) == (stream.num_requests, stream.num_bytes)
         # As https, from a server that knows ranges.
         address = f"http://127.0.0.1:{store.server_port}/corpus/"
+        in_folder = curate.stream(stored, root=world.path.parent / "corpus")
+        assert [plain(sample) for sample in in_folder] == exported
         mapped = curate.stream(stored, root={address: "s3://corpus/"})
         store.num_requests = store.num_bytes = 0
         assert [plain(sample) for sample in mapped] == exported
