@@ -7,7 +7,7 @@ READY := .venv/.ready
 PEER := .peers/clip-retrieval
 LOWEST := .peers/lowest
 
-.PHONY: demo pairs test coverage test-slow test-kills fuzz lowest clients bench gpu peers lint browser clean
+.PHONY: demo pairs test coverage test-slow test-kills fuzz lowest clients bench gpu peers lint browser atlas clean
 
 demo: $(READY)
 	$(BIN)/curate demo
@@ -28,7 +28,7 @@ coverage: lint browser
 	$(PYTEST) --cov --cov-report=term:skip-covered --cov-fail-under=91
 
 # Minutes, not seconds: CIFAR-10 and other full-size checks.
-test-slow: $(READY)
+test-slow: $(READY) atlas
 	$(BIN)/pytest -q -m slow -s
 
 # Killed more than two hundred times, at every commit point and at random moments.
@@ -90,6 +90,21 @@ browser:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null \
 		|| (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends chromium) >/dev/null 2>&1 \
 		|| echo "no browser could be installed: the report's test is skipped"
+	@[ -e .peers/axe/node_modules/axe-core ] || ! command -v npm >/dev/null \
+		|| npm install --silent --no-save --prefix .peers/axe axe-core >/dev/null 2>&1 \
+		|| echo "axe-core could not be installed: the accessibility check is skipped"
+
+# What `curate view` starts, in an environment of its own that takes torch from .venv: its tests are slow ones.
+ATLAS := .peers/atlas
+
+atlas: $(READY)
+	@[ -e $(ATLAS)/.ready ] || ( \
+		$(BIN)/python -m venv $(ATLAS) \
+		&& $(ATLAS)/bin/pip install --quiet --no-deps embedding-atlas==0.26 \
+		&& $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+			> $$($(ATLAS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_base.pth \
+		&& $(ATLAS)/bin/pip install --quiet inquirer litellm umap-learn uvicorn uvloop websockets fastapi platformdirs accelerate \
+		&& touch $(ATLAS)/.ready )
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1)

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from curate.stages.theory.stage import theory as theory
     from curate.stages.validate.stage import validate as validate
     from curate.stages.verify import verify as verify
+    from curate.stages.view.stage import view as view
 
 # `curate.demo` is the module: a function of that name would hide it.
 # `curate import` is `curate.import_table` in Python, where `import` is a keyword.
@@ -93,6 +94,7 @@ __all__ = [
     "theory",
     "validate",
     "verify",
+    "view",
 ]
 
 

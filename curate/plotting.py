@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 HARD, EASY, RANDOM, FULL = COLOURS[1], COLOURS[0], "#7f7f7f", COLOURS[6]
 SEQUENTIAL_MAP = "viridis"
+# What stands on coloured cells is not exactly black or white, so that `to_dark` leaves it.
+ON_LIGHT, ON_DARK = "#010101", "#fefefe"
+# Paper, ink, grid lines and captions of an SVG, on a light page and on a dark one.
+_DARK_COLOURS = {
+    "#ffffff": "#1d2128",
+    "#000000": "#e7e9ee",
+    "#b0b0b0": "#5c6470",
+    "#555555": "#a4acb8",
+    "#cccccc": "#5c6470",
+}
 DIVERGING_MAP = "RdBu_r"
 _STYLE: dict[str, Any] = {
     "axes.spines.top": False,
@@ -73,6 +83,14 @@ def save_figure(figure: "Figure", path: Path) -> None:
         with atomic_write(target) as temporary, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # glyphs that a font lacks
             figure.savefig(temporary, format=extension, metadata=metadata)
+
+
+def to_dark(svg: str) -> str:
+    """A saved SVG in the colours of a dark page: paper, ink and grid; data keep their colours."""
+    for light, dark in _DARK_COLOURS.items():
+        svg = svg.replace(light, dark)
+    # Text has no colour of its own where it is black.
+    return svg.replace("<svg ", f'<svg fill="{_DARK_COLOURS["#000000"]}" ', 1)
 
 
 def log_scale(axes: "Axes", which: str = "both") -> None:

@@ -113,6 +113,11 @@ VERBS = {
     "gallery": Verb(
         "curate.stages.gallery", "gallery", "Draw the easiest and the hardest images of each class."
     ),
+    "view": Verb(
+        "curate.stages.view.stage",
+        "view",
+        "Walk through the corpus in the browser: a map, filters, a table, images.",
+    ),
     "verify": Verb(
         "curate.stages.verify",
         "verify",

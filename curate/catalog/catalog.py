@@ -27,6 +27,7 @@ from curate.execution.limits import memory_limit
 from curate.formats.sample_ids import caption_file, shard_filename
 from curate.formatting import is_unicode
 from curate.package_data import read_sql
+from curate.progress import announce
 from curate.storage import files
 from curate.storage.credentials import hide_credentials
 from curate.storage.locks import lock_folder, remove_stale, temporary_folder
@@ -381,6 +382,8 @@ class Catalog:
                 "process_start": runs.process_start(os.getpid()),
             }
             sets.insert_row(connection, "runs", row)
+        if stage != "embed":  # which says what it loads
+            announce(f"{stage}: working on '{name}'")
         status = "failed"
         try:
             yield run_id

@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from curate.cli.commands import COMMANDS, FAILED, INTERRUPTED, WRONG_USAGE
 from curate.errors import CurateError, OptionError
 from curate.formatting import escape_control_characters, is_unicode
+from curate.progress import clear_line
 
 # Typer's own class for wrong usage is not public, but the base of one that is.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -116,6 +117,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except _UsageError as error:
         _fail_usage(error, debug=debug)
     except (KeyboardInterrupt, typer.Abort):
+        clear_line()
         with contextlib.suppress(OSError):  # of a terminal that was closed
             print(
                 "curate: interrupted; what was finished is kept, "
@@ -224,6 +226,7 @@ def _check_surroundings(words: list[str]) -> None:
 
 
 def _fail(message: str, status: int, *, debug: bool) -> NoReturn:
+    clear_line()
     if debug:
         raise  # noqa: PLE0704 - called from an except block only
     line = escape_control_characters(" ".join(message.split()))
@@ -233,6 +236,7 @@ def _fail(message: str, status: int, *, debug: bool) -> NoReturn:
 
 def _fail_usage(error: Any, *, debug: bool) -> NoReturn:
     """Wrong usage that Typer found: unknown commands and options, missing arguments."""
+    clear_line()
     if type(error).__name__.startswith("NoArgsIsHelp"):
         error.show()
         raise SystemExit(WRONG_USAGE) from None

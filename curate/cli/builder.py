@@ -1,11 +1,14 @@
 """From a verb's function to its command: options, help and parsing come from its signature."""
 
+import functools
 import inspect
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 from typer.main import get_command
 
 from curate.cli.commands import COMMANDS, Command
@@ -18,6 +21,7 @@ from curate.options import (
     parse_text,
     read_parameters,
 )
+from curate.progress import clear_line, log, waiting
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"]}
 _CATALOG_OPTION = Option("Folder of the catalog.", metavar="DIR", short="-c")
@@ -30,6 +34,21 @@ _ENGINE_OPTIONS = {
     "ray_address": Option("Address of a running Ray cluster.", default="one on this machine"),
 }
 _TYPE_METAVARS = {int: "INTEGER", float: "NUMBER", Path: "FILE"}
+
+
+class _VerbCommand(TyperCommand):
+    """A command that refuses an option that is given twice and counts once."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # The order has an entry for each occurrence of an option.
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in order:
+            if parameter.param_type_name == "option" and not parameter.multiple:
+                count = sum(other is parameter for other in order)
+                if count > 1:
+                    flag = max(parameter.opts, key=len)
+                    raise OptionError(f"{flag} is given {count} times, and counts once: give one")
+        return super().parse_args(ctx, args)
 
 
 def build_command(name: str) -> Any:
@@ -45,14 +64,18 @@ def build_command(name: str) -> Any:
         every_parameter["catalog"] = catalog_parameter
 
     def invoke(**words: Any) -> None:
+        clear_line()
         values = _parse_words(every_parameter, words)
         output_options = {key: values.pop(key) for key in output_parameters if key in values}
-        for name, value in output_options.items():
-            check_value(output_parameters[name], value)
+        for key, value in output_options.items():
+            check_value(output_parameters[key], value)
         engine_options = {key: values.pop(key) for key in engine_parameters if key in values}
         arguments = [values.pop("catalog")] if "catalog" in values else []
         with _use_engine(engine_options, values):
-            command.handler(function, *arguments, options=values, **output_options)
+            command.handler(
+                _say_while_running(function, name), *arguments, options=values, **output_options
+            )
+        _suggest_next(command, arguments, values)
 
     invoke.__signature__ = _make_signature(every_parameter)  # type: ignore[attr-defined]
     invoke.__annotations__ = {
@@ -62,8 +85,30 @@ def build_command(name: str) -> Any:
     app = typer.Typer(
         add_completion=False, rich_markup_mode="rich", context_settings=CONTEXT_SETTINGS
     )
-    app.command(name, help=_help_text(command, function), epilog=_epilog(command))(invoke)
+    app.command(
+        name, cls=_VerbCommand, help=_help_text(command, function), epilog=_epilog(command)
+    )(invoke)
     return get_command(app)
+
+
+def _suggest_next(command: Command, arguments: list[Any], values: dict[str, Any]) -> None:
+    """The last line: the command that usually follows."""
+    if not command.next:
+        return
+    catalog = arguments[0] if arguments else values.get("catalog", _DEFAULT_CATALOG)
+    option = "" if catalog == _DEFAULT_CATALOG else f" -c {shlex.quote(str(catalog))}"
+    log.info("next: curate %s%s", command.next, option)
+
+
+def _say_while_running(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The verb, during which a terminal says that it is running, from the first moment."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **options: Any) -> Any:
+        with waiting(f"{name}: starting"):
+            return function(*arguments, **options)
+
+    return run
 
 
 def _catalog_parameter(function: Callable[..., Any]) -> Parameter | None:

@@ -239,12 +239,13 @@ def _exit_if_partly(catalog: str, embedding: str | None = None, *, strict: bool)
 
 
 class Command(NamedTuple):
-    """A verb on the command line."""
+    """A verb on the command line; `next` is what usually follows, without `curate`."""
 
     verb: Verb
     examples: tuple[str, ...]
     handler: Callable[..., None] = print_result
     uses_engine: bool = False
+    next: str = ""
 
 
 COMMANDS = {
@@ -252,12 +253,14 @@ COMMANDS = {
         VERBS["pack"],
         ("curate pack photos/ shards/", "curate pack 'data/train-*.parquet' shards/"),
         run_pack,
+        next="embed 'shards/*.tar'",
     ),
     "embed": Command(
         VERBS["embed"],
         ("curate embed 'corpus/{00000..00099}.tar' --encoder open_clip:ViT-B-32/openai",),
         run_embed,
         uses_engine=True,
+        next="cluster",
     ),
     "import-vectors": Command(
         VERBS["import-vectors"],
@@ -266,6 +269,7 @@ COMMANDS = {
             "curate import-vectors metadata 'shards/*.tar' --array b32_img",
         ),
         run_embed,
+        next="cluster",
     ),
     "import": Command(
         VERBS["import"],
@@ -275,12 +279,16 @@ COMMANDS = {
         ),
     ),
     "cluster": Command(
-        VERBS["cluster"], ("curate cluster --k 1000 --distance cosine",), uses_engine=True
+        VERBS["cluster"],
+        ("curate cluster --k 1000 --distance cosine",),
+        uses_engine=True,
+        next="score ssl_prototypes",
     ),
     "dedup": Command(
         VERBS["dedup"],
         ("curate dedup", "curate dedup --eps 0.05 --against 'test/*.tar'"),
         uses_engine=True,
+        next="query duplicates",
     ),
     "probe": Command(
         VERBS["probe"],
@@ -290,13 +298,17 @@ COMMANDS = {
             "curate probe --model ridge --test 'test/*.tar'",
         ),
         uses_engine=True,
+        next="score el2n",
     ),
     "score": Command(
         VERBS["score"],
         ("curate score ssl_prototypes el2n", "curate score --metric-file mine.py:my_metric"),
         uses_engine=True,
+        next="validate --keep 0.8 --keep 0.5 --strategy hardest --strategy easiest",
     ),
-    "select": Command(VERBS["select"], ("curate select --keep 0.8 --where 'width >= 200'",)),
+    "select": Command(
+        VERBS["select"], ("curate select --keep 0.8 --where 'width >= 200'",), next="report"
+    ),
     "audit": Command(
         VERBS["audit"],
         (
@@ -316,11 +328,13 @@ COMMANDS = {
             "curate validate --keep 0.8 --keep 0.5 --strategy hardest --strategy easiest "
             "--scoring el2n",
         ),
+        next="select --keep auto",
     ),
     "export": Command(
         VERBS["export"],
         ("curate export $(curate select --keep 0.8) pruned/",),
         uses_engine=True,
+        next="verify",
     ),
     "update": Command(
         VERBS["update"],
@@ -333,6 +347,7 @@ COMMANDS = {
             "curate fit --model mlp --model linear",
             "curate fit --form pure-power --scoring el2n --strategy hardest",
         ),
+        next="advise --budget 25000",
     ),
     "advise": Command(
         VERBS["advise"],
@@ -353,6 +368,10 @@ COMMANDS = {
     "report": Command(VERBS["report"], ("curate report report.html --scoring el2n",)),
     "gallery": Command(
         VERBS["gallery"], ("curate gallery --scoring supervised_prototypes --count 8",)
+    ),
+    "view": Command(
+        VERBS["view"],
+        ("curate view --selection el2n-hardest-0.5", "curate view --sample 20000 --out atlas.zip"),
     ),
     "verify": Command(
         VERBS["verify"],

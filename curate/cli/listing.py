@@ -2,17 +2,21 @@
 
 import importlib
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from curate.catalog.records import SET_TYPES
 from curate.cli.output import print_table
+from curate.errors import CurateError
 from curate.options import Option, verb
 from curate.package_data import RECIPES_DIR, SQL_DIR, first_comment, list_names
 
 _REGISTRIES = ("encoders", "metrics", "models", "strategies")
 _SHIPPED = {"recipes": (RECIPES_DIR, ".toml", "#"), "queries": (SQL_DIR / "queries", ".sql", "--")}
+# Shapes in a docstring's first line, such as `: [n, m], [n] -> [n]`.
+_SHAPES = re.compile(r":? (?:\w+ )?(?:\[[a-z, ]+\],? ?)+-> \[[a-z]+\](?: in \[[^\]]*\])?")
 _HIDDEN_COLUMNS = {  # long ones
     "embedding": ("preprocessing",),
     "probe": ("test", "folder", "fingerprint"),
@@ -56,10 +60,10 @@ def print_list(
         ]
         if subject == "metrics":
             rows = [
-                (*row, *_describe_metric(function))
-                for row, (_, function) in zip(rows, functions, strict=True)
+                (name, _SHAPES.sub("", text), *_describe_metric(catalog, name, function))
+                for (name, text), (_, function) in zip(rows, functions, strict=True)
             ]
-        columns = ["name", "what it is", "needs", "options"][: len(rows[0])]
+        columns = ["name", "what it is", "needs", "now", "options"][: len(rows[0])]
         print_table(columns, rows)
     elif subject in _SHIPPED:
         folder, suffix, prefix = _SHIPPED[subject]
@@ -70,13 +74,44 @@ def print_list(
         _print_catalog_rows(catalog, subject)
 
 
-def _describe_metric(function: Callable[..., Any]) -> tuple[str, str]:
-    """What a metric needs, and its options with their defaults."""
+def _describe_metric(
+    catalog: str | Path, name: str, function: Callable[..., Any]
+) -> tuple[str, str, str]:
+    """What a metric needs, whether the catalog has it, and its options with their defaults."""
     from curate.stages.inputs.corpus import describe_needs, list_options
 
     parameters = inspect.signature(function).parameters
     options = [f"{name}={value}" for name, value in list_options(parameters).items()]
-    return describe_needs(parameters), ", ".join(options)
+    state = _find_obstacle(catalog, name, parameters)
+    return describe_needs(parameters), state, ", ".join(options)
+
+
+def _find_obstacle(path: str | Path, name: str, parameters: Mapping[str, Any]) -> str:
+    """`yes` where a metric can run on the catalog, else `no`, or which option decides."""
+    from curate.catalog.catalog import Catalog
+    from curate.stages.inputs.corpus import CorpusInputs
+
+    try:
+        catalog = Catalog(path)
+        with catalog.reading() as connection:
+            ((num_samples, num_labels),) = connection.execute(
+                "select count(*), count(label) from samples"
+            ).fetchall()
+        inputs = CorpusInputs(
+            catalog, f"the metric '{name}'", parameters, None, None, None, None, 0, None
+        )
+        if inputs.uses_target:
+            return "with --target"
+        if inputs.uses_clustering:
+            _ = inputs.clustering
+        if inputs.uses_probe:
+            _ = inputs.probe
+        if inputs.uses_vectors:
+            _ = inputs.embedding
+    except CurateError as error:
+        return "no: choose one of several" if "several" in str(error) else "no"
+    needs_labels = {"labels", "class_means"} & set(parameters)
+    return "yes" if num_samples and (num_labels or not needs_labels) else "no"
 
 
 def _print_catalog_rows(path: str | Path, subject: str) -> None:

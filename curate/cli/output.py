@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from curate.errors import OptionError
-from curate.formatting import escape_control_characters, shorten
+from curate.formatting import count_of, escape_control_characters, shorten
+from curate.progress import log
 from curate.storage.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _FILE_FORMATS = ("csv", "json", "parquet")
 _FETCH_ROWS = 1000
+_MIN_COLUMN = 9  # characters that a column of a table needs to be read, with its gap
 _MAX_CELL = 2_000  # characters of a cell of a table; csv and json have all
 
 
@@ -36,25 +38,47 @@ def write_query(
 ) -> None:
     """Write the answer to `sql`, row by row: to stdout as a table by default, or to a file.
 
-    A file's format is that of its ending, csv where that is unknown. Only tables stop after `limit`
-    rows.
+    A file's format is that of its ending, where none is given. Only tables stop after `limit` rows.
+    Raises OptionError for an ending that is not known.
     """
     if format is None:
-        ending = out.suffix.lstrip(".") if out else "table"
-        is_known = ending in _FILE_FORMATS or out is None
-        format = ending if is_known else "csv"  # noqa: A001 - the option's name
-    if format == "parquet":
-        if out is None:
+        format = _format_of(out) if out else "table"  # noqa: A001 - the option's name
+    if out is None:
+        if format == "parquet":
             raise OptionError("parquet is no text: name the file with --out FILE")
-        _write_parquet(connection.sql(sql), out)
-    elif out is None:
         _write_text(connection.execute(sql), format, sys.stdout, limit)
+        return
+    path = out.expanduser().absolute()
+    _check_ending(path, format)
+    if format == "parquet":
+        num_rows = _write_parquet(connection.sql(sql), path)
     else:
         with (
-            atomic_write(out.expanduser().absolute()) as temporary,
+            atomic_write(path) as temporary,
             temporary.open("w", encoding="utf-8", newline="") as file,
         ):
-            _write_text(connection.execute(sql), format, file, sys.maxsize)
+            num_rows = _write_text(connection.execute(sql), format, file, sys.maxsize)
+    log.info(
+        "wrote %s, %s bytes, to %s", count_of(num_rows, "row"), f"{path.stat().st_size:,}", out
+    )
+
+
+def _format_of(out: Path) -> str:
+    """The format that a file's ending stands for. Raises OptionError for an unknown one."""
+    ending = out.suffix.lower().lstrip(".")
+    if ending not in _FILE_FORMATS:
+        known = ", ".join(f".{name}" for name in _FILE_FORMATS)
+        raise OptionError(f"--out {out.name}: give a name that ends in {known}, or add --format")
+    return ending
+
+
+def _check_ending(path: Path, format: str) -> None:
+    """OptionError for a file of one format with the ending of another."""
+    ending = path.suffix.lower().lstrip(".")
+    if ending in _FILE_FORMATS and ending != format:
+        raise OptionError(
+            f"--out {path.name} and --format {format} contradict each other: drop one"
+        )
 
 
 def print_rows(rows: list[dict[str, Any]], format: str) -> None:
@@ -68,7 +92,10 @@ def print_rows(rows: list[dict[str, Any]], format: str) -> None:
 def print_table(
     columns: list[str], rows: Sequence[tuple[Any, ...]], file: TextIO | None = None
 ) -> None:
-    """A plain table; numbers to the right, and no wrapping where the output is no terminal."""
+    """A plain table; numbers to the right, and no wrapping where the output is no terminal.
+
+    A terminal that is too narrow for the columns gets each row as lines of name and value.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -83,15 +110,31 @@ def print_table(
         width=None if is_terminal else 100_000,
         highlight=False,
     )
+    cells = [
+        [
+            Text(escape_control_characters("" if value is None else _shorten_cell(value), "\n\t"))
+            for value in row
+        ]
+        for row in rows
+    ]
+    if is_terminal and rows and console.width < _MIN_COLUMN * len(columns):
+        for row_cells in cells:
+            for column, cell in zip(columns, row_cells, strict=True):
+                console.print(Text.assemble((column, "bold"), "  ", cell))
+            console.print()
+        return
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, column in enumerate(columns):
         is_numeric = bool(rows) and all(isinstance(row[index], int | float | None) for row in rows)
         justify = "right" if is_numeric else "left"
         table.add_column(Text(column), justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for row in rows:
-        cells = ["" if value is None else shorten(str(value), _MAX_CELL) for value in row]
-        table.add_row(*(Text(escape_control_characters(cell, "\n\t")) for cell in cells))
+    for row_cells in cells:
+        table.add_row(*row_cells)
     console.print(table)
+
+
+def _shorten_cell(value: Any) -> str:
+    return shorten(str(value), _MAX_CELL)
 
 
 def _shorten(value: Any) -> Any:
@@ -103,15 +146,24 @@ def _fetch_rows(cursor: "duckdb.DuckDBPyConnection") -> Iterator[tuple[Any, ...]
         yield from rows
 
 
-def _write_text(cursor: Any, format: str, file: TextIO, limit: int) -> None:
+def _write_text(cursor: Any, format: str, file: TextIO, limit: int) -> int:
+    """Write the answer, and return how many rows it has, of a table those that are shown."""
+    num_rows = 0
+
+    def count_rows() -> Iterator[tuple[Any, ...]]:
+        nonlocal num_rows
+        for row in _fetch_rows(cursor):
+            num_rows += 1
+            yield row
+
     columns = [column[0] for column in cursor.description or []]
     if format == "csv":
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows(_fetch_rows(cursor))
+        writer.writerows(count_rows())
     elif format == "json":
         file.write("[")
-        for index, row in enumerate(_fetch_rows(cursor)):
+        for index, row in enumerate(count_rows()):
             record = dict(zip(columns, map(_to_json, row), strict=True))
             file.write(",\n " if index else "\n ")
             file.write(json.dumps(record, ensure_ascii=False, allow_nan=False))
@@ -124,6 +176,8 @@ def _write_text(cursor: Any, format: str, file: TextIO, limit: int) -> None:
                 f"… more than {limit} rows: --limit N shows more, --format csv gives all",
                 file=sys.stderr,
             )
+        num_rows = len(rows[:limit])
+    return num_rows
 
 
 def _to_json(value: Any) -> Any:
@@ -139,16 +193,20 @@ def _to_json(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
-def _write_parquet(relation: Any, out: Path) -> None:
+def _write_parquet(relation: Any, path: Path) -> int:
+    """Write the answer, and return how many rows it has."""
     import pyarrow.parquet as pq
 
     reader = relation.to_arrow_reader(100_000)
+    num_rows = 0
     with (
-        atomic_write(out.expanduser().absolute()) as temporary,
+        atomic_write(path) as temporary,
         pq.ParquetWriter(temporary, reader.schema) as writer,
     ):
         for batch in reader:
             writer.write_batch(batch)
+            num_rows += batch.num_rows
+    return num_rows
 
 
 _MAX_GROUPS = 20  # in the table of an audit or a comparison; JSON and the catalog have all

@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from curate.errors import CurateError
-from curate.formats.images import ImageDecodeError, Preprocessing, decode_image
+from curate.formats.images import ImageDecodeError, Preprocessing, decode_image, read_image_size
 from curate.formats.member_roles import MemberRoles
 from curate.formats.samples import CorruptShardError, iterate_samples
 from curate.formats.tar import BLOCK, TarReader
@@ -60,6 +60,35 @@ def read_sample(url: str, offset: int, length: int) -> bytes:
         raise CurateError(
             f"'{url}' cannot be read ({error.strerror or error}): put the shard back"
         ) from error
+
+
+class WholeImage(NamedTuple):
+    """`pixels` uint8 [h, w, 3]; width and height are those of the original."""
+
+    pixels: np.ndarray
+    width: int
+    height: int
+
+
+def read_whole_image(
+    url: str, offset: int, length: int, image: str = "", max_edge: int = 2048
+) -> WholeImage:
+    """The image of the sample at an offset in its own pixels, or reduced to `max_edge`.
+
+    Raises CurateError.
+    """
+    data = find_image(read_sample(url, offset, length), url, offset, image)
+    try:
+        width, height = read_image_size(data)
+        edge = min(max(width, height), max_edge)
+        square = decode_image(data, Preprocessing(edge, edge, resize="longest")).pixels
+    except ImageDecodeError as error:
+        raise CurateError(f"{_has_changed(url)}: {error}") from error
+    # The preprocessing puts what is not square into the middle of a square.
+    ratio = max(width, height) / edge
+    shape = max(round(height / ratio), 1), max(round(width / ratio), 1)
+    top, left = (round((edge - length) / 2) for length in shape)
+    return WholeImage(square[top : top + shape[0], left : left + shape[1]], width, height)
 
 
 def decode_sample_image(

@@ -1,27 +1,35 @@
-"""`curate gallery`: one picture of the easiest and the hardest images of each class."""
+"""`curate gallery`: one picture of images, of the kind that is asked for, in rows."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from curate.catalog import provenance
 from curate.catalog.catalog import Catalog
 from curate.catalog.columns import NUMERIC_TYPES, list_columns
-from curate.catalog.records import ClusteringRecord, ScoringRecord
+from curate.catalog.records import (
+    ClusteringRecord,
+    DeduplicationRecord,
+    ScoringRecord,
+    SelectionRecord,
+)
 from curate.catalog.samples import image_member
-from curate.catalog.sql import quote_identifier
+from curate.catalog.sets import members_condition
+from curate.catalog.sql import quote_identifier, quote_literal
 from curate.errors import CurateError, OptionError
 from curate.formats.images import Preprocessing
 from curate.formats.sample_locations import read_image
-from curate.formatting import natural_sort_key
+from curate.formatting import count_of, natural_sort_key
 from curate.options import Option, verb
 from curate.package_data import read_sql
-from curate.progress import log
+from curate.progress import announce, log, progress_bar
 from curate.storage.atomic import atomic_write
 
+KINDS = ("extremes", "dropped", "duplicates", "clusters", "doubtful")
 _FINGERPRINT_KEY = "curate:fingerprint"  # a text in the PNG: what is drawn on it
-_GAP, _MARGIN, _TOP = 6, 16, 52  # pixels
+_GAP, _MARGIN, _TOP, _CAPTION = 6, 16, 52, 16  # pixels
 _TEXT_COLOUR, _LABEL_COLOUR = (32, 32, 32), (110, 110, 110)
 _MAX_LABEL = 32  # characters
 
@@ -44,13 +52,48 @@ def check_png(path: object) -> None:
         )
 
 
-@verb()
+class Cell(NamedTuple):
+    """An image of the picture, and what stands under it."""
+
+    location: ImageLocation
+    caption: str = ""
+
+
+class Rows(NamedTuple):
+    """The rows of a picture by name; None is a gap. `num_left` images are left of a line."""
+
+    title: str
+    cells: dict[str, list[Cell | None]]
+    num_left: int | None = None
+
+
+def _check_together(arguments: Mapping[str, Any]) -> None:
+    kind = arguments["kind"]
+    if arguments["selection"] and kind != "dropped":
+        raise OptionError(f"--selection is for `curate gallery dropped`, not for {kind}")
+    if arguments["by"] and kind in ("duplicates", "clusters"):
+        raise OptionError(f"--by: the rows of `curate gallery {kind}` are {kind}, leave it out")
+
+
+@verb(check=_check_together)
 def gallery(
     catalog: Catalog | str | Path,
+    kind: Annotated[
+        str,
+        Option(
+            "extremes: the easiest and hardest of each class; dropped: those of what a selection "
+            "drops; duplicates: the largest groups; clusters: the nearest to their centroid and "
+            "the farthest; doubtful: the hardest, whose labels may be wrong.",
+            choices=KINDS,
+        ),
+    ] = "extremes",
     *,
     scoring: Annotated[
         str, Option("Scoring to rank by, or a column of numbers.")
     ] = "ssl_prototypes",
+    selection: Annotated[
+        str | None, Option("Selection, for `dropped`.", default="the newest", metavar="NAME")
+    ] = None,
     by: Annotated[
         str | None,
         Option(
@@ -70,31 +113,92 @@ def gallery(
             "PNG to write.",
             metavar="FILE",
             short="-o",
-            default="figures/SCORING.png in the catalog",
+            default="figures/SCORING.png or figures/KIND.png in the catalog",
             check=check_png,
         ),
     ] = None,
 ) -> str:
-    """Draw `count` easiest and hardest images of each class or cluster; returns the PNG's path."""
+    """Draw rows of images, by default the easiest and the hardest of each class.
+
+    Each end of a row has `count` images. Returns the PNG's path. Raises CurateError where there is
+    nothing of this kind, or an image cannot be read.
+    """
     catalog = Catalog(catalog)
     if out:
         path = Path(out).expanduser().absolute()
     else:
-        path = catalog.path / "figures" / f"{scoring.replace('/', '_')}.png"
-    groups = _find_extremes(catalog, scoring, by, count, max_rows)
-    title = f"{scoring}: from the easiest of each row (far left) to the hardest (far right)"
-    settings = {"title": title, "size": size, "groups": groups}
-    fingerprint = provenance.fingerprint("gallery", settings)
+        name = scoring if kind == "extremes" else f"gallery-{kind}"
+        path = catalog.path / "figures" / f"{name.replace('/', '_')}.png"
+    rows = _find_rows(catalog, kind, scoring, selection, by, count, max_rows)
+    fingerprint = provenance.fingerprint("gallery", {**rows._asdict(), "size": size})
     if _is_drawn(path, fingerprint):
         log.info("nothing to do: %s is this picture already", path)
         return str(path)
-    picture = _draw(groups, title, count, size)
+    announce(f"gallery: drawing {count_of(len(rows.cells), 'row')}")
+    picture = _draw(rows, size)
     metadata = PngImagePlugin.PngInfo()
     metadata.add_text(_FINGERPRINT_KEY, fingerprint)
     with atomic_write(path) as temporary:
         picture.save(temporary, format="PNG", pnginfo=metadata)
-    log.info("drew %d rows of up to %d easiest and %d hardest images", len(groups), count, count)
+    num_images = sum(cell is not None for cells in rows.cells.values() for cell in cells)
+    log.info("drew %s in %s", count_of(num_images, "image"), count_of(len(rows.cells), "row"))
     return str(path)
+
+
+def _find_rows(
+    catalog: Catalog,
+    kind: str,
+    scoring: str,
+    selection: str | None,
+    by: str | None,
+    count: int,
+    max_rows: int,
+) -> Rows:
+    if kind == "duplicates":
+        return _find_duplicates(catalog, 2 * count, max_rows)
+    if kind == "clusters":
+        groups = _find_extremes(catalog, None, "cluster", count, max_rows)
+        title = "clusters: from the nearest to the centroid (far left) to the farthest (far right)"
+        return Rows(title, groups, count)
+    if kind == "doubtful":
+        groups = _find_extremes(catalog, scoring, by, 2 * count, max_rows)
+        hardest: dict[str, list[Cell | None]] = {
+            name: [cell for cell in reversed(cells[2 * count :]) if cell is not None]
+            for name, cells in groups.items()
+        }
+        title = f"{scoring}: the hardest first, which --skip-hardest ranks last: labels in doubt"
+        return Rows(title, hardest)
+    order = "from the easiest of each row (far left) to the hardest (far right)"
+    if kind == "dropped":
+        names = catalog.list_names(SelectionRecord)
+        if selection is None and names:
+            selection = names[-1]
+        record = catalog.require(SelectionRecord, selection)
+        groups = _find_extremes(catalog, scoring, by, count, max_rows, dropped_by=record.selection)
+        return Rows(f"dropped by {record.selection}, by {scoring}: {order}", groups, count)
+    return Rows(f"{scoring}: {order}", _find_extremes(catalog, scoring, by, count, max_rows), count)
+
+
+def _find_duplicates(catalog: Catalog, count: int, max_rows: int) -> Rows:
+    """The largest groups of the newest deduplication within the corpus, who stays first."""
+    record = catalog.require(
+        DeduplicationRecord, next(reversed(catalog.list_names(DeduplicationRecord)), None)
+    )
+    with catalog.reading() as connection:
+        rows = connection.execute(
+            read_sql("stages/duplicate_groups"),
+            {"deduplication": record.deduplication, "rows": max_rows, "count": count},
+        ).fetchall()
+    if not rows:
+        raise CurateError(f"'{record.deduplication}' has no duplicates within the corpus")
+    image = image_member(catalog)
+    cells: dict[str, list[Cell | None]] = {}
+    for group, size, url, offset, length, stays, similarity in rows:
+        caption = "stays" if stays else f"{similarity:.3f}"
+        line = cells.setdefault(f"group {group}: {size:,}", [])
+        line.append(Cell(ImageLocation(url, offset, length, image), caption))
+    title = f"{record.deduplication}: the largest groups, with the cosine to the one that stays"
+    return Rows(title, cells)
 
 
 def _is_drawn(path: Path, fingerprint: str) -> bool:
@@ -106,9 +210,18 @@ def _is_drawn(path: Path, fingerprint: str) -> bool:
 
 
 def _find_extremes(
-    catalog: Catalog, scoring: str, by: str | None, count: int, max_rows: int
-) -> dict[str, list[ImageLocation | None]]:
-    """For each group its easiest and hardest samples, easiest first; None fills a gap."""
+    catalog: Catalog,
+    scoring: str | None,
+    by: str | None,
+    count: int,
+    max_rows: int,
+    *,
+    dropped_by: str | None = None,
+) -> dict[str, list[Cell | None]]:
+    """For each group its easiest and hardest samples, easiest first; None fills a gap.
+
+    Without a scoring, by the distance to the centroid. `dropped_by` a selection: of what it drops.
+    """
     with catalog.reading() as connection:
         columns = {column.column_name: column for column in list_columns(connection)}
         ((has_labels,),) = connection.execute(
@@ -116,7 +229,9 @@ def _find_extremes(
             "limit 1)"
         ).fetchall()
     source = None
-    if scoring not in columns or columns[scoring].type not in NUMERIC_TYPES:
+    if scoring is not None and (
+        scoring not in columns or columns[scoring].type not in NUMERIC_TYPES
+    ):
         source = catalog.require(ScoringRecord, scoring).source
     by = by or ("label" if has_labels else "cluster")
     if by not in ("label", "cluster", *columns):
@@ -129,54 +244,72 @@ def _find_extremes(
         group = "'class ' || label" if by == "label" else "null"
     if by == "cluster" and clustering is not None:
         group = f"'cluster ' || {quote_identifier(clustering)}"
+    score, distances = f"{quote_identifier(scoring or '')}::double", ""
+    if scoring is None:
+        if clustering is None:
+            clustering = catalog.require(ClusteringRecord, None).clustering
+        score = "distance"
+        distances = (
+            "join (select sample_id, distance::double as distance from assignments "
+            f"where clustering = {quote_literal(clustering)}) using (sample_id)"
+        )
+    condition = ""
+    if dropped_by is not None:
+        condition = f"where not ({members_condition(dropped_by)})"
     with catalog.reading() as connection:
         # A temporary view takes no parameters.
         connection.execute(
-            f"create temp view grouped as select sample_id, "
-            f"{quote_identifier(scoring)}::double as score, {group} as group_name "
-            "from sample_scores"
+            f"create temp view grouped as select sample_id, {score} as score, "
+            f"{group} as group_name from sample_scores {distances} {condition}"
         )
         rows = connection.execute(
             read_sql("stages/extremes"), {"rows": max_rows, "count": count}
         ).fetchall()
     if not rows:
-        raise CurateError(
-            f"'{scoring}' has no sample with a score and a {'class' if by == 'label' else by}"
-        )
+        what = f"'{dropped_by}' drops" if dropped_by else f"'{scoring}' has"
+        raise CurateError(f"{what} no sample with a score and a {'class' if by == 'label' else by}")
     image = image_member(catalog)
-    groups: dict[str, list[ImageLocation | None]] = {}
+    groups: dict[str, list[Cell | None]] = {}
     for name, url, offset, length, easy_rank, hard_rank, is_easy in rows:
         line = groups.setdefault(name, [None] * (2 * count))
         column = easy_rank - 1 if is_easy else 2 * count - hard_rank
-        line[column] = ImageLocation(url, offset, length, image)
+        line[column] = Cell(ImageLocation(url, offset, length, image))
     return dict(sorted(groups.items(), key=lambda item: natural_sort_key(item[0])))
 
 
-def _draw(
-    groups: dict[str, list[ImageLocation | None]], title: str, count: int, size: int
-) -> Image.Image:
+def _draw(rows: Rows, size: int) -> Image.Image:
     title_font, label_font = ImageFont.load_default(18), ImageFont.load_default(14)
-    labels = {name: " ".join(name.split())[:_MAX_LABEL] for name in groups}
+    caption_font = ImageFont.load_default(12)
+    labels = {name: " ".join(name.split())[:_MAX_LABEL] for name in rows.cells}
     label_width = max(int(label_font.getlength(label)) for label in labels.values())
-    left, cell, middle_gap = label_width + 2 * _MARGIN, size + _GAP, 3 * _GAP
+    has_captions = any(cell and cell.caption for cells in rows.cells.values() for cell in cells)
+    left, cell_width = label_width + 2 * _MARGIN, size + _GAP
+    row_height = cell_width + (_CAPTION if has_captions else 0)
+    middle_gap = 3 * _GAP if rows.num_left else 0
+    longest = max(len(cells) for cells in rows.cells.values())
     width = max(
-        left + 2 * count * cell + middle_gap + _MARGIN,
-        int(title_font.getlength(title)) + 2 * _MARGIN,
+        left + longest * cell_width + middle_gap + _MARGIN,
+        int(title_font.getlength(rows.title)) + 2 * _MARGIN,
     )
-    height = _TOP + len(groups) * cell + 12
+    height = _TOP + len(rows.cells) * row_height + 12
     picture = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(picture)
-    draw.text((_MARGIN, 12), title, _TEXT_COLOUR, title_font)
-    for row, (name, locations) in enumerate(groups.items()):
-        y = _TOP + row * cell
-        draw.text((_MARGIN, y + size // 2 - 8), labels[name], _LABEL_COLOUR, label_font)
-        for column, location in enumerate(locations):
-            x = left + column * cell + (middle_gap if column >= count else 0)
-            if location is not None:
-                picture.paste(read_thumbnail(location, size), (x, y))
-    middle = left + count * cell + _GAP
-    bottom = _TOP + len(groups) * cell - _GAP
-    draw.line((middle, _TOP, middle, bottom), fill=_LABEL_COLOUR, width=1)
+    draw.text((_MARGIN, 12), rows.title, _TEXT_COLOUR, title_font)
+    with progress_bar("images", len(rows.cells) * longest, "images") as advance:
+        for row, (name, cells) in enumerate(rows.cells.items()):
+            y = _TOP + row * row_height
+            draw.text((_MARGIN, y + size // 2 - 8), labels[name], _LABEL_COLOUR, label_font)
+            for column, cell in enumerate(cells):
+                is_right = rows.num_left is not None and column >= rows.num_left
+                x = left + column * cell_width + (middle_gap if is_right else 0)
+                if cell is not None:
+                    picture.paste(read_thumbnail(cell.location, size), (x, y))
+                    draw.text((x, y + size), cell.caption, _LABEL_COLOUR, caption_font)
+                    advance(1, 1)
+    if rows.num_left:
+        middle = left + rows.num_left * cell_width + _GAP
+        bottom = _TOP + len(rows.cells) * row_height - _GAP
+        draw.line((middle, _TOP, middle, bottom), fill=_LABEL_COLOUR, width=1)
     return picture
 
 

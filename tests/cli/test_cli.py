@@ -181,7 +181,9 @@ def test_a_hub_out_of_reach_names_the_checkpoint_option(tmp_path):
         words = ("embed", *shards, "--encoder", encoder, "-c", tmp_path / "catalog")
         run = curate(*words, **offline)
         assert_fails(run, "give the file with --checkpoint")
-        assert len(run.stderr.splitlines()) == 1, run.stderr
+        *announced, error = run.stderr.splitlines()
+        assert announced == [f"embed: loading the encoder {encoder} …"], run.stderr
+        assert error.startswith("curate: ")
 
 
 def test_ctrl_c_ends_politely_and_the_same_command_goes_on(tmp_path):

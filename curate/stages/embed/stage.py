@@ -40,7 +40,7 @@ from curate.formats.shard_patterns import expand_patterns
 from curate.formats.tombstones import Tombstones
 from curate.formatting import count_of, file_safe
 from curate.options import Device, Option, SetName, WorkersPerCore, verb
-from curate.progress import log, progress_bar
+from curate.progress import announce, log, progress_bar
 from curate.stages.embed.columns import (
     add_missing_fields,
     check_number_of_fields,
@@ -439,6 +439,7 @@ def _embed(
         code_checksum=encoder_checksum(spec),
         device="cuda" if resources.gpus else "cpu",
     ) as run_id:
+        announce(f"embed: loading the encoder {spec}")
         encoder = make_encoder(spec, checkpoint)
         preprocessing = replace(encoder.preprocessing, decode=decode)  # type: ignore[arg-type]
         if previous:  # it goes on as it was begun

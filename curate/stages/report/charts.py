@@ -1,4 +1,7 @@
-"""The charts of the report: arrays in, a PNG and an SVG out. They know no catalog."""
+"""The charts of the report: arrays in, a PNG and an SVG out. They know no catalog.
+
+None is much wider than 5 inches, so that its text can be read on a telephone.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,19 +9,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from curate import plotting
+from curate.formatting import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_NAMES = 40  # rows or columns of a heat map with names
 _MAX_NAME_LENGTH = 24
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def draw_histograms(path: Path, scores: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
     """One small histogram per scoring, from counts [bins] and edges [bins + 1]."""
-    num_columns = min(len(scores), 3)
+    num_columns = min(len(scores), 2)
     num_rows = -(-len(scores) // num_columns)
-    size = (3.2 * num_columns, 2.2 * num_rows)
+    size = (2.5 * num_columns, 1.9 * num_rows)
     with plotting.new_figure(path, *size, nrows=num_rows, ncols=num_columns, squeeze=False) as (
         _,
         grid,
@@ -27,7 +32,7 @@ def draw_histograms(path: Path, scores: dict[str, tuple[np.ndarray, np.ndarray]]
             axes.set_axis_off()
         for axes, (name, (counts, edges)) in zip(grid.ravel(), scores.items(), strict=False):
             axes.stairs(counts, edges, fill=True, color=plotting.COLOURS[0])
-            axes.set_title(name, loc="left", fontsize=9)
+            axes.set_title(_shorten(name), loc="left", fontsize=9)
             axes.set_ylabel("samples", fontsize=8)
             axes.set_xlabel("score (high: keep)", fontsize=8)
             axes.tick_params(labelsize=7)
@@ -35,22 +40,22 @@ def draw_histograms(path: Path, scores: dict[str, tuple[np.ndarray, np.ndarray]]
 
 def draw_correlations(path: Path, names: list[str], matrix: np.ndarray) -> None:
     """Spearman's rank correlations [s, s], as Fig. 5A of the paper."""
-    edge = 2.4 + 0.42 * len(names)
+    edge = 2.4 + (0.42 if len(names) <= 8 else 0.26) * len(names)
     with plotting.new_figure(path, edge + 0.8, edge) as (figure, axes):
         mesh = axes.imshow(matrix, cmap=plotting.DIVERGING_MAP, vmin=-1, vmax=1)
         _name_cells(axes, names, names)
         for row, column in np.argwhere(np.isfinite(matrix)):
             value = matrix[row, column]
             text = f"{round(value, 2) + 0:.2f}".replace("0.", ".")
-            colour = "white" if abs(value) > 0.6 else "black"
+            colour = plotting.ON_DARK if abs(value) > 0.6 else plotting.ON_LIGHT
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
         figure.colorbar(mesh, ax=axes, label="Spearman's ρ", shrink=0.8)
 
 
 def draw_overlap(path: Path, clusters: list[str], classes: list[str], shares: np.ndarray) -> None:
     """Which classes make up each cluster, shares [clusters, classes], as Fig. 6A of the paper."""
-    width = max(2.6 + 0.22 * min(len(classes), MAX_NAMES), 4.5)
-    height = max(2.0 + 0.16 * min(len(clusters), 60), 3)
+    width = min(max(2.6 + 0.14 * len(classes), 4.5), 6)
+    height = min(max(2.0 + 0.16 * len(clusters), 3), 8)
     with plotting.new_figure(path, width, height) as (figure, axes):
         mesh = axes.imshow(
             shares,
@@ -74,46 +79,24 @@ def draw_sizes(path: Path, counts: np.ndarray) -> None:
 
 
 def draw_class_shares(path: Path, classes: list[str], shares: dict[str, np.ndarray]) -> None:
-    """What each selection keeps of each class, shares [classes]."""
-    with plotting.new_figure(path, max(6.5, 3.5 + 0.3 * len(classes)), 3) as (figure, axes):
-        positions, width = np.arange(len(classes)), 0.8 / len(shares)
+    """What each selection keeps of each class, shares [classes]: a row a class."""
+    height = 1.2 + 0.2 * len(classes) + 0.2 * len(shares)
+    with plotting.new_figure(path, 5, height) as (figure, axes):
+        positions = np.arange(len(classes))[::-1]
         for index, (name, values) in enumerate(shares.items()):
-            shift = (index - (len(shares) - 1) / 2) * width
-            colour = plotting.COLOURS[index % len(plotting.COLOURS)]
-            axes.bar(positions + shift, values, width, color=colour, label=name)
-        rotation = 90 if len(classes) > 12 else 0
-        names = [_shorten(name) for name in classes]
-        axes.set_xticks(positions, names, rotation=rotation, fontsize=8)
-        axes.set_ylim(0, 1.02)
-        plotting.label_axes(axes, "class", "share kept")
-        figure.legend(fontsize=7, loc="outside right upper")
-
-
-def draw_comparisons(
-    path: Path, names: list[str], differences: dict[str, tuple[np.ndarray, np.ndarray]]
-) -> None:
-    """Paired differences in points with their 95% intervals, one line per selection."""
-    styles = ((0.12, plotting.HARD), (-0.12, plotting.EASY))
-    with plotting.new_figure(path, 7.5, 1.4 + 0.38 * len(names)) as (_, axes):
-        positions = np.arange(len(names))[::-1]
-        for (shift, colour), (name, (means, intervals)) in zip(
-            styles, differences.items(), strict=False
-        ):
-            axes.errorbar(
-                means,
-                positions + shift,
-                xerr=intervals,
-                fmt="o",
-                ms=4,
-                capsize=2,
-                color=colour,
-                label=name,
+            axes.plot(
+                values,
+                positions,
+                _MARKERS[index % len(_MARKERS)],
+                color=plotting.COLOURS[index % len(plotting.COLOURS)],
+                label=_shorten(name, 48),
+                ms=5,
+                alpha=0.8,
             )
-        axes.axvline(0, color="black", lw=0.8)
-        axes.set_yticks(positions, names, fontsize=8)
-        plotting.symlog_points(axes, "x")
-        plotting.label_axes(axes, "points of test accuracy (95% interval)", "")
-        axes.legend(fontsize=8)
+        axes.set_yticks(positions, [_shorten(name) for name in classes], fontsize=8)
+        axes.set_xlim(-0.02, 1.02)
+        plotting.label_axes(axes, "share kept", "class")
+        figure.legend(fontsize=8, loc="outside lower left")
 
 
 def _name_cells(axes: "Axes", rows: list[str], columns: list[str]) -> None:
@@ -124,8 +107,8 @@ def _name_cells(axes: "Axes", rows: list[str], columns: list[str]) -> None:
     axes.grid(False)
 
 
-def _shorten(name: str) -> str:
+def _shorten(name: str, longest: int = _MAX_NAME_LENGTH) -> str:
     """What fits next to an axis, without characters that cannot be printed."""
     return "".join(
-        character if character.isprintable() else "\ufffd" for character in name[:_MAX_NAME_LENGTH]
+        character if character.isprintable() else "\ufffd" for character in shorten(name, longest)
     )

@@ -1,14 +1,12 @@
 """The sections of a report, each queried from a catalog and drawn."""
 
 import base64
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.columns import NUMERIC_TYPES, list_columns
@@ -19,23 +17,21 @@ from curate.catalog.records import (
     SelectionRecord,
     ValidationRecord,
 )
-from curate.catalog.samples import image_member
-from curate.errors import CurateError
-from curate.formatting import shorten
-from curate.package_data import read_sql
-from curate.progress import log, progress_bar
-from curate.stages.evidence.verdicts import Verdict, read_verdicts
-from curate.stages.gallery import ImageLocation, read_thumbnail
+from curate.plotting import to_dark
+from curate.stages.evidence.comparisons import FULL, RANDOM
+from curate.stages.evidence.verdicts import read_verdicts
 from curate.stages.report import charts
+from curate.stages.report.answer import IntervalChart, make_chart
+from curate.stages.report.images import MAX_CLASSES, to_json
 from curate.stages.score.correlations import correlations
 from curate.stages.staleness import find_stale
 
 _MAX_ROWS = 200  # of a table; the rest is for `curate query`
-_MAX_TEXT = 500  # characters of a caption or a label
 _BINS = 40
 _MAX_SELECTIONS = 6  # in the chart of classes, the newest
 _MAX_CLUSTERS = 500  # in the chart of overlaps
-_JPEG_QUALITY = 80
+_MAX_SCORINGS = 24  # in the charts of scores, the newest
+_BASELINE_TITLES = {FULL: "Against everything", RANDOM: "Against random samples"}
 
 
 @dataclass(frozen=True)
@@ -56,20 +52,10 @@ class Figure:
     alt: str
     data: str
 
-
-@dataclass(frozen=True)
-class GalleryFilters:
-    """What the images of the report can be filtered and ordered by."""
-
-    labels: list[str]
-    clusters: list[int]
-    selections: list[str]
-    scorings: list[str]
-    scoring: str | None
-    numbers: list[str]  # columns of samples to filter and order by, as by scores
-    columns: list[str]  # columns of samples to choose a value of
-    shown: str
-    total: str
+    @property
+    def dark_data(self) -> str:
+        """The same SVG in the colours of a dark page."""
+        return _to_base64(to_dark(base64.b64decode(self.data).decode()).encode())
 
 
 @dataclass(frozen=True)
@@ -80,21 +66,19 @@ class Section:
     title: str
     text: str = ""
     tiles: list[tuple[str, str]] = field(default_factory=list)
-    verdicts: list[Verdict] = field(default_factory=list)
+    intervals: list[IntervalChart] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
-    gallery: GalleryFilters | None = None
 
 
 @dataclass(frozen=True)
-class ReportImage:
-    """An image with its row of `sample_scores`, its ranks, and the selections that keep it."""
+class Filters:
+    """What the images of the page can be filtered and ordered by."""
 
-    image: str  # a data URL
-    row: dict[str, Any]
-    cluster: int | None
-    ranks: dict[str, Any] | None
-    kept: list[str]
+    selections: list[str]
+    scorings: list[str]
+    numbers: list[str]  # columns of samples to filter and order by, as by scores
+    columns: list[str]  # columns of samples to choose a value of
 
 
 class SectionBuilder:
@@ -136,47 +120,29 @@ class SectionBuilder:
 
     def validations(self) -> Section | None:
         """How selections compare with random samples and with everything."""
-        rows = self._query(
-            "select validation, selection, test, delta_vs_random, delta_vs_random_interval, "
-            "delta_vs_full, delta_vs_full_interval "
-            "from pruned_vs_random where delta_vs_full_interval is not null "
-            "order by validation, keep desc, selection, test"
+        table = self._table(
+            "select * from pruned_vs_random order by validation, keep desc, selection, test"
         )
-        if not rows:
+        if table is None:
             return None
-        has_several = len({row[0] for row in rows}) > 1
-        has_several_tests = len({(row[0], row[2]) for row in rows}) > len({row[0] for row in rows})
-        names = [
-            (f"{validation}: " if has_several else "")
-            + selection
-            + (f" on {test}" if has_several_tests else "")
-            for validation, selection, test, *_ in rows
-        ]
-        columns = np.array([row[3:] for row in rows], float).T
-        differences = {
-            "pruned − random": (columns[0], columns[1]),
-            "pruned − everything": (columns[2], columns[3]),
-        }
-        verdicts = []
-        for validation in self.catalog.list_names(ValidationRecord):
-            for verdict in read_verdicts(self.catalog, validation):
-                text = f"{validation}: {verdict.text}" if has_several else verdict.text
-                verdicts.append(verdict._replace(text=text))
-        chart = self._figure(
-            "validation",
-            "differences with intervals",
-            lambda path: charts.draw_comparisons(path, names, differences),
-        )
-        table = self._table(read_sql("queries/pruned_vs_random"))
+        intervals = []
+        validations = self.catalog.list_names(ValidationRecord)
+        for validation in validations:
+            verdicts = read_verdicts(self.catalog, validation)
+            for baseline, title in _BASELINE_TITLES.items():
+                chart = make_chart(
+                    f"{validation}: {title.lower()}" if len(validations) > 1 else title,
+                    [verdict for verdict in verdicts if verdict.comparison.baseline == baseline],
+                )
+                intervals += [chart] if chart else []
         return Section(
             "validation",
-            "Pruned against random",
+            "Evidence",
             "Models trained on each selection, on as many random samples and on everything, paired "
             "by seed and by test sample. The 95% intervals count the chance of the seeds and that "
             "of the test samples; a verdict is against the margin of the validation.",
-            verdicts=verdicts,
-            figures=[chart],
-            tables=[table] if table else [],
+            intervals=intervals,
+            tables=[table],
         )
 
     def duplicates(self) -> Section | None:
@@ -228,14 +194,16 @@ class SectionBuilder:
         """How the scores are distributed, and how alike the scorings rank."""
         names = self.catalog.list_names(ScoringRecord)
         histograms = {
-            name: histogram for name in names if (histogram := self._histogram(name)) is not None
+            name: histogram
+            for name in names[-_MAX_SCORINGS:]
+            if (histogram := self._histogram(name)) is not None
         }
         if not histograms:
             return None
         figures = [
             self._figure(
                 "scores",
-                "histograms of the scores",
+                f"Histograms of the scores: {', '.join(histograms)}",
                 lambda path: charts.draw_histograms(path, histograms),
             )
         ]
@@ -244,7 +212,7 @@ class SectionBuilder:
             figures.append(
                 self._figure(
                     "correlations",
-                    "rank correlations of the scorings",
+                    "Rank correlations of the scorings: the table of `curate query correlations`",
                     lambda path: charts.draw_correlations(path, *matrix),
                 )
             )
@@ -264,27 +232,26 @@ class SectionBuilder:
     def classes(self) -> Section | None:
         """What each selection keeps of each class."""
         names = self.catalog.list_names(SelectionRecord)[-_MAX_SELECTIONS:]
+        labels = self._largest_classes()
+        if not labels or not names:
+            return None
         rows = self._query(
-            "select label, selection, kept_share from class_balance where label is not null "
-            "and selection in (select unnest($1)) order by num_samples desc, label",
+            "select label, selection, kept_share from class_balance "
+            "where label in (select unnest($1)) and selection in (select unnest($2))",
+            labels,
             names,
         )
-        labels = list(dict.fromkeys(label for label, _, _ in rows))[: charts.MAX_NAMES]
-        if not labels:
-            return None
-        shares = {
-            name: np.array([share for _, selection, share in rows if selection == name])
-            for name in names
-        }
-        shares = {name: values[: charts.MAX_NAMES] for name, values in shares.items()}
+        share_of = {(label, selection): share for label, selection, share in rows}
+        shares = {name: np.array([share_of[label, name] for label in labels]) for name in names}
         chart = self._figure(
             "classes",
-            "share kept of each class",
+            "Share that each selection keeps of each class, as in the table",
             lambda path: charts.draw_class_shares(path, labels, shares),
         )
         table = self._table(
             "select label, selection, num_samples, num_kept, round(kept_share, 4) as kept_share "
-            "from class_balance order by selection, label"
+            "from class_balance order by kept_share, num_samples desc, label, selection",
+            title="Classes, those that lose most first",
         )
         return Section("classes", "Classes", figures=[chart], tables=[table] if table else [])
 
@@ -341,38 +308,44 @@ class SectionBuilder:
             tables=[each for each in (table, groups, contributions) if each],
         )
 
+    def _largest_classes(self) -> list[str]:
+        """The labels of most samples, as many as a chart names; none where they are no classes."""
+        ((num_classes,),) = self._query("select approx_count_distinct(label) from samples")
+        if num_classes > MAX_CLASSES:
+            return []
+        rows = self._query(
+            "select label from samples where label is not null group by label "
+            "order by count(*) desc, label limit ?",
+            charts.MAX_NAMES,
+        )
+        return [label for (label,) in rows]
+
     def clusters(self) -> Section | None:
         """The sizes of the clusters, and the classes in each."""
         if self.clustering is None:
             return None
-        rows = self._query(
-            "select cluster_id, coalesce(label, ''), count(*) "
-            "from assignments join samples using (sample_id) where clustering = ? group by all",
-            self.clustering,
+        sizes = dict(
+            self._query(
+                "select cluster_id, count(*) from assignments where clustering = ? group by 1",
+                self.clustering,
+            )
         )
-        cluster_ids = sorted({row[0] for row in rows})
-        labels = sorted({row[1] for row in rows})
-        row_index = {cluster_id: index for index, cluster_id in enumerate(cluster_ids)}
-        column_index = {label: index for index, label in enumerate(labels)}
-        counts = np.zeros((len(cluster_ids), len(labels)))
-        for cluster_id, label, count in rows:
-            counts[row_index[cluster_id], column_index[label]] = count
-        totals = counts.sum(axis=1)
+        totals = np.array(list(sizes.values()), float)
         figures = [
             self._figure(
-                "clusters", "sizes of the clusters", lambda path: charts.draw_sizes(path, totals)
+                "clusters",
+                f"Sizes of the {len(sizes):,} clusters, the largest first",
+                lambda path: charts.draw_sizes(path, totals),
             )
         ]
+        labels = self._largest_classes()
         if len(labels) > 1:
-            # Clusters with the same leading class next to each other, so that blocks can be seen.
-            order = np.lexsort((-counts.max(axis=1) / totals, counts.argmax(axis=1)))
-            order = order[:_MAX_CLUSTERS]
-            shares = counts[order] / totals[order, None]
-            names = [str(cluster_ids[index]) for index in order]
+            names, shares = self._class_shares(sizes, labels)
             figures.append(
                 self._figure(
                     "overlap",
-                    "classes in each cluster",
+                    "Share of each class in each cluster: the table of "
+                    "`curate query cluster_classes`",
                     lambda path: charts.draw_overlap(path, names, labels, shares),
                 )
             )
@@ -385,26 +358,41 @@ class SectionBuilder:
         title = f"Clusters ({self.clustering})"
         return Section("clusters", title, figures=figures, tables=[table] if table else [])
 
-    def gallery(self, images: list[ReportImage]) -> Section:
-        """The grid of images, and what it can be filtered by."""
-        ((total,),) = self._query("select count(*) from samples")
+    def _class_shares(
+        self, sizes: dict[int, int], labels: list[str]
+    ) -> tuple[list[str], np.ndarray]:
+        """Names of clusters, the largest at most 500, and shares of classes [clusters, classes].
+
+        Clusters with the same leading class are next to each other, so that blocks can be seen.
+        """
+        cluster_ids = sorted(sizes, key=lambda cluster_id: -sizes[cluster_id])[:_MAX_CLUSTERS]
+        rows = self._query(
+            "select cluster_id, label, count(*) "
+            "from assignments join samples using (sample_id) where clustering = ? "
+            "and label in (select unnest(?)) and cluster_id in (select unnest(?)) group by all",
+            self.clustering,
+            labels,
+            cluster_ids,
+        )
+        row_index = {cluster_id: index for index, cluster_id in enumerate(cluster_ids)}
+        column_index = {label: index for index, label in enumerate(labels)}
+        shares = np.zeros((len(cluster_ids), len(labels)))
+        for cluster_id, label, count in rows:
+            shares[row_index[cluster_id], column_index[label]] = count / sizes[cluster_id]
+        order = np.lexsort((-shares.max(axis=1), shares.argmax(axis=1)))
+        return [str(cluster_ids[index]) for index in order], shares[order]
+
+    def filters(self) -> Filters:
+        """What the images can be filtered and ordered by, beside classes and clusters."""
         names = [self.scoring, *self.catalog.list_names(ScoringRecord)]
         with self.catalog.reading() as connection:
             columns = list_columns(connection)
-        labels = {image.row["label"] for image in images} - {None}
-        clusters = {image.cluster for image in images if image.cluster is not None}
-        filters = GalleryFilters(
-            labels=sorted(map(str, labels)),
-            clusters=sorted(clusters),
+        return Filters(
             selections=self.catalog.list_names(SelectionRecord),
             scorings=list(dict.fromkeys(name for name in names if name is not None)),
-            scoring=self.scoring,
             numbers=[column.column_name for column in columns if column.type in NUMERIC_TYPES],
             columns=[column.column_name for column in columns],
-            shown=f"{len(images):,}",
-            total=f"{total:,}",
         )
-        return Section("images", "Images", gallery=filters)
 
     def lineage(self) -> Section:
         """Which set was made from which, by which version, when."""
@@ -423,61 +411,6 @@ class SectionBuilder:
         if stale:
             text = f"{len(stale)} sets are out of date: the last column says why."
         return Section("lineage", "Lineage", text, tables=[table])
-
-    def images(self, limit: int, size: int) -> list[ReportImage]:
-        """The images to show, of `size` pixels."""
-        ((num_classes, num_clusters),) = self._query(
-            "select (select count(distinct label) from samples), "
-            "(select count(distinct cluster_id) from assignments where clustering = ?)",
-            self.clustering,
-        )
-        parameters = {
-            "scoring": self.scoring,
-            "clustering": self.clustering,
-            "most": limit,
-            "of_class": max(limit // (4 * max(num_classes, 1)), 2),
-            "of_cluster": max(limit // (4 * max(num_clusters, 1)), 1),
-        }
-        with self.catalog.reading() as connection:
-            ranks = dict(connection.execute(read_sql("stages/thumbnails"), parameters).fetchall())
-            sample_ids = list(ranks)
-            cursor = connection.execute(
-                "select * from sample_scores where sample_id in (select unnest(?)) "
-                "order by sample_id",
-                [sample_ids],
-            )
-            columns = [column[0] for column in cursor.description or []]
-            rows = [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
-            members = connection.execute(
-                "select sample_id, selection from members where sample_id in (select unnest(?))",
-                [sample_ids],
-            ).fetchall()
-        selections: dict[int, list[str]] = {}
-        for sample_id, selection in members:
-            selections.setdefault(sample_id, []).append(selection)
-        images, problems, image = [], [], image_member(self.catalog)
-        with progress_bar("thumbnails", len(rows)) as advance:
-            for row in rows:
-                location = ImageLocation(row["url"], row["byte_offset"], row["num_bytes"], image)
-                try:
-                    thumbnail = read_thumbnail(location, size)
-                except CurateError as error:
-                    problems.append(str(error))
-                    continue
-                sample_id = row["sample_id"]
-                images.append(
-                    ReportImage(
-                        image=_to_data_url(thumbnail),
-                        row={name: _to_json(value) for name, value in row.items()},
-                        cluster=row.get(self.clustering) if self.clustering else None,
-                        ranks=ranks[sample_id],
-                        kept=selections.get(sample_id, []),
-                    )
-                )
-                advance(1, 1)
-        if problems:
-            log.warning("%d images are left out; the first: %s", len(problems), problems[0])
-        return images
 
     def _query(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
         with self.catalog.reading() as connection:
@@ -535,26 +468,12 @@ def _is_number_or_none(value: Any) -> bool:
     return isinstance(value, int | float | None) and not isinstance(value, bool)
 
 
-def _to_json(value: Any) -> Any:
-    """A value for the page: short numbers, dates as text, the beginning of a long text."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if np.isfinite(value) else None
-    is_plain = value is None or isinstance(value, bool | int)
-    return value if is_plain else shorten(str(value), _MAX_TEXT)
-
-
 def _format_cell(column: str, value: Any) -> str:
     """A value of a table as text; counts with commas, ids as they are."""
     if isinstance(value, int) and not isinstance(value, bool) and not column.endswith("_id"):
         return f"{value:,}"
-    plain = _to_json(value)
+    plain = to_json(value)
     return "" if plain is None else str(plain)
-
-
-def _to_data_url(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, format="JPEG", quality=_JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{_to_base64(file.getvalue())}"
 
 
 def _to_base64(data: bytes) -> str:

@@ -1,0 +1,1 @@
+"""`curate view`: the verb's function is in stage.py."""
