@@ -243,6 +243,18 @@ def test_weights_of_an_index_come_with_the_samples(index, tmp_path):
     assert "__weight__" not in next(iter(curate.stream(index)))
 
 
+def test_weights_of_a_selection_come_with_its_samples(tmp_path):
+    catalog = make_catalog(tmp_path)
+    select(catalog, keep=0.5, strategy="random", name="weighted", weights=True)
+    expected = rows(catalog, "select weight from members order by sample_id")
+    export(catalog, "weighted", tmp_path / "weighted.parquet", format="index")
+    for stream in (
+        curate.stream(catalog, "weighted"),
+        curate.stream(tmp_path / "weighted.parquet"),
+    ):
+        assert [(sample["__weight__"],) for sample in stream] == expected
+
+
 def test_keys_end_where_the_catalog_says(tmp_path):
     names = ("v1.00", "v1.50", "v2.00")
     write_shard(
