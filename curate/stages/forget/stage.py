@@ -207,6 +207,14 @@ def _make_plan(
             for name in sets.list_sets(connection, EmbeddingRecord)
         ]
         made_with = sets.list_dependents(connection, [one for one in embeddings if one])
+        # Selections by chance were made from no embedding, and have the samples all the same.
+        made_with += connection.execute(
+            "with chosen as (select distinct selection from members "
+            "where sample_id in (select unnest($1::bigint[]))) "
+            "select 'selection', selection from chosen "
+            "union select 'export', export from exports join chosen using (selection) order by all",
+            [[target.sample_id for target in targets]],
+        ).fetchall()
         searched_keys = distinctive_keys(connection, targets)
         shard_bytes = dict(
             connection.execute(
@@ -223,7 +231,7 @@ def _make_plan(
         location=location,
         shard_bytes=shard_bytes,
         near_copies=near,
-        made_with=made_with,
+        made_with=list(dict.fromkeys(made_with)),
         without_tombstone=[target.key for target in targets if target.image_bytes < 0],
         patterns=sorted(patterns),
         searched_keys=searched_keys,
