@@ -29,14 +29,14 @@ from curate.encoders import make_encoder
 from curate.execution.limits import cpu_count
 from curate.formats.images import decode_image
 from curate.formats.member_roles import MemberRoles
-from curate.stages.embed.device import TorchDevice, load_device
+from curate.stages.embed.device import TorchDevice, load_device, measure_dim
 from curate.stages.embed.feeding import FeedDevice, close_feeder
-from curate.stages.embed.inference import EncoderPlan, measure_dim
+from curate.stages.embed.inference import EncoderPlan
 from curate.stages.embed.worker import EmbedShards, ShardTask
 
 SIZES = {
     "gpu": {"models": ("ViT-B-32", "ViT-L-14"), "shards": 64, "per_shard": 512, "batch": 256},
-    "toy": {"models": ("ViT-S-32-alt",), "shards": 2, "per_shard": 12, "batch": 8},
+    "toy": {"models": ("ViT-S-32-alt",), "shards": 2, "per_shard": 8, "batch": 8},
 }
 KMEANS = {"gpu": (10_000_000, 512, 10_000), "toy": (5_000, 16, 50)}  # rows, length, centroids
 PHOTO = (500, 375)  # as large as photos of web corpora are after their usual reduction

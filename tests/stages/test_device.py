@@ -316,7 +316,7 @@ def test_a_model_that_fails_on_a_processor_ends_the_run_and_damages_no_shard(
             raise RuntimeError("the model is\nbroken")
         return np.zeros((len(images), 4), np.float32)
 
-    for module in (inference, worker):
+    for module in (device, worker):
         monkeypatch.setattr(module, "load_forward", lambda plan: forward)
     catalog = Catalog(tmp_path / "catalog")
     with pytest.raises(CurateError, match=r"tiny failed: the model is; finished shards are kept"):

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 import numpy as np
 
 from curate.encoders import make_encoder
+from curate.encoders.onnx import explain
+from curate.errors import CurateError
 from curate.formats.images import Preprocessing
 from curate.stages.embed.inference import (
     EncoderPlan,
@@ -69,6 +71,35 @@ def load_device(plan: EncoderPlan) -> Device:
 
     device = torch.device(plan.device)
     return TorchDevice(cast("torch.nn.Module", network), plan.preprocessing, device)
+
+
+def measure_dim(plan: EncoderPlan) -> int:
+    """The length of the encoder's vectors, by a first batch, where the encoder is to run.
+
+    Raises CurateError where the model cannot run, so that it is said once and not for every shard.
+    """
+    size = plan.preprocessing.size
+    # Two images, because a model that was exported for one at a time runs with one.
+    pixels = np.random.default_rng(0).integers(0, 256, (2, size, size, 4), dtype=np.uint8)
+    try:
+        if plan.device == "cpu":
+            vectors = load_forward(plan)(pixels)
+        else:
+            device = load_device(plan)
+            vectors = device.finish(device.begin([pixels]))
+    except CurateError:
+        raise
+    except Exception as error:  # the boundary to other people's models
+        reason = explain(error)
+        raise CurateError(
+            f"the encoder {plan.spec} cannot run on two images of {size} × {size}: {reason}"
+        ) from error
+    if vectors.ndim != 2 or len(vectors) != len(pixels) or not vectors.shape[1]:
+        raise CurateError(
+            f"the encoder {plan.spec} gives an array of shape {list(vectors.shape)} for two "
+            "images: a vector for each is needed, [2, dim]"
+        )
+    return int(vectors.shape[1])
 
 
 class HostDevice:

@@ -169,37 +169,6 @@ def load_text_encoder(plan: EncoderPlan) -> EncodeTexts:
     return make_text_tower(plan.spec, plan.checkpoint, plan.device).encode
 
 
-def measure_dim(plan: EncoderPlan) -> int:
-    """The length of the encoder's vectors, by a first batch, where the encoder is to run.
-
-    Raises CurateError where the model cannot run, so that it is said once and not for every shard.
-    """
-    size = plan.preprocessing.size
-    # Two images, because a model that was exported for one at a time runs with one.
-    pixels = np.random.default_rng(0).integers(0, 256, (2, size, size, 4), dtype=np.uint8)
-    try:
-        if plan.device == "cpu":
-            vectors = load_forward(plan)(pixels)
-        else:
-            from curate.stages.embed.device import load_device
-
-            device = load_device(plan)
-            vectors = device.finish(device.begin([pixels]))
-    except CurateError:
-        raise
-    except Exception as error:  # the boundary to other people's models
-        reason = explain(error)
-        raise CurateError(
-            f"the encoder {plan.spec} cannot run on two images of {size} × {size}: {reason}"
-        ) from error
-    if vectors.ndim != 2 or len(vectors) != len(pixels) or not vectors.shape[1]:
-        raise CurateError(
-            f"the encoder {plan.spec} gives an array of shape {list(vectors.shape)} for two "
-            "images: a vector for each is needed, [2, dim]"
-        )
-    return int(vectors.shape[1])
-
-
 def _is_torch(network: Any) -> bool:
     return hasattr(network, "state_dict")
 

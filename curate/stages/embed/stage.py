@@ -48,13 +48,12 @@ from curate.stages.embed.columns import (
     requested_fields,
 )
 from curate.stages.embed.commit import commit_pending, record_unreadable
-from curate.stages.embed.device import load_device
+from curate.stages.embed.device import load_device, measure_dim
 from curate.stages.embed.feeding import FeedDevice, close_feeder
 from curate.stages.embed.inference import (
     EncoderPlan,
     check_runs_on_gpus,
     free_device_memory,
-    measure_dim,
     plan_encoder,
 )
 from curate.stages.embed.member_counts import MemberCounts
