@@ -36,7 +36,7 @@ from curate.stages.embed.worker import EmbedShards, ShardTask
 
 SIZES = {
     "gpu": {"models": ("ViT-B-32", "ViT-L-14"), "shards": 64, "per_shard": 512, "batch": 256},
-    "toy": {"models": ("ViT-S-32-alt",), "shards": 2, "per_shard": 8, "batch": 8},
+    "toy": {"models": ("ViT-S-32-alt",), "shards": 2, "per_shard": 4, "batch": 2},
 }
 KMEANS = {"gpu": (10_000_000, 512, 10_000), "toy": (5_000, 16, 50)}  # rows, length, centroids
 PHOTO = (500, 375)  # as large as photos of web corpora are after their usual reduction
@@ -85,7 +85,7 @@ def measure_forward(device: TorchDevice, size: int, batch: int, seconds: float) 
     device.finish(device.begin([images]))
     count, started = 0, time.perf_counter()
     begun = [device.begin([images])]
-    while time.perf_counter() - started < seconds:
+    while not count or time.perf_counter() - started < seconds:
         begun.append(device.begin([images]))
         device.finish(begun.pop(0))
         count += batch
