@@ -26,8 +26,11 @@ def find_older_centroids(catalog: Catalog) -> dict[tuple[str, str], str]:
             if record is None:
                 continue
             mark = f"fitted on {num_fitted:,} of {num_fitted + num_since_fit:,} samples"
-            for one in [(record.kind, record.name), *sets.list_dependents(connection, [record])]:
-                marks[one] = mark
+            for kind_and_name in [
+                (record.kind, record.name),
+                *sets.list_dependents(connection, [record]),
+            ]:
+                marks[kind_and_name] = mark
     for selection, share in compared:
         if (key := ("selection", selection)) in marks:
             marks[key] += f", {100 * share:.1f}% other members from scratch"

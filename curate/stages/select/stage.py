@@ -362,7 +362,9 @@ def select(
     )
     settings |= _resolve_settings(catalog, settings, within)
     named_sources = {"--embedding": embedding, "--clustering": clustering, "--probe": probe}
-    given = [word for flag, value in named_sources.items() if value for word in (flag, value)]
+    source_words = [
+        word for flag, value in named_sources.items() if value for word in (flag, value)
+    ]
     return draw_selection(
         catalog,
         name,
@@ -370,8 +372,8 @@ def select(
         inputs,
         within=within,
         unscored=unscored,
+        source_words=source_words,
         weights=weights,
-        given=given,
     )
 
 
@@ -383,14 +385,14 @@ def draw_selection(
     *,
     within: str | None,
     unscored: str,
+    source_words: list[str],
     weights: bool,
-    given: list[str],
 ) -> str:
     """Draw the selection `name`, and return the name; what it changes is recorded and said.
 
     `settings` are those columns of the selection that say how it is drawn; the condition holds
-    `within` already. `given` are flags and values of the sets that the strategy looks at, for the
-    record of the run. Raises CurateError.
+    `within` already. `source_words` are flags and values of the sets that the strategy looks at,
+    for the record of the run. Raises CurateError.
     """
     scoring, strategy, keep = settings["scoring"], settings["strategy"], settings["keep"]
     seed, skip_hardest, scope = settings["seed"], settings["skip_hardest"], settings["scope"]
@@ -461,7 +463,7 @@ def draw_selection(
         catalog.record_run(
             "select",
             name,
-            {**arguments, "given": given} if given else arguments,
+            {**arguments, "given": source_words} if source_words else arguments,
             parents=parents,
             fingerprint=fingerprint,
             code_checksum=code_checksum,

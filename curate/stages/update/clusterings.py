@@ -75,8 +75,8 @@ def extend_clustering(
     fingerprint = assignment_fingerprint(record, within, content)
     parents = [embedding.run_id, *([selection.run_id] if selection else [])]
     folder_files = catalog.vector_files(embedding.embedding)
-    wanted = {catalog.vector_file(embedding.embedding, shard) for shard in difference.new_shards}
-    files = {file: count for file, count in folder_files.items() if file in wanted}
+    new_files = {catalog.vector_file(embedding.embedding, shard) for shard in difference.new_shards}
+    files = {file: count for file, count in folder_files.items() if file in new_files}
     with (
         catalog.record_run(
             "cluster",

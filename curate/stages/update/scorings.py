@@ -129,15 +129,15 @@ def _make_inputs(
     catalog: Catalog, record: ScoringRecord, arguments: dict[str, Any]
 ) -> MetricInputs:
     """The inputs of the metric, of the sets that the scoring was made from."""
-    given = _parse_given(arguments["given"])
+    source_options = _parse_given(arguments["given"])
     metric = arguments["metric"]
     inputs = MetricInputs(
         catalog,
         f"the metric '{metric}'",
         metric_parameters(metric),
-        given.get("--embedding"),
-        given.get("--clustering"),
-        given.get("--probe"),
+        source_options.get("--embedding"),
+        source_options.get("--clustering"),
+        source_options.get("--probe"),
         arguments.get("distance"),
         arguments.get("seed", 0),
         arguments.get("within"),

@@ -62,7 +62,7 @@ def compare_with_scratch(catalog: Catalog, workers: int) -> None:
         )
         source = load_source(catalog, record)
         within = f"{source.within}{_SUFFIX}"
-        scratch = draw_again(
+        new_selection = draw_again(
             catalog,
             record,
             source,
@@ -70,7 +70,7 @@ def compare_with_scratch(catalog: Catalog, workers: int) -> None:
             scoring=scratch_scoring,
             selection=selection + _SUFFIX,
         )
-        _store_difference(catalog, record, scratch)
+        _store_difference(catalog, record, new_selection)
         num_compared += 1
     if not num_compared:
         log.info("nothing to compare: no selection is by centroids from before an update")
@@ -93,15 +93,15 @@ def find_frozen_source(
     return scoring, clustering
 
 
-def _store_difference(catalog: Catalog, record: SelectionRecord, scratch: str) -> None:
+def _store_difference(catalog: Catalog, record: SelectionRecord, new_selection: str) -> None:
     with (
-        catalog.record_run("update", record.selection, {"compare": scratch}) as run_id,
+        catalog.record_run("update", record.selection, {"compare": new_selection}) as run_id,
         catalog.writing() as connection,
     ):
         ((num_different,),) = connection.execute(
             "select count(*) from members where selection = $1 and sample_id not in "
             "(select sample_id from members where selection = $2)",
-            [record.selection, scratch],
+            [record.selection, new_selection],
         ).fetchall()
         connection.execute(
             "delete from scratch_comparisons where selection = ?", [record.selection]

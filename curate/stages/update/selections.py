@@ -50,7 +50,7 @@ class SelectionSource(NamedTuple):
         return self.parents[0] if self.parents and self.original is None else None
 
     @property
-    def given(self) -> list[str]:
+    def source_words(self) -> list[str]:
         """Flags and values of the sets that its strategy looked at."""
         return list(self.arguments.get("given", []))
 
@@ -117,8 +117,8 @@ def draw_again(
         _make_inputs(catalog, record, source, within, workers),
         within=within,
         unscored=source.unscored,
+        source_words=source.source_words,
         weights=record.weights_by is not None,
-        given=source.given,
     )
 
 
@@ -130,16 +130,16 @@ def _make_inputs(
     workers: int,
 ) -> StrategyInputs:
     """What the strategy looks at, with the options that it had."""
-    given = dict(zip(source.given[::2], source.given[1::2], strict=True))
+    options_given = dict(zip(source.source_words[::2], source.source_words[1::2], strict=True))
     strategy = record.strategy
     options = strategy_options(strategy)
     return StrategyInputs(
         catalog,
         f"the strategy '{strategy}'",
         strategy_parameters(strategy),
-        given.get("--embedding"),
-        given.get("--clustering"),
-        given.get("--probe"),
+        options_given.get("--embedding"),
+        options_given.get("--clustering"),
+        options_given.get("--probe"),
         source.arguments.get("distance"),
         record.seed,
         within,
@@ -154,5 +154,5 @@ def _without_restriction(where: str | None, scoring: str | None) -> str | None:
     prefix = f"{quote_identifier(str(scoring))} is not null"
     if where is None or not where.startswith(prefix):
         return where
-    rest = where.removeprefix(prefix)
-    return rest.removeprefix(" and (").removesuffix("\n)") if rest else None
+    inner = where.removeprefix(prefix)
+    return inner.removeprefix(" and (").removesuffix("\n)") if inner else None

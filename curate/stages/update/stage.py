@@ -127,13 +127,13 @@ def _log_replaced_shards(catalog: Catalog) -> None:
             "from runs where stage = 'remove' and (arguments->'shards') is not null) "
             "select shard_id, url from shards semi join removed using (url) order by 1"
         ).fetchall()
-        known = connection.execute("select known_shards from selections").fetchall()
+        shard_runs = connection.execute("select known_shards from selections").fetchall()
     shard_ids = np.array([shard_id for shard_id, _ in rows], np.int64)
     is_known = np.zeros(len(rows), bool)
-    for (runs,) in known:
+    for (runs,) in shard_runs:
         is_known |= are_in_runs(shard_ids, runs or [])
     replaced = [url for (_, url), is_old in zip(rows, is_known, strict=True) if not is_old]
-    if known and replaced:
+    if shard_runs and replaced:
         log.warning(
             "%s replaced since the selections were drawn, such as '%s': their samples are new ones",
             count_of(len(replaced), "shard was", "shards were"),
@@ -286,13 +286,13 @@ def _log_obstacles(catalog: Catalog, obstacles: dict[_Set, str]) -> None:
             reason,
             remake_command(catalog, record),
         )
-    others = [
+    stale_sets = [
         _Set(kind, name)
         for kind, name in find_stale(catalog)
         if kind not in _UPDATES and kind != EmbeddingRecord.kind
     ]
-    if others:
+    if stale_sets:
         log.warning(
             "an update does not make again: %s",
-            ", ".join(f"the {one.kind} '{one.name}'" for one in others),
+            ", ".join(f"the {one.kind} '{one.name}'" for one in stale_sets),
         )
