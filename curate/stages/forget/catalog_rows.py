@@ -111,6 +111,8 @@ def delete_rows(
         )
         if count:
             removed[table] = count
+    # Vectors of samples may be among what metrics were given; the next update computes them again.
+    connection.execute("delete from scoring_inputs")
     for statement in _RECOUNTS_AFTER:
         connection.execute(statement)
     for shard in shards:

@@ -343,8 +343,12 @@ def _rewrite_exports(catalog: Catalog, plan: Receipt, shards: list[RewrittenShar
 
 
 def _delete_pictures(catalog: Catalog) -> list[str]:
-    """The report, and all pictures: which of them show a sample is not known."""
-    paths = [*catalog.path.glob("*.html"), *catalog.path.glob("figures/*")]
+    """The report, all pictures, the atlas' table: which of them show a sample is not known."""
+    paths = [
+        *catalog.path.glob("*.html"),
+        *catalog.path.glob("figures/*"),
+        *catalog.path.glob("view/*"),
+    ]
     for path in paths:
         if path.is_file():
             path.unlink()
