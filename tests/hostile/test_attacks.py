@@ -225,7 +225,7 @@ def test_damaged_files_name_the_remedy(catalog):
     path.write_bytes(path.read_bytes()[:100])
     remedy = "gone or damaged: remove them, and `curate cluster` makes them again"
     with pytest.raises(CurateError, match=remedy):
-        score(catalog, "ssl_prototypes")
+        select(catalog, keep=0.5, strategy="density")
     catalog.database_path.write_bytes(b"\0" * 5000)
     run = curate("query", "shards", "-c", catalog.path)
     assert run.returncode == 1

@@ -30,7 +30,7 @@ def test_ssl_prototypes_are_the_distances_of_the_clustering(catalog, distance, m
     cluster(catalog, k=4, distance=distance)
     select(catalog, keep=0.5, strategy="random", name="half")
     expected = rows(catalog, "select sample_id, distance from assignments order by sample_id")
-    monkeypatch.setattr(score_stage, "_map_shards", None)  # they are copied, not computed again
+    monkeypatch.setattr(score_stage, "map_shards", None)  # they are copied, not computed again
     assert score(catalog, "ssl_prototypes") == ["ssl_prototypes"]
     assert load_scores(catalog, "ssl_prototypes") == [distance for _, distance in expected]
     (name,) = score(catalog, "ssl_prototypes", clustering="kmeans", within="half")
