@@ -219,9 +219,8 @@ def test_influence_is_of_margins_or_of_the_share_that_is_right_by_the_probe_that
     ],
 )
 def test_a_missing_probe_names_the_command_that_makes_it(catalog, metric, command):
-    with pytest.raises(
-        CurateError, match=f"no probe holds what '{metric}' asks for: make one with `{command}"
-    ):
+    missing = f"no probe holds what the metric '{metric}' asks for: make one with `{command}"
+    with pytest.raises(CurateError, match=missing):
         score(catalog, metric)
 
 
@@ -238,7 +237,7 @@ def test_each_metric_finds_the_probe_that_has_its_inputs(catalog):
     ):
         score(catalog, "forgetting")
     with pytest.raises(
-        CurateError, match="the probe 'mlp' does not hold what 'memorization' asks for"
+        CurateError, match="the probe 'mlp' does not hold what the metric 'memorization' asks for"
     ):
         score(catalog, "memorization", probe="mlp")
 
@@ -324,7 +323,7 @@ def test_ddd_counts_the_models_that_did_not_see_the_sample(catalog):
     ]
     assert load_scores(catalog, "ddd") == np.sum(wrong, axis=0).tolist()
     assert max(load_scores(catalog, "ddd")) == 3
-    with pytest.raises(CurateError, match="does not hold what 'memorization' asks for"):
+    with pytest.raises(CurateError, match="does not hold what the metric 'memorization' asks for"):
         score(catalog, "memorization", probe=name)
 
 
