@@ -170,6 +170,7 @@ def test_the_command_ends_in_one_line_without_colours(tmp_path, shards):
     spec = save_model(tmp_path / "model.onnx", *BROKEN["a huge constant"][0]["nodes"], **options)
     run = run_curate("embed", shards[0], "--encoder", spec, "-c", tmp_path / "catalog")
     assert run.returncode == 1
-    assert run.stderr.startswith("curate: the encoder onnx:")
-    assert run.stderr.count("\n") == 1
+    loading, error = run.stderr.splitlines()
+    assert loading.startswith("embed: loading the encoder onnx:")
+    assert error.startswith("curate: the encoder onnx:")
     assert "\x1b" not in run.stderr

@@ -42,12 +42,12 @@ def test_a_selection_replaced_while_it_is_exported_is_refused(selected, tmp_path
 
 def test_an_export_leaves_another_its_name(selected, tmp_path, monkeypatch):
     def export_other_first(*arguments: object) -> object:
-        monkeypatch.setattr(export_stage, "_write", write)
+        monkeypatch.setattr(export_stage, "write_shards", write)
         export(selected, "half", tmp_path / "b" / "out")
         return write(*arguments)
 
-    write = export_stage._write
-    monkeypatch.setattr(export_stage, "_write", export_other_first)
+    write = export_stage.write_shards
+    monkeypatch.setattr(export_stage, "write_shards", export_other_first)
     export(selected, "half", tmp_path / "a" / "out")
     assert rows(selected, "select export, path from exports order by 1") == [
         ("out", str(tmp_path / "b" / "out")),
