@@ -24,7 +24,7 @@ from curate.catalog import sets
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ScoringRecord, TrainingRunRecord, ValidationRecord
 from curate.formats.vectors import read_vectors
-from curate.progress import log
+from curate.progress import configure_output, log
 from curate.stages.embed.stage import embed
 from curate.stages.evidence.comparisons import pack_answers
 
@@ -44,6 +44,7 @@ def _messages_reach_caplog() -> Iterator[None]:
     """A test that runs a command line leaves the package's logger as it found it."""
     handlers, level = list(log.handlers), log.level
     yield
+    configure_output(messages=False, bars=False)
     log.handlers[:], log.propagate = handlers, True
     log.setLevel(level)
 

@@ -15,6 +15,7 @@ from curate.distances import l2_normalize
 from curate.encoders import pixels as pixels_encoder
 from curate.errors import CurateError, OptionError
 from curate.formatting import label_of_pattern
+from curate.stages.embed import inference
 from curate.stages.embed.stage import embed
 from curate.stages.inputs import references
 from curate.stages.probe.stage import probe
@@ -60,6 +61,7 @@ def coloured(tmp_path_factory) -> Path:
     turns = ["red", "blue"] * 8
     shards = [write_pictures(folder / f"{n}.tar", turns, 100 * n) for n in range(2)]
     write_pictures(folder / "reds.tar", ["red"] * 6, 900)
+    inference.load_text_encoder.cache_clear()  # the process keeps encoders, also those of other tests
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pixels_encoder, "count_words", encode_colours)
         embed(folder / "catalog", shards, encoder="pixels", captions=True, workers=1)
@@ -71,6 +73,7 @@ def coloured(tmp_path_factory) -> Path:
             captions=True,
             workers=1,
         )
+    inference.load_text_encoder.cache_clear()
     return folder
 
 
