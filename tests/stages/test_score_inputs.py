@@ -61,7 +61,7 @@ def coloured(tmp_path_factory) -> Path:
     turns = ["red", "blue"] * 8
     shards = [write_pictures(folder / f"{n}.tar", turns, 100 * n) for n in range(2)]
     write_pictures(folder / "reds.tar", ["red"] * 6, 900)
-    inference.load_text_encoder.cache_clear()  # the process keeps encoders, also those of other tests
+    inference.load_text_encoder.cache_clear()  # a process keeps encoders, those of other tests too
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pixels_encoder, "count_words", encode_colours)
         embed(folder / "catalog", shards, encoder="pixels", captions=True, workers=1)
