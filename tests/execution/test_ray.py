@@ -79,7 +79,7 @@ def finish(driver: subprocess.Popen[str]) -> str:
 
 
 def wait_for(driver: subprocess.Popen[str], progress: Callable[[], int], at_least: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while progress() < at_least:
         assert driver.poll() is None and time.monotonic() < deadline, driver.communicate()[1]
         time.sleep(0.02)
