@@ -12,6 +12,7 @@ not.
 """
 
 import argparse
+import functools
 import tempfile
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import EmbeddingRecord
-from curate.catalog.samples import class_to_index
+from curate.catalog.samples import class_to_index, load_labels
 from curate.models import make_model, num_epochs
 from curate.stages.training_data import embed_test_set, write_training_data
 from curate.training.inputs import TrainingInputs
@@ -47,14 +48,18 @@ def main() -> None:
         corpus_inputs = TrainingInputs(Path(name) / "corpus")
         test_inputs = TrainingInputs(Path(name) / "test")
         reduction = write_training_data(
-            catalog, parent.embedding, corpus_inputs.folder, [LINEAR], classes
+            catalog,
+            parent.embedding,
+            corpus_inputs.folder,
+            [LINEAR],
+            functools.partial(load_labels, catalog, classes=classes),
         )
         write_training_data(
             test.catalog,
             parent.embedding,
             test_inputs.folder,
             [LINEAR],
-            classes,
+            functools.partial(load_labels, test.catalog, classes=classes),
             reduction=reduction,
             urls=test.urls,
         )

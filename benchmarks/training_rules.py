@@ -11,6 +11,7 @@ within half a point of the best of their column.
 """
 
 import argparse
+import functools
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,7 +23,7 @@ import torch
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import EmbeddingRecord
-from curate.catalog.samples import class_to_index
+from curate.catalog.samples import class_to_index, load_labels
 from curate.models import make_model, steps_per_epoch
 from curate.stages.training_data import write_training_data
 from curate.stages.validate.worker import LABEL_SMOOTHING
@@ -61,7 +62,8 @@ def main() -> None:
     classes = class_to_index(catalog)
     with tempfile.TemporaryDirectory() as name:
         inputs = TrainingInputs(Path(name) / "corpus")
-        write_training_data(catalog, embedding, inputs.folder, [MODEL], classes)
+        labels_of = functools.partial(load_labels, catalog, classes=classes)
+        write_training_data(catalog, embedding, inputs.folder, [MODEL], labels_of)
         rows = np.random.default_rng(0).permutation(np.flatnonzero(inputs.labels >= 0))
         held_out, rows = np.split(rows, [len(rows) // 5])
         sizes = [size for size in SIZES if size <= len(rows)]
