@@ -49,6 +49,14 @@ def _messages_reach_caplog() -> Iterator[None]:
     log.setLevel(level)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_encoder_of_other_tests() -> None:
+    """A process keeps text encoders by their names; tests put their own in the place of some."""
+    inference = sys.modules.get("curate.stages.embed.inference")
+    if inference:
+        inference.load_text_encoder.cache_clear()
+
+
 def png(seed: int, size: tuple[int, int] = (12, 10)) -> bytes:
     """A PNG of random pixels; `size` is (width, height)."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)

@@ -32,5 +32,5 @@ def test_a_wheel_in_a_fresh_environment_lists_its_queries_and_recipes(tmp_path):
     assert run(curate, "run", "demo", "--dry-run").strip() == "curate-demo"
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert "curate/stages/report/template.html" in names
+    assert {f"curate/stages/report/page.{kind}" for kind in ("html", "css", "js")} <= names
     assert "curate/shipped/catalog/migrations/2.sql" in names
