@@ -15,7 +15,12 @@ import tempfile
 import time
 from pathlib import Path
 
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+# Ray's workers are nice to others by default, and get nothing of cores on which other tests run.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_worker_niceness": "0",
+}
 
 
 class Cluster:
