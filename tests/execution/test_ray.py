@@ -165,6 +165,7 @@ def test_every_stage_gives_the_same_files_on_a_ray_of_this_machine(tmp_path):
         assert rows(on_ray, sql) == rows(local, sql)
 
 
+@pytest.mark.kills
 def test_k_means_continues_where_it_was_when_a_machine_and_then_the_driver_are_lost(
     cluster, tmp_path, monkeypatch
 ):
