@@ -96,7 +96,9 @@ def lose_the_driver(cluster: Cluster, driver: subprocess.Popen[str], restart: St
     return finish(restart(0.0))
 
 
-@pytest.mark.parametrize("lose", [lose_a_machine, lose_the_driver] * REPETITIONS)
+@pytest.mark.parametrize(
+    "lose", [lose_a_machine, pytest.param(lose_the_driver, marks=pytest.mark.kills)] * REPETITIONS
+)
 def test_embed_and_export_lose_and_double_nothing(cluster, forty_shards, tmp_path, lose):
     local = Catalog(tmp_path / "local")
     curate.embed(local, forty_shards, encoder="pixels", workers=2)
