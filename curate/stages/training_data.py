@@ -14,6 +14,7 @@ from curate.execution.limits import cpu_count
 from curate.execution.types import Resources
 from curate.formats.sample_ids import shard_id_of
 from curate.formats.shard_patterns import expand_patterns
+from curate.formats.tombstones import Tombstones
 from curate.formats.vectors import read_all_sample_ids
 from curate.models import Model
 from curate.progress import log, progress_bar
@@ -44,6 +45,9 @@ def embed_test_set(
             "out a part of the corpus, or import with --encoder SPEC under another --name"
         )
     inner_catalog = Catalog(catalog.path / folder)
+    tombstones = Tombstones.load(catalog.path)
+    if tombstones.digests:  # a catalog that is made after a forgetting has none yet
+        tombstones.save(inner_catalog.create().path)
     urls = expand_patterns([patterns] if isinstance(patterns, str) else patterns)
     roles = roles_of(parent)
     embed(

@@ -16,6 +16,7 @@ from PIL import Image
 
 import curate
 from curate.catalog.catalog import Catalog
+from curate.catalog.records import EmbeddingRecord
 from curate.errors import CurateError, OptionError
 from curate.formats.tombstones import Tombstones
 from curate.formats.vectors import read_vectors
@@ -30,7 +31,10 @@ from curate.stages.probe.stage import probe
 from curate.stages.report.stage import report
 from curate.stages.score.stage import score
 from curate.stages.select.stage import select
+from curate.stages.training_data import embed_test_set
 from curate.stages.verify import verify
+from curate.stages.view.positions import find_positions
+from curate.stages.view.table import write_table
 
 PLANTED = "person-0317-holiday"
 COPY = "somebody-else-99"  # the same picture under another key
@@ -77,9 +81,9 @@ def world_once(tmp_path_factory) -> Path:
     embed(catalog, shards, encoder="pixels@4", captions=True, columns="all", workers=1)
     cluster(catalog, k=3)
     probe(catalog, model="ridge")
-    score(catalog, ["ssl_prototypes", "random", "el2n"])
+    score(catalog, ["ssl_prototypes", "random", "el2n", "density"])
     dedup(catalog, eps=0.001)
-    select(catalog, keep=1.0, strategy="random", name="all")
+    select(catalog, keep=1.0, strategy="random", weights=True, name="all")
     select(catalog, keep=0.5, strategy="random", where=f"key <> '{PLANTED}'", name="without")
     export(catalog, "all", folder / "mirror", clients=["open_clip", "wids", "energon", "dali"])
     export(catalog, "all", folder / "packed", samples_per_shard=9)
@@ -93,6 +97,9 @@ def world_once(tmp_path_factory) -> Path:
         export(catalog, "all", folder / name, format=list_format)
     report(catalog)
     gallery(catalog, scoring="random", count=12)
+    atlas = catalog.path / "view" / "samples.parquet"
+    atlas.parent.mkdir()
+    write_table(catalog, atlas, find_positions(catalog, "pixels@4", 100, 0), ["all"], 16)
     return folder
 
 
@@ -144,6 +151,8 @@ def exported_keys(folder: Path) -> list[str]:
 def check_forgotten(catalog: Catalog, receipt: Path, vector: bytes) -> None:
     folder = catalog.path.parent
     assert find_bytes(folder, vector) == set()
+    # What metrics were given may be vectors of unit length, which are other bytes.
+    assert rows(catalog, "select * from scoring_inputs") == []
     assert verify(catalog, forgotten=receipt) == []
     assert verify(catalog, check_sources=True) == []
     assert not (catalog.path / PLAN_NAME).exists()
@@ -163,7 +172,10 @@ def check_forgotten(catalog: Catalog, receipt: Path, vector: bytes) -> None:
 
 def test_nothing_of_a_forgotten_picture_is_in_any_file(world, tmp_path, caplog):
     vector, receipt = raw_vector(world), tmp_path / "receipt.json"
-    assert len(find_bytes(world.path.parent, vector)) > 10
+    showing = find_bytes(world.path.parent, vector)
+    assert len(showing) > 10
+    assert "catalog/view/samples.parquet" in showing
+    assert rows(world, "select distinct scoring from scoring_inputs") != []
     made = forget(world, [PLANTED, "nobody"], rewrite_shards=True, receipt=receipt)
     assert made == str(receipt)
     check_forgotten(world, receipt, vector)
@@ -194,6 +206,18 @@ def test_the_same_picture_does_not_come_back_under_another_key(world, tmp_path):
     keys = {key for (key,) in rows(world, "select key from samples")}
     assert not keys & {PLANTED, COPY, "new-name"}
     assert verify(world) == []
+
+
+def test_the_same_picture_does_not_come_back_in_test_shards_that_are_embedded_later(
+    world, tmp_path
+):
+    forget(world, PLANTED, receipt=tmp_path / "receipt.json")
+    test = write_shard(
+        tmp_path / "test.tar",
+        [("new-name", {"png": planted_image()}), ("another", {"png": png(5, (16, 16))})],
+    )
+    inner = embed_test_set(world, world.require(EmbeddingRecord, None), str(test)).catalog
+    assert rows(inner, "select key from samples") == [("another",)]
 
 
 def test_without_rewriting_the_shards_stay_as_they_are_and_are_named(world, tmp_path):

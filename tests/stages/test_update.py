@@ -18,6 +18,7 @@ from curate.formats.sample_ids import first_sample_id, shard_of
 from curate.stages.cluster.stage import centroids_filename, cluster
 from curate.stages.embed.stage import embed
 from curate.stages.export.stage import export
+from curate.stages.query import open_query
 from curate.stages.remove import remove
 from curate.stages.score.stage import score
 from curate.stages.select.stage import select
@@ -35,6 +36,7 @@ SELECTIONS = {
     "hard": {"keep": 0.5},
     "wide": {"keep": 0.5, "where": "random > 0.2", "skip_hardest": 0.1, "seed": 3},
     "inner": {"keep": 0.5, "within": "hard", "scope": "cluster"},
+    "weighted": {"keep": 0.4, "strategy": "random", "balance_by": "cluster", "weights": True},
 }
 
 
@@ -108,6 +110,15 @@ def test_four_weekly_additions_are_as_a_chain_from_scratch_under_the_same_centro
         assert members(first, name) == members(scratch, name), name
         records = [catalog.require(SelectionRecord, name) for catalog in (first, scratch)]
         assert records[0].fingerprint == records[1].fingerprint
+        sql = "select sample_id, weight from members where selection = ? order by all"
+        assert rows(first, sql, name) == rows(scratch, sql, name)
+    ((least, mean),) = rows(
+        first, "select min(weight), avg(weight) from members where selection = 'weighted'"
+    )
+    assert 0 < least <= mean == pytest.approx(1)
+    for query in ("changes", "drift"):
+        with open_query(first, query) as (connection, sql):
+            assert connection.execute(sql).fetchall(), query
     export(scratch, "hard", tmp_path / "export")
     same_files(tmp_path / "grown-export", tmp_path / "export")
     assert verify(first) == []
