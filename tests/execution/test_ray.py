@@ -79,7 +79,7 @@ def finish(driver: subprocess.Popen[str]) -> str:
 
 
 def wait_for(driver: subprocess.Popen[str], progress: Callable[[], int], at_least: int) -> None:
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 60
     while progress() < at_least:
         assert driver.poll() is None and time.monotonic() < deadline, driver.communicate()[1]
         time.sleep(0.02)
@@ -96,9 +96,7 @@ def lose_the_driver(cluster: Cluster, driver: subprocess.Popen[str], restart: St
     return finish(restart(0.0))
 
 
-@pytest.mark.parametrize(
-    "lose", [lose_a_machine, pytest.param(lose_the_driver, marks=pytest.mark.kills)] * REPETITIONS
-)
+@pytest.mark.parametrize("lose", [lose_a_machine, lose_the_driver] * REPETITIONS)
 def test_embed_and_export_lose_and_double_nothing(cluster, forty_shards, tmp_path, lose):
     local = Catalog(tmp_path / "local")
     curate.embed(local, forty_shards, encoder="pixels", workers=2)
@@ -167,7 +165,6 @@ def test_every_stage_gives_the_same_files_on_a_ray_of_this_machine(tmp_path):
         assert rows(on_ray, sql) == rows(local, sql)
 
 
-@pytest.mark.kills
 def test_k_means_continues_where_it_was_when_a_machine_and_then_the_driver_are_lost(
     cluster, tmp_path, monkeypatch
 ):

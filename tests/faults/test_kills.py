@@ -169,7 +169,7 @@ def test_killed_at_commit_points(tmp_path, corpus, undisturbed):
         list(pool.map(kill, range(6)))
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.kills), 2])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_killed_at_some_moment(tmp_path, corpus, undisturbed, workers):
     die_after(tmp_path, corpus, undisturbed[1], 2.0 + workers, workers)
 
