@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from curate.catalog.records import (
 )
 from curate.catalog.samples import class_to_index, encode_labels
 from curate.catalog.sql import quote_identifier
-from curate.distances import normalize_rows
+from curate.distances import DISTANCES, normalize_rows
 from curate.errors import CurateError, OptionError
 from curate.execution import engine
 from curate.execution.reporting import no_progress
@@ -30,6 +30,7 @@ from curate.formats.probe_outputs import read_summary
 from curate.formats.sample_ids import shard_filename, shard_id_of, shard_of
 from curate.formats.vectors import ShardVectors, sample_rows
 from curate.formatting import label_of_pattern
+from curate.options import Option
 from curate.progress import log
 from curate.stages.inputs.blocks import (
     ASSIGNMENT_INPUTS,
@@ -45,6 +46,18 @@ if TYPE_CHECKING:
     from curate.stages.other_catalog import OtherCatalog
 
 SetWithin = TypeVar("SetWithin", ClusteringRecord, ProbeRecord)
+
+# The options that name what inputs are taken from, for metrics and strategies.
+ClusteringName = Annotated[
+    str | None, Option("Name of the clustering.", default="required if there are several")
+]
+ProbeName = Annotated[
+    str | None, Option("Name of the probe.", default="the only one with the inputs")
+]
+DistanceName = Annotated[
+    str | None,
+    Option("Distance metric.", choices=DISTANCES, default="the clustering's, else cosine"),
+]
 
 DEFAULT_DISTANCE = "cosine"
 

@@ -19,7 +19,6 @@ from curate.catalog.records import (
     SetRecord,
 )
 from curate.catalog.sql import quote_patterns
-from curate.distances import DISTANCES
 from curate.errors import OptionError
 from curate.execution import engine
 from curate.execution.types import Resources
@@ -29,7 +28,10 @@ from curate.package_data import read_sql
 from curate.progress import log, progress_bar
 from curate.stages.inputs.corpus import (
     CORPUS_INPUTS,
+    ClusteringName,
     CorpusInputs,
+    DistanceName,
+    ProbeName,
     Source,
     check_options,
     list_options,
@@ -98,20 +100,9 @@ def score(
         ),
     ] = None,
     embedding: EmbeddingName = None,
-    clustering: Annotated[
-        str | None, Option("Name of the clustering.", default="required if there are several")
-    ] = None,
-    probe: Annotated[
-        str | None, Option("Name of the probe.", default="the only one with the inputs")
-    ] = None,
-    distance: Annotated[
-        str | None,
-        Option(
-            "Distance metric.",
-            choices=DISTANCES,
-            default="the clustering's, else cosine",
-        ),
-    ] = None,
+    clustering: ClusteringName = None,
+    probe: ProbeName = None,
+    distance: DistanceName = None,
     target: Annotated[
         list[str] | str | None,
         Option(

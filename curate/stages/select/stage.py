@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -20,14 +20,19 @@ from curate.catalog.records import (
 )
 from curate.catalog.samples import are_members, find_known_shards, load_members
 from curate.catalog.sql import quote_identifier
-from curate.distances import DISTANCES
 from curate.errors import CurateError, OptionError
 from curate.execution.types import Resources
 from curate.options import EmbeddingName, Option, Seed, SetName, Within, Workers, verb
 from curate.progress import log
 from curate.random_hash import random_bits
 from curate.stages.evidence.smallest import find_smallest
-from curate.stages.inputs.corpus import Source, check_options
+from curate.stages.inputs.corpus import (
+    ClusteringName,
+    DistanceName,
+    ProbeName,
+    Source,
+    check_options,
+)
 from curate.stages.select.candidates import (
     Candidates,
     check_where,
@@ -46,6 +51,7 @@ from curate.stages.select.quotas import (
 )
 from curate.stages.select.strategy_call import choose, rank
 from curate.stages.select.strategy_inputs import (
+    CandidateInputs,
     StrategyInputs,
     chooses_for_itself,
     needs_scores,
@@ -237,22 +243,9 @@ def select(
         ),
     ] = None,
     embedding: EmbeddingName = None,
-    clustering: Annotated[
-        str | None,
-        Option("Clustering that the strategy looks at.", default="required if there are several"),
-    ] = None,
-    probe: Annotated[
-        str | None,
-        Option("Probe that the strategy looks at.", default="the only one with the inputs"),
-    ] = None,
-    distance: Annotated[
-        str | None,
-        Option(
-            "Distance metric of the strategy.",
-            choices=DISTANCES,
-            default="the clustering's, else cosine",
-        ),
-    ] = None,
+    clustering: ClusteringName = None,
+    probe: ProbeName = None,
+    distance: DistanceName = None,
     tolerance: Annotated[
         float | None,
         Option(
@@ -395,7 +388,6 @@ def draw_selection(
     for the record of the run. Raises CurateError.
     """
     scoring, strategy, keep = settings["scoring"], settings["strategy"], settings["keep"]
-    seed, skip_hardest, scope = settings["seed"], settings["skip_hardest"], settings["scope"]
     parent = catalog.require(ScoringRecord, scoring) if scoring else None
     all_candidates = settings["where_sql"]
     if unscored == "drop":
@@ -419,17 +411,7 @@ def draw_selection(
         )
     if parent:
         warn_if_stale(catalog, parent)
-        if unscored == "drop":
-            num_unscored = count_unscored(catalog, parent.scoring, all_candidates)
-        else:
-            num_unscored = int(np.isnan(candidates.scores).sum())
-        if takes_scores(strategy) or unscored != "last":
-            _log_unscored(catalog, parent, num_unscored, unscored)
-        if unscored == "keep" and num_unscored > num_kept:
-            raise CurateError(
-                f"--unscored keep: {num_unscored:,} samples have no score, and --keep {keep:g} "
-                f"keeps {num_kept:,}: raise it, or take --unscored drop or last"
-            )
+        _check_unscored(catalog, parent, candidates, settings, unscored, all_candidates)
     code_checksum = strategy_checksum(strategy)
     # The scoring's fingerprint stands for its scores.
     content = [parent.fingerprint if parent else "", _candidates_checksum(candidates)]
@@ -480,40 +462,15 @@ def draw_selection(
             run_id=run_id,
             known_shards=known_shards,
         )
-        strata = None
         if not storage.is_url(shared_folder):
             shared_folder = str(folder)
         gathered = inputs.gather(candidates, folder, shared_folder)
         _log_unusable(inputs, num_candidates - gathered.num_rows)
-        if chooses_for_itself(strategy):
-            choice = choose(
-                strategy,
-                gathered,
-                candidates,
-                keep=keep,
-                scope=scope,
-                base=settings["balance_base"],
-                seed=seed,
-            )
-            member_ids, strata = candidates.sample_ids[choice.is_kept], choice.strata
-            priorities = None
-        else:
-            priorities = rank(strategy, gathered, num_candidates)
-            if skip_hardest:
-                is_skipped = _find_hardest(candidates, skip_hardest, seed)
-                priorities = np.where(is_skipped, np.nan, priorities)
-            choose_by = _choose_after_unscored if unscored == "keep" else _choose_members
-            member_ids = choose_by(candidates, priorities, record)
+        drawn = _draw(gathered, candidates, record, unscored)
         del gathered
-        member_weights = None
+        member_ids, member_weights = drawn.member_ids, None
         if weights:
-            if strata is None:
-                _check_has_strata(record.balance_by)
-            record = replace(record, weights_by=record.balance_by if strata is None else STRATEGY)
-            is_kept = are_members(candidates.sample_ids, member_ids)
-            member_weights = inverse_keep_weights(
-                candidates.groups if strata is None else strata, is_kept
-            )
+            record, member_weights = _weigh(record, candidates, drawn)
         changes = None
         if previous:
             changes = find_changes(
@@ -522,11 +479,11 @@ def draw_selection(
                 record,
                 member_ids,
                 candidates,
-                priorities,
+                drawn.priorities,
                 has_same_scores=_has_same_scores(catalog, previous, parent),
             )
         # What was ranked by takes 16 bytes per sample, which storing needs for the members.
-        candidates, priorities = candidates._replace(scores=np.empty(0)), None
+        candidates, drawn = candidates._replace(scores=np.empty(0)), drawn._replace(priorities=None)
         _store(catalog, record, member_ids, member_weights, previous, changes)
     log.info(
         "selection '%s'%s: %s of %s samples%s",
@@ -539,6 +496,53 @@ def draw_selection(
     _warn_of_lost_groups(catalog, record, candidates, member_ids)
     warn_of_nearly_lost_groups(catalog, record, candidates, member_ids)
     return name
+
+
+class _Drawn(NamedTuple):
+    """The members' ids, int64 [k].
+
+    Of all n candidates, where there is such a thing, what they were ranked by, float64 [n], and the
+    strata of a strategy that gave quotas, int [n].
+    """
+
+    member_ids: np.ndarray
+    priorities: np.ndarray | None
+    strata: np.ndarray | None
+
+
+def _draw(
+    inputs: CandidateInputs, candidates: Candidates, record: SelectionRecord, unscored: str
+) -> _Drawn:
+    """Which candidates are kept, by the record's strategy and quotas. Raises CurateError."""
+    if chooses_for_itself(record.strategy):
+        choice = choose(
+            record.strategy,
+            inputs,
+            candidates,
+            keep=record.keep,
+            scope=record.scope,
+            base=record.balance_base,
+            seed=record.seed,
+        )
+        return _Drawn(candidates.sample_ids[choice.is_kept], None, choice.strata)
+    priorities = rank(record.strategy, inputs, len(candidates.sample_ids))
+    if record.skip_hardest:
+        is_skipped = _find_hardest(candidates, record.skip_hardest, record.seed)
+        priorities = np.where(is_skipped, np.nan, priorities)
+    choose_by = _choose_after_unscored if unscored == "keep" else _choose_members
+    return _Drawn(choose_by(candidates, priorities, record), priorities, None)
+
+
+def _weigh(
+    record: SelectionRecord, candidates: Candidates, drawn: _Drawn
+) -> tuple[SelectionRecord, np.ndarray]:
+    """The record with the strata that weights are by, and the members' weights, float64 [k]."""
+    if drawn.strata is None:
+        _check_has_strata(record.balance_by)
+    weights_by = record.balance_by if drawn.strata is None else STRATEGY
+    strata = candidates.groups if drawn.strata is None else drawn.strata
+    is_kept = are_members(candidates.sample_ids, drawn.member_ids)
+    return replace(record, weights_by=weights_by), inverse_keep_weights(strata, is_kept)
 
 
 def _has_same_scores(
@@ -620,6 +624,33 @@ def _restrict_to_selection(where: str | None, within: str) -> str:
 def _restrict_to_scored(where: str | None, scoring: str) -> str:
     condition = f"{quote_identifier(scoring)} is not null"
     return f"{condition} and ({where}\n)" if where is not None else condition
+
+
+def _check_unscored(
+    catalog: Catalog,
+    scoring: ScoringRecord,
+    candidates: Candidates,
+    settings: dict[str, Any],
+    unscored: str,
+    all_candidates: str | None,
+) -> None:
+    """Say how many candidates, those of the condition `all_candidates`, have no score.
+
+    CurateError where all of them are to be kept, and are more than --keep says.
+    """
+    keep = settings["keep"]
+    num_kept = round(keep * len(candidates.sample_ids))
+    if unscored == "drop":
+        num_unscored = count_unscored(catalog, scoring.scoring, all_candidates)
+    else:
+        num_unscored = int(np.isnan(candidates.scores).sum())
+    if takes_scores(settings["strategy"]) or unscored != "last":
+        _log_unscored(catalog, scoring, num_unscored, unscored)
+    if unscored == "keep" and num_unscored > num_kept:
+        raise CurateError(
+            f"--unscored keep: {num_unscored:,} samples have no score, and --keep {keep:g} "
+            f"keeps {num_kept:,}: raise it, or take --unscored drop or last"
+        )
 
 
 def _log_unscored(
