@@ -191,11 +191,11 @@ def log_calibration(calibration: Calibration, eps: float) -> None:
     thresholds = sorted({*map(calibration.choose_eps, _RATES), eps})
     rows = [
         ("eps", [f"{threshold:.4g}" for threshold in thresholds]),
-        ("false matches", [f"{calibration.false_rate(one):.2%}" for one in thresholds]),
-        ("copies found", [f"{calibration.found_share(one):.1%}" for one in thresholds]),
+        ("false matches", [f"{calibration.false_rate(threshold):.2%}" for threshold in thresholds]),
+        ("copies found", [f"{calibration.found_share(threshold):.1%}" for threshold in thresholds]),
     ]
     shares = [calibration.found_shares(threshold) for threshold in thresholds]
-    rows += [(f"  {kind}", [f"{one[kind]:.1%}" for one in shares]) for kind in DISTORTIONS]
+    rows += [(f"  {kind}", [f"{by_kind[kind]:.1%}" for by_kind in shares]) for kind in DISTORTIONS]
     for name, cells in rows:
         log.info("%-14s%s", name, "".join(f"{cell:>10}" for cell in cells))
     log.info(
@@ -214,8 +214,8 @@ def write_curves(path: Path, calibration: Calibration, eps: float) -> None:
     high = float(positive.max()) if len(positive) else 1.0
     low = max(float(positive.min()) if len(positive) else 0.0, high / _AXIS_RANGE)
     thresholds = np.geomspace(low, 1.01 * high, 200)
-    others = np.array([calibration.false_rate(one) for one in thresholds])
-    copies = [calibration.found_shares(one) for one in thresholds]
+    others = np.array([calibration.false_rate(threshold) for threshold in thresholds])
+    copies = [calibration.found_shares(threshold) for threshold in thresholds]
     with plotting.new_figure(path, 8.5, 6.4, nrows=2, sharex=True) as (figure, axes):
         families = list(dict.fromkeys(kind.partition("-")[0] for kind in DISTORTIONS))
         drawn: set[str] = set()
@@ -223,14 +223,14 @@ def write_curves(path: Path, calibration: Calibration, eps: float) -> None:
             family = kind.partition("-")[0]
             axes[0].plot(
                 thresholds,
-                [100 * one[kind] for one in copies],
+                [100 * by_kind[kind] for by_kind in copies],
                 lw=1.2,
                 ls="--" if family in drawn else "-",  # the stronger of two
                 color=plotting.COLOURS[families.index(family)],
                 label=kind,
             )
             drawn.add(family)
-        means = [100 * np.mean(list(one.values())) for one in copies]
+        means = [100 * np.mean(list(by_kind.values())) for by_kind in copies]
         axes[0].plot(thresholds, means, lw=2.5, color="black", label="mean")
         is_seen = others > 0
         axes[1].plot(thresholds[is_seen], 100 * others[is_seen], color=plotting.HARD, lw=2)

@@ -309,7 +309,7 @@ class _Feeder:
             return bool(self._waiting)
         if len(self._begun) == _MAX_BEGUN:
             return False
-        return sum(one.filled.num_rows for one in self._waiting) >= self._limit()
+        return sum(waiting.filled.num_rows for waiting in self._waiting) >= self._limit()
 
     def _limit(self) -> int:
         image_limit, _ = batch_limits(self._task.encoder)
@@ -326,7 +326,7 @@ class _Feeder:
             self._deliver(batch, self._encode_in_parts(batch))
             return
         try:
-            self._begun.append((batch, self._device.begin([one.pixels for one in batch])))
+            self._begun.append((batch, self._device.begin([waiting.pixels for waiting in batch])))
         except Exception as error:
             self._encode_again(batch, error)
 
@@ -348,12 +348,12 @@ class _Feeder:
         self._begun.clear()
         self._device.release()
         image_limit, _ = batch_limits(self._task.encoder)
-        image_limit.halve(sum(one.filled.num_rows for one in batch))
+        image_limit.halve(sum(waiting.filled.num_rows for waiting in batch))
         for one in begun:
             self._deliver(one, self._encode_in_parts(one))
 
     def _encode_in_parts(self, batch: list[_Waiting]) -> np.ndarray:
-        images = [image for one in batch for image in one.pixels]
+        images = [image for waiting in batch for image in waiting.pixels]
 
         def encode(part: list[np.ndarray]) -> np.ndarray:
             return self._device.finish(self._device.begin([np.stack(part)]))
@@ -491,9 +491,9 @@ class _SlotFiller:
                 if isinstance(message, _NextShard):
                     self._shards.put(message.shard)
                 else:
-                    one = self._filled.pop(message.slot)
-                    one.caption_vectors = message.caption_vectors
-                    one.is_encoded.set()
+                    slot_records = self._filled.pop(message.slot)
+                    slot_records.caption_vectors = message.caption_vectors
+                    slot_records.is_encoded.set()
         os._exit(1)
 
     def embed_group(self) -> GroupResult:
@@ -522,48 +522,50 @@ class _SlotFiller:
     def _fill_slots(self, filled: "Queue[_SlotRecords | None]", counts: MemberCounts) -> None:
         """In a thread of its own: read records, and give each that may have an image a row."""
         stopwatch = Stopwatch()
-        one = _SlotRecords()
+        slot_records = _SlotRecords()
         try:
             records = self._task.read_shards(self._iterate_shards(stopwatch), counts)
             chunk: list[tuple[int, SampleRecord]] = []
             for record in stopwatch.measure_each("read", records):
-                one.records.append(record)
+                slot_records.records.append(record)
                 if isinstance(record, SampleRecord) and not record.error:
-                    if one.slot is None:
+                    if slot_records.slot is None:
                         with stopwatch.measure("wait for a slot"):
-                            one.slot = self._free.get()
-                        self._filled[one.slot] = one
-                    chunk.append((one.num_rows, record))
-                    one.num_rows += 1
-                is_full = one.num_rows == len(self._slots.pixels[0])
+                            slot_records.slot = self._free.get()
+                        self._filled[slot_records.slot] = slot_records
+                    chunk.append((slot_records.num_rows, record))
+                    slot_records.num_rows += 1
+                is_full = slot_records.num_rows == len(self._slots.pixels[0])
                 if len(chunk) == _CHUNK_ROWS or (chunk and is_full):
-                    self._submit(one, chunk)
+                    self._submit(slot_records, chunk)
                     chunk = []
                 if is_full:
-                    filled.put(one)
-                    self._end_chunk(one)
-                    one = _SlotRecords()
+                    filled.put(slot_records)
+                    self._end_chunk(slot_records)
+                    slot_records = _SlotRecords()
             if chunk:
-                self._submit(one, chunk)
+                self._submit(slot_records, chunk)
         except BaseException as error:  # handed on to the thread that writes
-            one.error = error
-            one.is_encoded.set()
-        filled.put(one)
-        self._end_chunk(one)
+            slot_records.error = error
+            slot_records.is_encoded.set()
+        filled.put(slot_records)
+        self._end_chunk(slot_records)
         filled.put(None)
         with self._lock:
             add_seconds(self._seconds, stopwatch.seconds)
 
-    def _submit(self, one: _SlotRecords, chunk: list[tuple[int, SampleRecord]]) -> None:
+    def _submit(self, slot_records: _SlotRecords, chunk: list[tuple[int, SampleRecord]]) -> None:
         with self._lock:
-            one.num_chunks += 1
-        self._pool.submit(self._decode_chunk, one, chunk)
+            slot_records.num_chunks += 1
+        self._pool.submit(self._decode_chunk, slot_records, chunk)
 
-    def _decode_chunk(self, one: _SlotRecords, chunk: list[tuple[int, SampleRecord]]) -> None:
+    def _decode_chunk(
+        self, slot_records: _SlotRecords, chunk: list[tuple[int, SampleRecord]]
+    ) -> None:
         try:
             with self._tokens:
                 started = time.thread_time()
-                pixels = self._slots.pixels[one.slot]
+                pixels = self._slots.pixels[slot_records.slot]
                 decoded = []
                 for row, record in chunk:
                     self._task.decode(record)
@@ -573,27 +575,29 @@ class _SlotFiller:
                         decoded.append((row, record))
                 seconds = time.thread_time() - started
             with self._lock:
-                one.rows += decoded
+                slot_records.rows += decoded
                 add_seconds(self._seconds, {"decode": seconds})
         except BaseException as error:  # handed on to the thread that writes
-            one.error = error
-        self._end_chunk(one)
+            slot_records.error = error
+        self._end_chunk(slot_records)
 
-    def _end_chunk(self, one: _SlotRecords) -> None:
+    def _end_chunk(self, slot_records: _SlotRecords) -> None:
         """After the last chunk, the slot goes to the device."""
         with self._lock:
-            one.num_chunks -= 1
-            is_last = not one.num_chunks
+            slot_records.num_chunks -= 1
+            is_last = not slot_records.num_chunks
         if not is_last:
             return
-        if one.error or one.slot is None:
-            one.is_encoded.set()
+        if slot_records.error or slot_records.slot is None:
+            slot_records.is_encoded.set()
             return
-        one.rows.sort(key=lambda pair: pair[0])
+        slot_records.rows.sort(key=lambda pair: pair[0])
         captions: list[str | None] = []
         if self._task.captions:
-            captions = captions_to_encode([record for _, record in one.rows])
-        self.send(_SlotFilled(one.slot, one.num_rows, captions, self.take_progress()))
+            captions = captions_to_encode([record for _, record in slot_records.rows])
+        self.send(
+            _SlotFilled(slot_records.slot, slot_records.num_rows, captions, self.take_progress())
+        )
 
     def _take_vectors(
         self, filled: "Queue[_SlotRecords | None]", stopwatch: Stopwatch
@@ -601,19 +605,19 @@ class _SlotFiller:
         """The records in their order, with the vectors that came back."""
         while True:
             with stopwatch.measure(_IDLE):
-                one = filled.get()
-            if one is None:
+                slot_records = filled.get()
+            if slot_records is None:
                 return
             with stopwatch.measure("wait for the device"):
-                one.is_encoded.wait()
-            if one.error:
-                raise one.error
-            if one.slot is not None:
-                vectors = self._slots.vectors[one.slot, : one.num_rows].copy()
-                self._free.put(one.slot)
-                records = [record for _, record in one.rows]
-                set_vectors(records, vectors[[row for row, _ in one.rows]])
-                if one.caption_vectors is not None:
+                slot_records.is_encoded.wait()
+            if slot_records.error:
+                raise slot_records.error
+            if slot_records.slot is not None:
+                vectors = self._slots.vectors[slot_records.slot, : slot_records.num_rows].copy()
+                self._free.put(slot_records.slot)
+                records = [record for _, record in slot_records.rows]
+                set_vectors(records, vectors[[row for row, _ in slot_records.rows]])
+                if slot_records.caption_vectors is not None:
                     captioned = [record for record in records if record.caption]
-                    set_caption_vectors(captioned, one.caption_vectors)
-            yield from one.records
+                    set_caption_vectors(captioned, slot_records.caption_vectors)
+            yield from slot_records.records

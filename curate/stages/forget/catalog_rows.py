@@ -87,7 +87,7 @@ def delete_rows(
     connection.execute(
         "create or replace temp table forgotten as "
         "select unnest($1::bigint[]) as sample_id, unnest($2::bigint[]) as shard_id",
-        [[one.sample_id for one in targets], [one.shard_id for one in targets]],
+        [[target.sample_id for target in targets], [target.shard_id for target in targets]],
     )
     # Those that a killed call has deleted are counted no more.
     connection.execute(
@@ -144,12 +144,12 @@ def _move_shard(
     ).fetchall()
     if is_moved:  # before a kill
         return
-    cuts = [one for one in targets if one.shard_id == shard.shard_id and one.length]
+    cuts = [target for target in targets if target.shard_id == shard.shard_id and target.length]
     connection.execute(
         "update samples set byte_offset = byte_offset - coalesce((select sum(cut_length) from ("
         "select unnest($1::bigint[]) as cut_offset, unnest($2::bigint[]) as cut_length) "
         "where cut_offset < byte_offset), 0)::bigint where shard_id = $3",
-        [[one.offset for one in cuts], [one.length for one in cuts], shard.shard_id],
+        [[target.offset for target in cuts], [target.length for target in cuts], shard.shard_id],
     )
     connection.execute(
         "update shards set num_bytes = ?, etag = ?, checksum = ? where shard_id = ?",

@@ -66,7 +66,11 @@ def rewrite_shard(targets: list[Target], old_bytes: int) -> RewrittenShard:
     Raises CurateError for a shard that is neither as it was nor cut already.
     """
     url = targets[0].url
-    cuts = [CutRange(one.offset, one.offset + one.length) for one in targets if one.length]
+    cuts = [
+        CutRange(target.offset, target.offset + target.length)
+        for target in targets
+        if target.length
+    ]
     new_bytes = old_bytes - sum(cut.stop - cut.start for cut in cuts)
     try:
         num_bytes = files.stat(url).num_bytes
@@ -340,7 +344,7 @@ def _move_offsets(
     for url, shard in sources.items():
         rows = np.array([one == url for one in urls], bool)
         rows &= shard_bytes != shard.num_bytes
-        cuts = sorted((one.offset, one.length) for one in targets if one.url == url)
+        cuts = sorted((target.offset, target.length) for target in targets if target.url == url)
         before = np.zeros(len(offsets), np.int64)
         for offset, length in cuts:
             before += np.where(offsets > offset, length, 0)

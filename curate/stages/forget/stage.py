@@ -198,7 +198,7 @@ def _make_plan(
         image = read_target_image(target) if target.length else None
         patterns.update(make_patterns(image or b""))
     for vector in load_raw_vectors(
-        catalog, [one for one in targets if one.sample_id not in same_ids]
+        catalog, [target for target in targets if target.sample_id not in same_ids]
     ):
         patterns.update(make_patterns(vector))
     with catalog.reading() as connection:
@@ -206,7 +206,9 @@ def _make_plan(
             sets.find_set(connection, EmbeddingRecord, name)
             for name in sets.list_sets(connection, EmbeddingRecord)
         ]
-        made_with = sets.list_dependents(connection, [one for one in embeddings if one])
+        made_with = sets.list_dependents(
+            connection, [embedding for embedding in embeddings if embedding]
+        )
         # Selections by chance were made from no embedding, and have the samples all the same.
         made_with += connection.execute(
             "with chosen as (select distinct selection from members "

@@ -78,7 +78,11 @@ def find_targets(
         found += by_checksum
         if where is not None:
             found += _select_where(connection, where)
-        images = {(one.image_bytes, one.image_checksum) for one in found if one.image_bytes >= 0}
+        images = {
+            (target.image_bytes, target.image_checksum)
+            for target in found
+            if target.image_bytes >= 0
+        }
         found += _select_images(connection, images)
     missing = [key for key in keys if not counts[key]]
     missing += [
@@ -92,7 +96,9 @@ def find_targets(
 
 def find_copies(catalog: Catalog, targets: Iterable[Target]) -> list[Target]:
     """The samples of another catalog that have the images of these."""
-    images = {(one.image_bytes, one.image_checksum) for one in targets if one.image_bytes >= 0}
+    images = {
+        (target.image_bytes, target.image_checksum) for target in targets if target.image_bytes >= 0
+    }
     with catalog.reading() as connection:
         return sorted(set(_select_images(connection, images)))
 
@@ -150,7 +156,9 @@ def read_target_image(target: Target) -> bytes | None:
     except (OSError, CorruptShardError, StopIteration):
         return None
     same_size = [content for content in members if len(content) == target.image_bytes]
-    return next((one for one in same_size if bytes_checksum(one) == target.image_checksum), None)
+    return next(
+        (content for content in same_size if bytes_checksum(content) == target.image_checksum), None
+    )
 
 
 def load_raw_vectors(catalog: Catalog, targets: list[Target]) -> list[bytes]:

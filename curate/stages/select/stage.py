@@ -466,11 +466,11 @@ def draw_selection(
             shared_folder = str(folder)
         gathered = inputs.gather(candidates, folder, shared_folder)
         _log_unusable(inputs, num_candidates - gathered.num_rows)
-        drawn = _draw(gathered, candidates, record, unscored)
+        choice = _draw(gathered, candidates, record, unscored)
         del gathered
-        member_ids, member_weights = drawn.member_ids, None
+        member_ids, member_weights = choice.member_ids, None
         if weights:
-            record, member_weights = _weigh(record, candidates, drawn)
+            record, member_weights = _weigh(record, candidates, choice)
         changes = None
         if previous:
             changes = find_changes(
@@ -479,11 +479,14 @@ def draw_selection(
                 record,
                 member_ids,
                 candidates,
-                drawn.priorities,
+                choice.priorities,
                 has_same_scores=_has_same_scores(catalog, previous, parent),
             )
         # What was ranked by takes 16 bytes per sample, which storing needs for the members.
-        candidates, drawn = candidates._replace(scores=np.empty(0)), drawn._replace(priorities=None)
+        candidates, choice = (
+            candidates._replace(scores=np.empty(0)),
+            choice._replace(priorities=None),
+        )
         _store(catalog, record, member_ids, member_weights, previous, changes)
     log.info(
         "selection '%s'%s: %s of %s samples%s",
@@ -498,7 +501,7 @@ def draw_selection(
     return name
 
 
-class _Drawn(NamedTuple):
+class _MemberChoice(NamedTuple):
     """The members' ids, int64 [k].
 
     Of all n candidates, where there is such a thing, what they were ranked by, float64 [n], and the
@@ -512,7 +515,7 @@ class _Drawn(NamedTuple):
 
 def _draw(
     inputs: CandidateInputs, candidates: Candidates, record: SelectionRecord, unscored: str
-) -> _Drawn:
+) -> _MemberChoice:
     """Which candidates are kept, by the record's strategy and quotas. Raises CurateError."""
     if chooses_for_itself(record.strategy):
         choice = choose(
@@ -524,24 +527,24 @@ def _draw(
             base=record.balance_base,
             seed=record.seed,
         )
-        return _Drawn(candidates.sample_ids[choice.is_kept], None, choice.strata)
+        return _MemberChoice(candidates.sample_ids[choice.is_kept], None, choice.strata)
     priorities = rank(record.strategy, inputs, len(candidates.sample_ids))
     if record.skip_hardest:
         is_skipped = _find_hardest(candidates, record.skip_hardest, record.seed)
         priorities = np.where(is_skipped, np.nan, priorities)
     choose_by = _choose_after_unscored if unscored == "keep" else _choose_members
-    return _Drawn(choose_by(candidates, priorities, record), priorities, None)
+    return _MemberChoice(choose_by(candidates, priorities, record), priorities, None)
 
 
 def _weigh(
-    record: SelectionRecord, candidates: Candidates, drawn: _Drawn
+    record: SelectionRecord, candidates: Candidates, choice: _MemberChoice
 ) -> tuple[SelectionRecord, np.ndarray]:
     """The record with the strata that weights are by, and the members' weights, float64 [k]."""
-    if drawn.strata is None:
+    if choice.strata is None:
         _check_has_strata(record.balance_by)
-    weights_by = record.balance_by if drawn.strata is None else STRATEGY
-    strata = candidates.groups if drawn.strata is None else drawn.strata
-    is_kept = are_members(candidates.sample_ids, drawn.member_ids)
+    weights_by = record.balance_by if choice.strata is None else STRATEGY
+    strata = candidates.groups if choice.strata is None else choice.strata
+    is_kept = are_members(candidates.sample_ids, choice.member_ids)
     return replace(record, weights_by=weights_by), inverse_keep_weights(strata, is_kept)
 
 

@@ -155,18 +155,18 @@ def _update_sets(
         ).fetchall()
     changed: list[str] = []
     obstacles: dict[_Set, str] = {}
-    for one in (_Set(*row) for row in rows):
-        record = catalog.require(SET_TYPES_BY_KIND[one.kind], one.name)
+    for named_set in (_Set(*row) for row in rows):
+        record = catalog.require(SET_TYPES_BY_KIND[named_set.kind], named_set.name)
         parents = _list_parents(catalog, record)
         blocked = next((parent for parent in parents if parent in obstacles), None)
         reason = f"it is from the {blocked.kind} '{blocked.name}'" if blocked else None
         try:
-            outcome = _UPDATES[one.kind](catalog, record, resources, refit, reason)
+            outcome = _UPDATES[named_set.kind](catalog, record, resources, refit, reason)
         except _NotUpdatedError as error:
-            obstacles[one] = str(error)
+            obstacles[named_set] = str(error)
         else:
             if outcome:
-                changed.append(str(one))
+                changed.append(str(named_set))
     return changed, obstacles
 
 
@@ -277,12 +277,12 @@ def _list_parents(catalog: Catalog, record: SetRecord) -> list[_Set]:
 
 def _log_obstacles(catalog: Catalog, obstacles: dict[_Set, str]) -> None:
     """Name the sets that are out of date still, and what makes them again."""
-    for one, reason in obstacles.items():
-        record = catalog.require(SET_TYPES_BY_KIND[one.kind], one.name)
+    for named_set, reason in obstacles.items():
+        record = catalog.require(SET_TYPES_BY_KIND[named_set.kind], named_set.name)
         log.warning(
             "the %s '%s' stays as it is, %s: `%s` makes it again",
-            one.kind,
-            one.name,
+            named_set.kind,
+            named_set.name,
             reason,
             remake_command(catalog, record),
         )
@@ -294,5 +294,5 @@ def _log_obstacles(catalog: Catalog, obstacles: dict[_Set, str]) -> None:
     if stale_sets:
         log.warning(
             "an update does not make again: %s",
-            ", ".join(f"the {one.kind} '{one.name}'" for one in stale_sets),
+            ", ".join(f"the {named_set.kind} '{named_set.name}'" for named_set in stale_sets),
         )
