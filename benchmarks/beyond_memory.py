@@ -19,10 +19,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from made_up import insert_embedding
 
-from curate.catalog import sets
 from curate.catalog.catalog import Catalog
-from curate.catalog.records import EmbeddingRecord
 from curate.formats.sample_ids import first_sample_id
 from curate.formats.vectors import write_vectors
 
@@ -43,29 +42,8 @@ def build_embedding(catalog: Catalog) -> int:
             first_sample_id(shard_id) + np.arange(ROWS_PER_FILE),
             rows.astype(np.float16),
         )
-    record = EmbeddingRecord(
-        embedding=EMBEDDING,
-        encoder="none",
-        checkpoint=None,
-        weights_sha256="",
-        dim=DIM,
-        preprocessing="{}",
-        label_source="cls",
-        run_id=0,
-    )
     with catalog.writing() as connection:
-        sets.replace_set(connection, record)
-        connection.execute(
-            "insert into shards (shard_id, url, num_bytes, etag, num_samples, checksum, complete) "
-            "select i, i || '.tar', 1, '', ?, 'x' || i, true from range(?) as t(i)",
-            [ROWS_PER_FILE, NUM_FILES],
-        )
-        connection.execute(
-            "insert into embedded_shards "
-            "(embedding, shard_id, num_embedded, num_failed, vectors_checksum) "
-            "select ?, i, ?, 0, null from range(?) as t(i)",
-            [EMBEDDING, ROWS_PER_FILE, NUM_FILES],
-        )
+        insert_embedding(connection, EMBEDDING, DIM, NUM_FILES, ROWS_PER_FILE)
     folder = Path(catalog.embedding_folder(EMBEDDING))
     return sum(path.stat().st_size for path in folder.iterdir())
 

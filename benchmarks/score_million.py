@@ -19,10 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from made_up import insert_embedding
 
-from curate.catalog import sets
 from curate.catalog.catalog import Catalog
-from curate.catalog.records import EmbeddingRecord
 from curate.distances import l2_normalize
 from curate.formats.sample_ids import first_sample_id
 from curate.formats.vectors import ShardVectors, iterate_vectors, write_vectors
@@ -43,29 +42,8 @@ def build_catalog(catalog: Catalog) -> None:
         rows += centers[generator.integers(0, len(centers), ROWS_PER_SHARD)]
         ids = first_sample_id(shard_id) + np.arange(ROWS_PER_SHARD)
         write_vectors(catalog.vector_file(EMBEDDING, shard_id), ids, rows.astype(np.float16))
-    record = EmbeddingRecord(
-        embedding=EMBEDDING,
-        encoder="none",
-        checkpoint=None,
-        weights_sha256="",
-        dim=DIM,
-        preprocessing="{}",
-        label_source="cls",
-        run_id=0,
-    )
     with catalog.writing() as connection:
-        sets.replace_set(connection, record)
-        connection.execute(
-            "insert into shards (shard_id, url, num_bytes, etag, num_samples, checksum, complete) "
-            "select i, i || '.tar', 1, '', ?, 'x' || i, true from range(?) as t(i)",
-            [ROWS_PER_SHARD, NUM_SHARDS],
-        )
-        connection.execute(
-            "insert into embedded_shards "
-            "(embedding, shard_id, num_embedded, num_failed, vectors_checksum) "
-            "select ?, i, ?, 0, null from range(?) as t(i)",
-            [EMBEDDING, ROWS_PER_SHARD, NUM_SHARDS],
-        )
+        insert_embedding(connection, EMBEDDING, DIM, NUM_SHARDS, ROWS_PER_SHARD)
         connection.execute(
             "insert into samples (sample_id, shard_id, key, byte_offset, num_bytes) "
             "select (s << 24) | p, s, p::text, 0, 1 from range(?) as a(s), range(?) as b(p)",

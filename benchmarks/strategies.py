@@ -17,10 +17,11 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
+from made_up import insert_embedding
 
 from curate.catalog import sets
 from curate.catalog.catalog import Catalog
-from curate.catalog.records import ClusteringRecord, EmbeddingRecord, ScoringRecord
+from curate.catalog.records import ClusteringRecord, ScoringRecord
 from curate.distances import l2_normalize, rowwise_distance
 from curate.formats.centroids import save_centroids
 from curate.formats.sample_ids import first_sample_id
@@ -82,26 +83,12 @@ def build_catalog(folder: Path, num_samples: int) -> None:
     )
     save_centroids(catalog.centroids_file(clustering), centers)
     with catalog.writing() as connection:
-        connection.execute(
-            "insert into shards (shard_id, url, num_bytes, etag, num_samples, checksum, complete) "
-            "select i, i || '.tar', 1, '', ?, 'x' || i, true from range(?) as t(i)",
-            [SAMPLES_PER_SHARD, num_shards],
-        )
+        insert_embedding(connection, "rows", DIM, num_shards, SAMPLES_PER_SHARD)
         connection.execute(
             "insert into samples (sample_id, shard_id, key, label, byte_offset, num_bytes, width, "
             "height) select (i // $1) << 24 | i % $1, i // $1, i::text, 'class-' || hash(i) % $2, "
             "0, 30000, 400, 300 from range($3) as t(i)",
             [SAMPLES_PER_SHARD, NUM_CLASSES, num_samples],
-        )
-        embedding = EmbeddingRecord(
-            embedding="rows",
-            encoder="none",
-            checkpoint=None,
-            weights_sha256="",
-            dim=DIM,
-            preprocessing="{}",
-            label_source="cls",
-            run_id=0,
         )
         scoring = ScoringRecord(
             scoring="ssl_prototypes",
@@ -114,14 +101,8 @@ def build_catalog(folder: Path, num_samples: int) -> None:
             fingerprint="",
             run_id=0,
         )
-        for record in (embedding, clustering, scoring):
+        for record in (clustering, scoring):
             sets.replace_set(connection, record)
-        connection.execute(
-            "insert into embedded_shards "
-            "(embedding, shard_id, num_embedded, num_failed, vectors_checksum) "
-            "select 'rows', i, ?, 0, null from range(?) as t(i)",
-            [SAMPLES_PER_SHARD, num_shards],
-        )
         connection.execute(
             "insert into scores select 'ssl_prototypes', sample_id, "
             "hash(sample_id + 1) % 100000 / 1e5, null from samples"
