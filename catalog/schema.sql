@@ -238,7 +238,8 @@ create table if not exists selections (
     fingerprint text not null,
     run_id bigint not null,
     known_shards bigint[], -- the shards there were: first and last ids of runs of neighbours; null before schema 9
-    weights_by text -- the strata of members.weight: label, cluster, or those of the strategy; null without weights
+    weights_by text, -- the strata of members.weight: label, cluster, or those of the strategy; null without weights
+    strategy_options text -- the strategy's own options and the sets given to it, those that are not the defaults
 );
 
 create table if not exists members (
@@ -445,11 +446,12 @@ create table if not exists fits (
     run_id bigint not null,
     schedule text, -- of the validations, as epochs is where only those of one length were taken
     epochs integer,
-    strategy text, -- this and the next two: the kind of selection
+    strategy text, -- this, the next two and strategy_options: the kind of selection
     keep double,
     metric text,
     exponent_vs_random double, -- less that of random samples, paired by seed
-    exponent_vs_random_interval double -- half the width of its 95% interval
+    exponent_vs_random_interval double, -- half the width of its 95% interval
+    strategy_options text
 );
 
 create table if not exists fit_points (

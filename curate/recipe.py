@@ -1,4 +1,7 @@
-"""Recipes: whole runs as TOML. Tables are verbs, keys are their options."""
+"""Recipes: whole runs as TOML. Tables are verbs, keys are their options.
+
+TOML has each table once in its place. `[[step]]` tables, which name their verb, have any order.
+"""
 
 import inspect
 import os
@@ -17,6 +20,7 @@ from curate.verbs import RECIPE_VERBS, VERBS
 _RUN_VARIABLES = ("CATALOG", "SELECTION")
 _RECIPE_FOLDER = "RECIPE_FOLDER"  # where the recipe lies, for metric files that come with it
 _DEFAULT_CATALOG = "curated"
+_STEP = "step"
 
 
 class Step(NamedTuple):
@@ -90,11 +94,7 @@ def load_recipe(
     steps: list[Step] = []
     for name, table in tables.items():
         calls = table if isinstance(table, list) else [table]
-        if name not in RECIPE_VERBS or not all(isinstance(call, dict) for call in calls):
-            raise OptionError(
-                f"'{path}': [{name}] is no step; there are: {', '.join(RECIPE_VERBS)}"
-            )
-        steps += [Step(name, {**call}) for call in calls]
+        steps += [_read_step(name, call, path) for call in calls]
     if not steps:
         raise CurateError(
             f"'{path}' has no step: write [embed], [cluster] and so on, with their options"
@@ -109,6 +109,18 @@ def load_recipe(
         _check_step(step.verb, arguments, path)
         checked_steps.append(Step(step.verb, arguments))
     return folder, checked_steps
+
+
+def _read_step(table_name: str, table: Any, path: Path) -> Step:
+    """A table `[VERB]`, or a `[[step]]` with `verb = "VERB"`. Raises OptionError for another."""
+    name, arguments = table_name, {**table} if isinstance(table, dict) else None
+    if table_name == _STEP and arguments is not None:
+        name = arguments.pop("verb", _STEP)
+        if name == _STEP:
+            raise OptionError(f"'{path}': [[step]] has no verb: write verb = \"select\" or another")
+    if arguments is None or name not in RECIPE_VERBS:
+        raise OptionError(f"'{path}': [{name}] is no step; there are: {', '.join(RECIPE_VERBS)}")
+    return Step(name, arguments)
 
 
 def find_recipe(recipe: str | Path) -> Path:

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import numpy as np
@@ -68,6 +69,27 @@ def test_set_and_from_change_a_run(write_recipe, tmp_path):
         curate.run(path, from_step="export")
 
 
+def test_steps_that_name_their_verb_run_in_any_order(write_recipe, tmp_path):
+    catalog = make_catalog(tmp_path)
+    steps = [
+        {"verb": "select", "strategy": "random", "keep": 0.5, "name": "half"},
+        {"verb": "cluster", "within": "half", "k": 2, "name": "inner"},
+        {"verb": "score", "metrics": ["ssl_prototypes"], "within": "half", "name": "far"},
+        {"verb": "select", "scoring": "far", "within": "half", "keep": 0.4, "name": "few"},
+    ]
+    lines = ['catalog = "${FOLDER}/catalog"']
+    for step in steps:
+        lines += ["[[step]]", *(f"{key} = {json.dumps(value)}" for key, value in step.items())]
+    path = write_recipe("\n".join(lines))
+    assert curate.run(path, set=["score.name=distance", "select.seed=1"], dry_run=True)
+    assert curate.run(path) == "few"
+    assert len(members(catalog, "few")) == 6
+    assert set(members(catalog, "few")) < set(members(catalog, "half"))
+    assert rows(catalog, "select num_samples from clusterings where clustering = 'inner'") == [
+        (15,)
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -88,6 +110,9 @@ def test_set_and_from_change_a_run(write_recipe, tmp_path):
         ),
         ("[embed", "is no TOML"),
         ("[select]\nscoring = 'x'", "--keep is missing"),
+        ("[step]\nkeep = 0.5", r"\[\[step\]\] has no verb: write verb = "),
+        ("[[step]]\nverb = 'polish'", r"\[polish\] is no step; there are: pack, embed"),
+        ("[[step]]\nverb = 'select'\nkep = 1", r"\[select\] .*'kep'; it takes: keep, scoring"),
     ],
 )
 def test_a_mistake_is_found_before_any_work(write_recipe, tmp_path, text, reason):

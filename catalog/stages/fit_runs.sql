@@ -8,6 +8,7 @@ select
     training_runs.keep,
     selections.scoring,
     metric,
+    strategy_options,
     validations.num_samples as corpus_size,
     validations.epochs as corpus_epochs,
     training_runs.num_samples,

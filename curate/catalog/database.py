@@ -16,7 +16,7 @@ from curate.errors import CurateError
 from curate.package_data import read_sql
 from curate.progress import log
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 TIMEOUT = 600.0  # seconds to wait while another process has the database open
 _QUIET = 2.0  # seconds to wait without a message
 ALIAS = "curate"  # of the file, for DuckDB

@@ -146,6 +146,7 @@ class SelectionRecord(SetRecord):
     run_id: int
     known_shards: list[int] | None = None  # first and last ids of runs of shards
     weights_by: str | None = None  # the strata of the weights
+    strategy_options: str | None = None  # those that are not the defaults
 
 
 @dataclass(frozen=True)
@@ -246,6 +247,7 @@ class FitRecord(SetRecord):
     metric: str | None
     exponent_vs_random: float | None
     exponent_vs_random_interval: float | None
+    strategy_options: str | None
 
 
 @dataclass(frozen=True)

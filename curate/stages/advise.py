@@ -104,12 +104,12 @@ def advise(
     """What to keep of a corpus of `samples` when only so much can be trained on.
 
     From the laws of `curate fit`, fitted anew to the validations with equal epochs: that of random
-    samples, and that of each kind of selection (strategy, keep and metric) that leaves no more than
-    the budget. A kind is advised where the interval of its gain over random samples is above 0;
-    beyond the sizes of the fit, only where it is so with an asymptote and without. Else random
-    samples are advised, or everything where the budget is enough for it. The intervals cover chance
-    between seeds, not that errors may leave the law. Raises CurateError beyond 10 times the sizes
-    of the fit, unless told to `extrapolate`.
+    samples, and that of each kind of selection (strategy with its options, keep and metric) that
+    leaves no more than the budget. A kind is advised where the interval of its gain over random
+    samples is above 0; beyond the sizes of the fit, only where it is so with an asymptote and
+    without. Else random samples are advised, or everything where the budget is enough for it. The
+    intervals cover chance between seeds, not that errors may leave the law. Raises CurateError
+    beyond 10 times the sizes of the fit, unless told to `extrapolate`.
     """
     catalog = Catalog(catalog)
     budgets = [parse_budget(value) for value in _as_values(budget)]

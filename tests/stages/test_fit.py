@@ -48,6 +48,23 @@ def test_the_exponents_come_with_intervals_and_pictures(catalog):
     assert envelope_is_lower == [(True,)]
 
 
+def test_selections_that_differ_in_an_option_of_their_strategy_have_laws_of_their_own(catalog):
+    kinds = {("hardest", 0.5): lambda n: 6 * n**-0.6, ("easiest", 0.5): lambda n: 2 * n**-0.4}
+    add_validations(catalog, lambda n: 3 * n**-0.5, kinds)
+    with catalog.writing() as connection:
+        connection.execute(
+            "update selections set strategy = 'hardest', strategy_options = 'beta=0.2' "
+            "where strategy = 'easiest'"
+        )
+    names = curate.fit(catalog, form="pure-power")
+    assert "mlp-hardest-0.5-el2n-beta=0.2-pure-power" in names
+    exponents = rows(
+        catalog,
+        "select strategy_options, round(exponent, 1) from fits where arms = 'pruned' order by all",
+    )
+    assert exponents == [("beta=0.2", 0.4), (None, 0.6)]
+
+
 def test_each_keep_has_its_own_law_and_its_difference_from_random(catalog):
     kinds = {
         ("hardest", 0.5): lambda n: 6 * n**-0.6,

@@ -497,6 +497,30 @@ def test_keep_auto_goes_by_uncontradicted_evidence_of_the_same_corpus(ten):
         select(ten, keep="auto", where="label = 'a'")
 
 
+def test_keep_auto_tells_selections_apart_that_differ_in_an_option_of_their_strategy(ten, caplog):
+    toy = {"scoring": "toy", "strategy": "coverage"}
+    names = [
+        select(ten, keep=0.8, **toy),
+        select(ten, keep=0.5, options={"strata": "5"}, **toy),
+        select(ten, keep=0.3, options={"strata": "50"}, **toy),  # the default
+    ]
+    stored = dict(rows(ten, "select selection, strategy_options from selections"))
+    assert [stored[name] for name in names] == [None, "strata=5", None]
+    ((last_run_id,),) = rows(ten, "select max(run_id) from runs")
+    with ten.writing() as connection:
+        insert_validation(connection, "v", run_id=last_run_id + 1)
+        for seed in range(3):
+            insert_training_run(connection, "v", "full", None, seed, 0.8, keep=1.0)
+            for name, keep in zip(names, (0.8, 0.5, 0.3), strict=True):
+                insert_training_run(
+                    connection, "v", "pruned", name, seed, 0.8 + seed / 1000, keep=keep
+                )
+        refresh_comparisons(connection, "v")
+    with caplog.at_level("INFO", "curate"):
+        select(ten, keep="auto")
+    assert "for 2 kinds of selection" in caplog.text
+
+
 def test_keep_auto_takes_the_smallest_selection_without_loss_and_says_why(ten, caplog):
     with pytest.raises(CurateError, match="no selection was validated yet: run `curate validate"):
         select(ten, keep="auto")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _CHAIN_FIELDS = (
     "scoring",
     "strategy",
+    "strategy_options",
     "scope",
     "balance",
     "balance_by",

@@ -40,6 +40,7 @@ class TrainingRun(NamedTuple):
     keep: float
     scoring: str | None
     metric: str | None
+    strategy_options: str | None
     corpus_size: int
     corpus_epochs: int
     num_samples: int
@@ -54,10 +55,12 @@ class SelectionKind(NamedTuple):
     strategy: str
     keep: float
     metric: str | None
+    options: str | None  # of the strategy
 
     def __str__(self) -> str:
         by = f" by {self.metric}" if self.metric else ""
-        return f"{self.strategy} {self.keep:g}{by}"
+        options = f" ({self.options})" if self.options else ""
+        return f"{self.strategy} {self.keep:g}{by}{options}"
 
 
 class Arm(NamedTuple):
@@ -179,7 +182,7 @@ def group_arms(runs: list[TrainingRun]) -> list[Arm]:
             run.arm,
             run.validation,
             run.selection,
-            SelectionKind(run.strategy, run.keep, run.metric) if run.strategy else None,
+            _kind_of(run),
             run.corpus_size,
             run.num_samples,
             run.num_samples * run.epochs,
@@ -187,6 +190,12 @@ def group_arms(runs: list[TrainingRun]) -> list[Arm]:
         )
         arms.append(arm)
     return arms
+
+
+def _kind_of(run: TrainingRun) -> SelectionKind | None:
+    if not run.strategy:
+        return None
+    return SelectionKind(run.strategy, run.keep, run.metric, run.strategy_options)
 
 
 def baseline_arms(arms: list[Arm]) -> list[Arm]:

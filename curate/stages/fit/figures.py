@@ -111,11 +111,15 @@ def _load_gains(arms: list[Arm]) -> dict[str, Points]:
 
 
 def _accuracies_by_keep(arms: list[Arm]) -> dict[str, dict[str, Points]]:
-    """For each strategy and metric the accuracies, against the fraction kept."""
+    """For each strategy and metric the accuracies, against the fraction kept.
+
+    Options of a strategy make a line of their own.
+    """
     pairs: dict[str, dict[str, list[tuple[float, np.ndarray]]]] = {}
     for kind, group in group_by_kind(arms).items():
         lines = pairs.setdefault(kind.strategy, {})
-        line = lines.setdefault(kind.metric or "no metric", [])
+        options = f" ({kind.options})" if kind.options else ""
+        line = lines.setdefault(f"{kind.metric or 'no metric'}{options}", [])
         line += [(kind.keep, _accuracies(arm)) for arm in group]
     return {
         strategy: {metric: _make_points(lines[metric]) for metric in sorted(lines)}

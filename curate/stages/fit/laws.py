@@ -29,9 +29,9 @@ class ArmLaw(NamedTuple):
 
 
 class ModelLaws(NamedTuple):
-    """`kinds` has a law of the number of kept samples for each kind of selection (strategy, keep
-    and metric) that was compared within corpora of enough sizes. `corpus_sizes` are sorted;
-    `epochs` are those of the largest, and of all with equal epochs.
+    """`kinds` has a law of the number of kept samples for each kind of selection (strategy with its
+    options, keep and metric) that was compared within corpora of enough sizes. `corpus_sizes` are
+    sorted; `epochs` are those of the largest, and of all with equal epochs.
     """
 
     random: ArmLaw

@@ -58,7 +58,7 @@ def fit(
     strategy: Strategies = None,
 ) -> list[str]:
     """Fit the error of random samples, of the Pareto envelope over initial sizes and keeps, and of
-    each kind of selection (strategy, keep and metric) by itself.
+    each kind of selection (strategy with its options, keep and metric) by itself.
 
     From all validations by the model, so compare selections within corpora of several sizes first
     (`--within`). All must have been trained by the same rule: equal epochs are the same number at
@@ -93,7 +93,7 @@ def _fit_model(catalog: Catalog, runs: RunFilter, form: str) -> list[str]:
         _commit(catalog, f"{base_name}-pareto{suffix}", runs, "pareto", laws.pareto, random_law),
     ]
     for kind, law in laws.kinds.items():
-        words = (base_name, kind.strategy, f"{kind.keep:g}", kind.metric)
+        words = (base_name, kind.strategy, f"{kind.keep:g}", kind.metric, kind.options)
         name = f"{'-'.join(_name_safe(word) for word in words if word)}{suffix}"
         names.append(_commit(catalog, name, runs, "pruned", law, random_law, kind))
     if not laws.kinds:
@@ -164,6 +164,7 @@ def _commit(
         metric=kind.metric if kind else None,
         exponent_vs_random=steeper.estimate if steeper else None,
         exponent_vs_random_interval=steeper.half_width if steeper else None,
+        strategy_options=kind.options if kind else None,
     )
     with (
         catalog.record_run("fit", name, settings, fingerprint=fingerprint) as run_id,

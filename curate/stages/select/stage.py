@@ -329,9 +329,16 @@ def select(
         Resources(workers),
     )
     inputs.options = inputs.parse_options(options or {})
+    # Seed and selection have words of their own.
+    option_labels = [
+        option.label
+        for option in inputs.given_options(options or {})
+        if option.flag not in ("--seed", "--within") and option.label
+    ]
     settings: dict[str, Any] = {
         "scoring": scoring if uses_scores else None,
         "strategy": strategy,
+        "strategy_options": ", ".join(option_labels) or None,
         "keep": keep,
         "scope": scope,
         "balance": balance,
@@ -341,12 +348,6 @@ def select(
         "skip_hardest": skip_hardest,
         "seed": seed,
     }
-    # Seed and selection have words of their own.
-    option_labels = [
-        option.label
-        for option in inputs.given_options(options or {})
-        if option.flag not in ("--seed", "--within")
-    ]
     name = sets.check_name(
         name
         or _default_name(
@@ -415,7 +416,10 @@ def draw_selection(
     code_checksum = strategy_checksum(strategy)
     # The scoring's fingerprint stands for its scores.
     content = [parent.fingerprint if parent else "", _candidates_checksum(candidates)]
-    arguments = settings if unscored == "last" else {**settings, "unscored": unscored}
+    # The options themselves are among the arguments, with the defaults.
+    arguments = {key: value for key, value in settings.items() if key != "strategy_options"}
+    if unscored != "last":
+        arguments["unscored"] = unscored
     source = Source(None, [], "")
     if inputs.reads_catalog:
         source = inputs.find_source()

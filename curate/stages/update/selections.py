@@ -21,6 +21,7 @@ from curate.stages.select.strategy_inputs import (
 _SETTINGS = (
     "scoring",
     "strategy",
+    "strategy_options",
     "keep",
     "scope",
     "balance",

@@ -1,0 +1,4 @@
+-- Selections that differ in an option of their strategy only are of two kinds. Of those that there are the
+-- options are in runs.arguments, defaults among them: they count as they did, as one kind.
+alter table if exists selections add column strategy_options text;
+alter table if exists fits add column strategy_options text;
