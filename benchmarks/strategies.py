@@ -1,12 +1,13 @@
-"""Each strategy of `curate select` on made-up rows: seconds and peak memory.
+"""Each strategy of `curate select`, and `curate audit`, on made-up rows: seconds and peak memory.
 
-    python benchmarks/strategies.py [SAMPLES] [STRATEGY…]
+    python benchmarks/strategies.py [SAMPLES] [STRATEGY…|audit]
 
 100,000 samples of 512 numbers by default, around one center for each thousand, in ten classes;
 scores are random. There are no images. Clusters and scores are written, not computed, and not
 counted; for d4 the deduplication and all that follows it are. Each strategy runs in a process of
 its own, which prints its time and the most memory that was resident (VmHWM, mapped files included).
 k_center and design pass over all vectors for each sample that they keep: they keep a thousandth.
+`audit` is of the hardest, which are selected first and not counted.
 """
 
 import subprocess
@@ -26,6 +27,7 @@ from curate.distances import l2_normalize, rowwise_distance
 from curate.formats.centroids import save_centroids
 from curate.formats.sample_ids import first_sample_id
 from curate.formats.vectors import write_vectors
+from curate.stages.select.stage import select
 
 DIM, SAMPLES_PER_SHARD, NUM_CLASSES = 512, 10_000, 10
 KEEP = {"k_center": 0.001, "design": 0.001}
@@ -41,18 +43,23 @@ STRATEGIES = (
     "k_center",
     "design",
     "d4",
+    "audit",
 )
 _PROGRAM = """
 import pathlib, resource, sys, time
 start = time.monotonic()
-from curate.stages.select.stage import select
-catalog, strategy, keep = sys.argv[1:]
-name = select(catalog, keep=float(keep), strategy=strategy)
+catalog, name, keep = sys.argv[1:]
+if name == "audit":
+    from curate.stages.audit.stage import audit
+    audit(catalog, f"ssl_prototypes-hardest-{keep}")
+else:
+    from curate.stages.select.stage import select
+    select(catalog, keep=float(keep), strategy=name)
 used = resource.getrusage(resource.RUSAGE_SELF)
 status = pathlib.Path("/proc/self/status").read_text()
 peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 print(
-    f"| {strategy} | {keep} | {time.monotonic() - start:.0f} s "
+    f"| {name} | {keep} | {time.monotonic() - start:.0f} s "
     f"| {used.ru_utime + used.ru_stime:.0f} s | {peak / 2**20:.2f} GiB |",
     flush=True,
 )
@@ -149,6 +156,8 @@ def main(num_samples: int, names: list[str]) -> None:
         sys.stdout.flush()
         for name in names:
             keep = KEEP.get(name, DEFAULT_KEEP)
+            if name == "audit":
+                select(catalog, keep=keep, strategy="hardest")
             command = [sys.executable, "-W", "ignore", "-c", _PROGRAM]
             subprocess.run(  # noqa: S603 - our own program
                 [*command, str(catalog), name, f"{keep:g}"], check=False
