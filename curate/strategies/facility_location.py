@@ -4,6 +4,7 @@ Wei et al. 2015, "Submodularity in data subset selection and active learning"; t
 Minoux 1978. Within 1 − 1/e of the best (Nemhauser et al. 1978).
 """
 
+import functools
 import heapq
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from curate.strategies import Neighbours, order_priorities, strategy
 EXACT_SAMPLES = 10_000  # up to so many, all similarities count
 _TILE_VALUES = 1 << 23
 _GATHERED_VALUES = 1 << 24
+_CACHED_VALUES = 1 << 26
 _DIGITS = 5  # after the point, of gains that count as equal
 
 # Rows whose similarity a candidate raises, or None for all, and its similarity with these.
@@ -34,13 +36,13 @@ def facility_location(
     """Always the sample that most raises Σ_i max_j S_ij over the kept j: [n, d] -> [n].
 
     S is the squared correlation of two vectors, (1 − correlation distance)². Up to 10,000 samples
-    all pairs count, and S is computed by column; beyond, those of each sample with its nearest
-    neighbours, in lists of n · num_neighbours.
+    all pairs count, and S is computed by column, of which the last 256 MiB are kept; beyond, those
+    of each sample with its nearest neighbours, in lists of n · num_neighbours.
     """
     if len(vectors) <= EXACT_SAMPLES:
         rows = _center(vectors)
         gains = _sum_columns(rows)
-        read_column: _Column = lambda row: (slice(None), np.square(rows @ rows[row]))  # noqa: E731
+        read_column = _dense_columns(rows)
     else:
         read_column, gains = _sparse_columns(vectors, find_neighbours(num_neighbours))
     order = _greedy(read_column, gains, random_bits(sample_ids, seed), num_kept)
@@ -84,6 +86,16 @@ def _sum_columns(rows: np.ndarray) -> np.ndarray:
         products = rows @ rows[start : start + step].T
         sums[start : start + step] = np.square(products).sum(axis=0, dtype=np.float64)
     return sums
+
+
+def _dense_columns(rows: np.ndarray) -> _Column:
+    """The columns of S. Those of the candidates that come next are asked for again and again."""
+
+    @functools.lru_cache(maxsize=_CACHED_VALUES // len(rows))
+    def read_column(row: int) -> tuple[slice, np.ndarray]:
+        return slice(None), np.square(rows @ rows[row])
+
+    return read_column
 
 
 def _sparse_columns(vectors: np.ndarray, neighbours: Neighbours) -> tuple[_Column, np.ndarray]:
