@@ -3,8 +3,7 @@
 import itertools
 import multiprocessing
 import os
-import time
-from collections import deque
+import queue
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,8 +23,8 @@ _POLL_INTERVAL = 0.02  # seconds
 
 def map(  # noqa: A001 - the usual word for it
     task: Task, items: Iterable[Any], resources: Resources, advance: ReportProgress
-) -> Iterator[Outcome]:
-    """See `engine.map`; several processes only where there is work for more than one."""
+) -> Iterator[tuple[int, Outcome]]:
+    """See `types.Engine`; several processes only where there is work for more than one."""
     remaining = iter(items)
     first_items = list(itertools.islice(remaining, resources.workers))
     workers, all_items = len(first_items), itertools.chain(first_items, remaining)
@@ -45,12 +44,12 @@ def reduce(
     """See `engine.reduce`; this process merges."""
     failures: list[Outcome] = []
 
-    def iterate_results() -> Iterator[Any]:
-        for outcome in map(task, items, resources, advance):
+    def iterate_results() -> Iterator[tuple[int, Any]]:
+        for position, outcome in map(task, items, resources, advance):
             if outcome.error:
                 failures.append(outcome)
                 return
-            yield outcome.result
+            yield position, outcome.result
 
     result = tasks.tree_reduce(iterate_results(), merge)
     return failures[0] if failures else Outcome(None, result, None)
@@ -66,19 +65,21 @@ def count_cores(device: str = "cpu") -> Cores:
     return Cores(cpu_count(), cpu_count())
 
 
-def _map_in_process(task: Task, items: Iterator[Any], advance: ReportProgress) -> Iterator[Outcome]:
+def _map_in_process(
+    task: Task, items: Iterator[Any], advance: ReportProgress
+) -> Iterator[tuple[int, Outcome]]:
     # GPUs and threads are left as they are: torch and the libraries may use all of this process.
     set_reporter(advance)
     try:
-        for item in items:
-            yield tasks.run_task(task, item)
+        for position, item in enumerate(items):
+            yield position, tasks.run_task(task, item)
     finally:
         set_reporter(no_progress)
 
 
 def _map_in_pool(
     task: Task, items: Iterator[Any], workers: int, resources: Resources, advance: ReportProgress
-) -> Iterator[Outcome]:
+) -> Iterator[tuple[int, Outcome]]:
     # spawn: a fork would copy the locks of torch's, faiss' and DuckDB's threads in whatever state
     # they are.
     context = multiprocessing.get_context("spawn")
@@ -94,13 +95,17 @@ def _map_in_pool(
         initializer=_initialize_worker,
         initargs=(counters, gpus, resources.threads),
     )
-    in_flight: deque[tuple[Any, Future[Outcome]]] = deque()
+    numbered_items = enumerate(items)
+    in_flight: dict[Future[Outcome], tuple[int, Any]] = {}
+    finished: queue.SimpleQueue[Future[Outcome]] = queue.SimpleQueue()
     last_counts = [0, 0]
 
     def submit(count: int) -> None:
         with hide_main_module():  # every submission may start a process
-            for item in itertools.islice(items, count):
-                in_flight.append((item, pool.submit(tasks.run_task, task, item)))
+            for position, item in itertools.islice(numbered_items, count):
+                future = pool.submit(tasks.run_task, task, item)
+                in_flight[future] = position, item
+                future.add_done_callback(finished.put)
 
     def report() -> None:
         counts = counters[:]
@@ -110,13 +115,15 @@ def _map_in_pool(
     try:
         submit(_TASKS_PER_WORKER * workers)
         while in_flight:
-            item, future = in_flight.popleft()
-            while not future.done():
-                time.sleep(_POLL_INTERVAL)
-                report()
+            report()
+            try:
+                future = finished.get(timeout=_POLL_INTERVAL)
+            except queue.Empty:
+                continue
+            position, item = in_flight.pop(future)
             outcome = future.result()._replace(item=item)
             submit(1)
-            yield outcome
+            yield position, outcome
         report()
     except BaseException as error:
         for process in list((pool._processes or {}).values()):

@@ -5,6 +5,7 @@ catalog and the shards at the same paths or URLs.
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -13,7 +14,6 @@ import signal
 import socket
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -122,10 +122,11 @@ def _check_reachable(address: str) -> None:
 
 def map(  # noqa: A001 - the usual word for it
     task: Task, items: Iterable[Any], resources: Resources, advance: ReportProgress
-) -> Iterator[Outcome]:
-    """See `engine.map`. The cluster's size decides how many tasks run, not `resources.workers`."""
-    for item, result, error in _submit_all(task, items, resources, advance):
-        yield Outcome(item, None, error) if error else _fetch(item, result)
+) -> Iterator[tuple[int, Outcome]]:
+    """See `types.Engine`. The size of the cluster decides how many tasks run, not `resources`."""
+    for submitted, error in _submit_all(task, items, resources, advance):
+        item, result = submitted.item, submitted.result
+        yield submitted.position, Outcome(item, None, error) if error else _fetch(item, result)
 
 
 def reduce(
@@ -138,12 +139,12 @@ def reduce(
     """See `engine.reduce`; workers merge, and results do not pass through the driver."""
     failures: list[Outcome] = []
 
-    def iterate_results() -> Iterator[Any]:
-        for item, result, error in _submit_all(task, items, resources, advance):
+    def iterate_results() -> Iterator[tuple[int, Any]]:
+        for submitted, error in _submit_all(task, items, resources, advance):
             if error:
-                failures.append(Outcome(item, None, error))
+                failures.append(Outcome(submitted.item, None, error))
                 return
-            yield result
+            yield submitted.position, submitted.result
 
     merge_remotely = _remote_functions().merge
     result_reference = tasks.tree_reduce(
@@ -188,50 +189,44 @@ class _Status(NamedTuple):
     num_samples: int
 
 
+class _Submitted(NamedTuple):
+    """A task in flight: its item, with the position among the items, and its result's reference."""
+
+    position: int
+    item: Any
+    result: Any
+
+
 def _submit_all(
     task: Task, items: Iterable[Any], resources: Resources, advance: ReportProgress
-) -> Iterator[tuple[Any, Any, str | None]]:
-    """Each item with a reference to its result, and its error, in order; a bounded window runs."""
+) -> Iterator[tuple[_Submitted, str | None]]:
+    """Each item with its error, as they finish; a bounded window is in flight."""
     import ray
 
     num_gpus = 1 if resources.gpus else 0
     run_remotely = _remote_functions().run.options(num_cpus=resources.threads, num_gpus=num_gpus)
     shared_task = ray.put(task)
     window = _Window(resources)
-    remaining = iter(items)
-    # (item, result, status), from the first that was not yielded yet
-    in_flight: deque[tuple[Any, Any, Any]] = deque()
-    running: set[Any] = set()  # references to statuses
-    statuses: dict[Any, _Status] = {}
+    numbered_items = enumerate(items)
+    in_flight: dict[Any, _Submitted] = {}  # by the reference to the status
     try:
         while True:
-            while len(in_flight) < window.size():
-                item = next(remaining, _NO_ITEM)
-                if item is _NO_ITEM:
-                    break
+            num_free = window.size() - len(in_flight)
+            for position, item in itertools.islice(numbered_items, max(num_free, 0)):
                 result, status = run_remotely.remote(shared_task, item)
-                in_flight.append((item, result, status))
-                running.add(status)
+                in_flight[status] = _Submitted(position, item, result)
             if not in_flight:
                 return
-            finished: list[Any] = []
-            if running:
-                finished, _ = ray.wait(
-                    list(running), num_returns=len(running), timeout=_POLL_INTERVAL
-                )
-            for status in finished:
-                running.discard(status)
-                statuses[status] = _fetch_status(status)
-                advance(statuses[status].work, statuses[status].num_samples)
-            while in_flight and in_flight[0][2] in statuses:
-                item, result, status = in_flight.popleft()
-                yield item, result, statuses.pop(status).error
+            finished, _ = ray.wait(
+                list(in_flight), num_returns=len(in_flight), timeout=_POLL_INTERVAL
+            )
+            for reference in finished:
+                status = _fetch_status(reference)
+                advance(status.work, status.num_samples)
+                yield in_flight.pop(reference), status.error
     finally:  # nobody takes these results any more, so nothing may go on writing
-        for status in running:
-            ray.cancel(status, force=True)
-
-
-_NO_ITEM = object()
+        for reference in in_flight:
+            ray.cancel(reference, force=True)
 
 
 class _Window:

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from curate.errors import CurateError
@@ -25,21 +25,36 @@ def run_task(task: Task, item: Any) -> Outcome:
         return Outcome(item, None, f"{type(error).__name__}: {error} ({location})")
 
 
+def sort_outcomes(outcomes: Iterable[tuple[int, Outcome]]) -> Iterator[Outcome]:
+    """Outcomes in the order of their positions, which are 0, 1, 2 … in any order."""
+    waiting: dict[int, Outcome] = {}
+    next_position = 0
+    for position, outcome in outcomes:
+        waiting[position] = outcome
+        while next_position in waiting:
+            yield waiting.pop(next_position)
+            next_position += 1
+
+
 def tree_reduce(
-    leaves: Iterable[Result], merge: Callable[[Result, Result], Result]
+    leaves: Iterable[tuple[int, Result]], merge: Callable[[Result, Result], Result]
 ) -> Result | None:
     """Merge neighbours two by two, and the results again; None without leaves.
 
-    The tree depends on the number of leaves alone, so that floating-point sums are the same for any
-    engine. At most log2(n) + 1 results are held at once.
+    Leaves come in any order, each with its position, 0, 1, 2 … The tree depends on their number
+    alone, so that floating-point sums are the same for any engine. Each leaf that is late keeps at
+    most log2(n) results waiting beside it.
     """
-    pending: list[tuple[int, Result]] = []  # (depth of the subtree, its result)
-    for leaf in leaves:
+    nodes: dict[tuple[int, int], Result] = {}  # by depth of the subtree, and position at that depth
+    for position, result in leaves:
         depth = 0
-        while pending and pending[-1][0] == depth:
-            leaf, depth = merge(pending.pop()[1], leaf), depth + 1
-        pending.append((depth, leaf))
-    if not pending:
+        while (sibling := (depth, position ^ 1)) in nodes:
+            other = nodes.pop(sibling)
+            result = merge(other, result) if position % 2 else merge(result, other)
+            depth, position = depth + 1, position // 2
+        nodes[depth, position] = result
+    if not nodes:
         return None
-    results = [result for _, result in reversed(pending)]
+    # Subtrees of different depths are left, the deepest first in the order of the leaves.
+    results = [nodes[node] for node in sorted(nodes)]
     return functools.reduce(lambda later, earlier: merge(earlier, later), results)

@@ -45,7 +45,9 @@ class Engine(Protocol):
 
     def map(
         self, task: Task, items: Iterable[Any], resources: Resources, advance: ReportProgress
-    ) -> Iterator[Outcome]: ...
+    ) -> Iterator[tuple[int, Outcome]]:
+        """Outcomes as they finish, each with its item's position among the items."""
+        ...
 
     def reduce(
         self,

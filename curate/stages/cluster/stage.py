@@ -312,6 +312,7 @@ class _ClusteringJob:
                 self.resources,
                 advance=advance,
                 describe_item=lambda file: f"cannot assign {storage.filename(file)}",
+                in_order=True,  # of the sum
             ):
                 objective += share
         record = replace(record, objective=objective, centroids_checksum=checksum)

@@ -90,6 +90,7 @@ class VectorSets:
                     self.resources,
                     advance=advance,
                     describe_item=lambda file: f"cannot read {storage.filename(file)}",
+                    in_order=True,
                 )
                 for _, located in outcomes:
                     is_used = located.checksums != 0

@@ -659,7 +659,10 @@ def _log_members(catalog: Catalog, counts: MemberCounts, roles: MemberRoles) -> 
 def _group_shards(
     shard_tasks: list[ShardTask], workers: int, max_bytes: int
 ) -> list[tuple[ShardTask, ...]]:
-    """Neighbouring shards, up to a size that still gives every worker several groups."""
+    """Neighbouring shards, up to a size that still gives every worker several groups.
+
+    Shards that are larger come first: at the end, all other workers would wait for the last.
+    """
     total = sum(shard.num_bytes for shard in shard_tasks)
     limit = min(max_bytes, total // (4 * workers))
     groups: list[list[ShardTask]] = []
@@ -670,6 +673,7 @@ def _group_shards(
             group_bytes = 0
         groups[-1].append(shard)
         group_bytes += shard.num_bytes
+    groups.sort(key=lambda group: -max(sum(shard.num_bytes for shard in group), limit))
     return [tuple(group) for group in groups]
 
 

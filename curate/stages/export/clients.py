@@ -104,7 +104,9 @@ def write_client_files(
     task = IndexShard(folder, tuple(clients))
     with progress_bar("index", manifest.num_samples) as advance:
         # Empty shards have an index for DALI, which wants one for each shard.
-        results = engine.map_or_raise(task, manifest.shards, resources, advance=advance)
+        results = engine.map_or_raise(
+            task, manifest.shards, resources, advance=advance, in_order=True
+        )
         indexed = ((shard, samples) for shard, samples in results if shard.num_samples)
         if ENERGON not in clients:
             for _ in indexed:

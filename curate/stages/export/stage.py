@@ -361,6 +361,7 @@ def write_shards(
             iterate_outputs(),
             resources,
             advance=advance,
+            in_order=True,
         ):
             written.append(shard)
     return written, index.num_changed_keys

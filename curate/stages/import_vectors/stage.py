@@ -290,7 +290,9 @@ def _read_samples(
     total = sum(shard.num_bytes for shard in tasks) >> 10
     # On this machine, because the files are in its temporary folder.
     with engine.use_engine(), progress_bar("read", total) as advance:
-        for shard, problem, error in engine.map(task, tasks, Resources(workers), advance=advance):
+        for shard, problem, error in engine.map(
+            task, tasks, Resources(workers), advance=advance, in_order=True
+        ):
             if error or problem:
                 samples.problems[shard.url] = error or problem
             else:

@@ -357,7 +357,10 @@ class CorpusInputs:
         counts = np.zeros(len(self.classes))
         task = SumClasses(len(self.classes), self.distance)
         for _, class_sums in engine.map_or_raise(
-            task, self.shards(), describe_item=lambda shard: "cannot read the vectors"
+            task,
+            self.shards(),
+            describe_item=lambda shard: "cannot read the vectors",
+            in_order=True,  # of the sums
         ):
             if class_sums:
                 sums = class_sums.sums if sums is None else sums + class_sums.sums

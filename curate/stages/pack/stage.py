@@ -83,6 +83,7 @@ def pack(
                     Resources(workers),
                     advance=advance,
                     describe_item=lambda shard: f"cannot write shard {shard.number:05d}.tar",
+                    in_order=True,
                 ):
                     sizes[packed.filename] = packed.num_samples
                     num_bytes += packed.num_bytes

@@ -408,6 +408,7 @@ def _train(
                 resources,
                 advance=advance,
                 describe_item=lambda part: f"cannot train {part.spec}",
+                in_order=True,
             ):
                 summaries += part_models
         num_test = int((test.labels >= 0).sum()) if test else 0
