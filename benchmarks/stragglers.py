@@ -25,8 +25,10 @@ def main(positions: list[int]) -> None:
         seconds[position] *= FACTOR
         ideal = max(sum(seconds) / WORKERS, *seconds)
         start = time.monotonic()
-        assert len(list(engine.map(time.sleep, seconds, Resources(WORKERS)))) == NUM_ITEMS
+        num_finished = len(list(engine.map(time.sleep, seconds, Resources(WORKERS))))
         makespan = time.monotonic() - start
+        if num_finished != NUM_ITEMS:
+            raise SystemExit(f"{NUM_ITEMS - num_finished} items were lost")
         print(
             f"| number {position:,} | {ideal:.2f} s | {makespan:.2f} s | {makespan / ideal:.2f} |"
         )

@@ -121,8 +121,9 @@ class Catalog:
 
     def delete_shard_files(self, embedding: str, shard_id: int) -> None:
         """Remove what an embedding has stored of a shard."""
-        files.delete_file(self.vector_file(embedding, shard_id))
-        files.delete_file(self.caption_file(embedding, shard_id))
+        files.delete_files(
+            [self.vector_file(embedding, shard_id), self.caption_file(embedding, shard_id)]
+        )
 
     @property
     def clusterings_folder(self) -> str:

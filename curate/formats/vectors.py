@@ -5,6 +5,7 @@ The vectors of captions are in files of their own, which hold only the samples t
 
 import contextlib
 import functools
+import io
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 from curate.errors import CurateError
 from curate.storage.atomic import atomic_write
 from curate.storage.checksums import file_checksum
-from curate.storage.files import is_url, localize, open_binary
+from curate.storage.files import is_url, localize, open_binary, read_bytes
 
 _READ_BUFFER = 1 << 20  # bytes at a time of a file that is read in batches
 
@@ -123,14 +124,18 @@ def _to_matrix(rows: Any, dtype: type = np.float32) -> np.ndarray:
 def _read_table(location: str, columns: list[str]) -> Any:
     import pyarrow.parquet as pq
 
-    with _explain_damage(location), _open_parquet(location) as file:
+    is_whole = "vector" in columns
+    with _explain_damage(location), _open_parquet(location, whole=is_whole) as file:
         # Not read_table, which imports all of pyarrow.dataset.
         return pq.ParquetFile(file, pre_buffer=True).read(columns=columns)
 
 
-def _open_parquet(location: str) -> contextlib.AbstractContextManager[Any]:
+def _open_parquet(location: str, *, whole: bool = False) -> contextlib.AbstractContextManager[Any]:
+    """For `ParquetFile`; `whole` where all of it is read, which is one request to a store."""
     # Parquet reads a local file faster by its path than through a Python file.
-    return open_binary(location) if is_url(location) else contextlib.nullcontext(location)
+    if not is_url(location):
+        return contextlib.nullcontext(location)
+    return io.BytesIO(read_bytes(location)) if whole else open_binary(location)
 
 
 @contextlib.contextmanager

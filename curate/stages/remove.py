@@ -108,8 +108,7 @@ def _remove_set(catalog: Catalog, record: SetRecord) -> None:
     """Remove a set's rows, then its files, as one run."""
     if isinstance(record, EmbeddingRecord):
         # Files of shards that are not committed would otherwise count as the next embedding's.
-        for file in list_pending(catalog.embedding_folder(record.name)):
-            files.delete_file(file)
+        files.delete_files(list_pending(catalog.embedding_folder(record.name)))
     arguments = {"kind": record.kind, "name": record.name}
     with catalog.record_run("remove", record.name, arguments, parents=[record.last_run_id]):
         with catalog.writing() as connection:
@@ -301,6 +300,8 @@ def _delete_orphaned_files(catalog: Catalog, embedding: str) -> None:
     in_use = {shard_filename(shard_id) for (shard_id,) in rows}
     folder = catalog.embedding_folder(embedding)
     for location in (folder, captions_folder(folder)):
-        for file in files.list_files(location, SHARD_FILES):
-            if files.filename(file) not in in_use:
-                files.delete_file(file)
+        files.delete_files(
+            file
+            for file in files.list_files(location, SHARD_FILES)
+            if files.filename(file) not in in_use
+        )

@@ -36,6 +36,7 @@ from curate.stages.forget.receipt import Receipt
 from curate.stages.forget.stage import load_plan
 from curate.storage import files
 from curate.storage.checksums import file_checksum
+from curate.storage.files import FileStat
 
 
 class Issue(NamedTuple):
@@ -270,16 +271,22 @@ def _verify_shards(catalog: Catalog, check_sources: bool) -> Iterator[Issue]:
             "where num_samples is not null order by shard_id"
         ).fetchall()
     total = sum(num_bytes for _, num_bytes, _ in rows) >> 10
+    stats = files.stat_files(url for url, _, _ in rows)
     with progress_bar("shards", total) as advance:
         for url, num_bytes, checksum in rows:
-            yield from _verify_source(url, num_bytes, checksum if check_sources else None)
+            expected = checksum if check_sources else None
+            yield from _verify_source(url, stats[url], num_bytes, expected)
             advance(num_bytes >> 10, 0)
 
 
-def _verify_source(url: str, num_bytes: int, checksum: str | None) -> Iterator[Issue]:
+def _verify_source(
+    url: str, stat: FileStat | OSError, num_bytes: int, checksum: str | None
+) -> Iterator[Issue]:
     """One shard: it exists, is as large as it was and, where a checksum is given, has its bytes."""
     try:
-        has_changed = files.stat(url).num_bytes not in (None, num_bytes)
+        if isinstance(stat, OSError):
+            raise stat
+        has_changed = stat.num_bytes not in (None, num_bytes)
         if not has_changed and checksum:
             has_changed = file_checksum(url, checksum) != checksum
     except OSError as error:
@@ -321,11 +328,13 @@ def _verify_export(folder: str, catalog: Catalog, check_sources: bool) -> Iterat
         yield from _verify_exported_shard(folder, shard, keys, manifest.key_rule, remedy)
     if check_sources:
         moved = _find_moved(catalog)
+        stats = files.stat_files(source.url for source in manifest.sources)
         for source in manifest.sources:
-            url = source.url
-            if not files.is_file(url):
-                url = moved.get(source.checksum or "", url)
-            yield from _verify_source(url, source.num_bytes, source.checksum)
+            url, stat = source.url, stats[source.url]
+            if isinstance(stat, OSError) and source.checksum in moved:
+                url = moved[source.checksum]
+                stat = files.stat_files([url])[url]
+            yield from _verify_source(url, stat, source.num_bytes, source.checksum)
         yield from _compare_with_sources(folder, manifest, catalog, remedy)
 
 

@@ -15,6 +15,7 @@ import shutil
 import stat as stat_module
 import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -36,7 +37,7 @@ _CLIENT_OPTIONS: dict[str, dict[str, Any]] = {
     # http_proxy and its like are honoured.
     "http": {"client_kwargs": {"trust_env": True}},
 }
-# Stores that answer any byte range; a web server may not.
+# Object stores: they answer any byte range and list a folder, which a web server may not.
 _RANGE_SCHEMES = {"s3", "s3a", "gs", "gcs", "az", "abfs"}
 # For files that are read from the start: blocks are fetched ahead of the reader.
 _SEQUENTIAL_OPTIONS = {
@@ -46,6 +47,9 @@ _SEQUENTIAL_OPTIONS = {
 }
 
 _WEB_BUFFER = 1 << 18
+# A listing answers for a thousand files, so it pays from a few on.
+_MIN_LISTED = 8
+_CONCURRENT_REQUESTS = 32
 
 
 class FileStat(NamedTuple):
@@ -89,10 +93,17 @@ def supports_ranges(location: str) -> bool:
     return location.partition("://")[0] in _RANGE_SCHEMES
 
 
-def open_binary(location: str, *, buffered: bool = True, sequential: bool = False) -> BinaryIO:
+def open_binary(
+    location: str,
+    *,
+    buffered: bool = True,
+    sequential: bool = False,
+    known_stat: FileStat | None = None,
+) -> BinaryIO:
     """Open a file for reading; `sequential` fetches ahead from object stores. Raises OSError.
 
-    Pipes, devices and folders are refused, because they would be read for ever or not at all.
+    With `known_stat`, S3 is not asked for the size again. Pipes, devices and folders are refused,
+    because they would be read for ever or not at all.
     """
     if not is_url(location):
         check_regular(location)
@@ -103,11 +114,23 @@ def open_binary(location: str, *, buffered: bool = True, sequential: bool = Fals
     filesystem, path = _client(location)
     options = _SEQUENTIAL_OPTIONS if sequential and supports_ranges(location) else {}
     with wrap_remote_errors():
-        return cast(BinaryIO, filesystem.open(path, "rb", **options))
+        if known_stat is None or not known_stat.num_bytes or not _is_s3(location):
+            return cast(BinaryIO, filesystem.open(path, "rb", **options))
+        file = filesystem.open(path, "rb", size=known_stat.num_bytes, **options)
+        file.details = {"name": path, "size": known_stat.num_bytes, "ETag": known_stat.etag}
+        return cast(BinaryIO, file)
+
+
+def _is_s3(location: str) -> bool:
+    return location.partition("://")[0] in ("s3", "s3a")
 
 
 def read_bytes(location: str) -> bytes:
     """The content of a file. Raises OSError."""
+    if supports_ranges(location):
+        filesystem, path = _client(location)
+        with wrap_remote_errors():
+            return cast(bytes, filesystem.cat_file(path))
     with open_binary(location) as file, wrap_remote_errors():
         return file.read()
 
@@ -162,10 +185,60 @@ def stat(location: str) -> FileStat:
         info = filesystem.info(path)
     if info.get("type") == "directory":
         raise OSError(errno.EISDIR, "it is a folder")
+    return _stat_of(info)
+
+
+def _stat_of(info: dict[str, Any]) -> FileStat:
     etag_fields = ("ETag", "etag", "mtime", "LastModified", "updated")
     etag = next((info[name] for name in etag_fields if info.get(name)), "")
     size = info.get("size")
     return FileStat(None if size is None else int(size), str(etag))
+
+
+def stat_files(locations: Iterable[str]) -> dict[str, FileStat | OSError]:
+    """The status of each file as `stat` gives it, or why there is none.
+
+    Object stores list folders of which several files are asked for: a request for a thousand files
+    instead of one for each. Where that is not allowed, as for some public buckets, and elsewhere,
+    files are looked at side by side.
+    """
+    locations = list(locations)
+    listed: dict[str, FileStat] = {}
+    folders: dict[str, list[str]] = {}
+    for location in locations:
+        if supports_ranges(location):
+            folders.setdefault(location.rpartition("/")[0], []).append(location)
+    for folder, files_of_folder in folders.items():
+        if len(files_of_folder) >= _MIN_LISTED:
+            listed |= _list_stats(folder, files_of_folder)
+    others = [location for location in locations if location not in listed]
+    with ThreadPoolExecutor(_CONCURRENT_REQUESTS) as pool:
+        stats = dict(zip(others, pool.map(_stat_or_error, others), strict=True))
+    return {location: listed.get(location) or stats[location] for location in locations}
+
+
+def _list_stats(folder: str, locations: list[str]) -> dict[str, FileStat]:
+    """What a store lists of these files of a folder; nothing where it refuses."""
+    filesystem, path = _client(folder)
+    names = [filename(location) for location in locations]
+    prefix = os.path.commonprefix([min(names), max(names)])  # noqa: RUF071 - of characters
+    try:
+        with wrap_remote_errors():
+            infos = filesystem.find(path, prefix=prefix, detail=True).values()
+    except OSError:
+        return {}
+    by_path = {info["name"]: info for info in infos if info.get("type") == "file"}
+    paths = {location: filesystem._strip_protocol(location) for location in locations}
+    return {
+        location: _stat_of(by_path[path]) for location, path in paths.items() if path in by_path
+    }
+
+
+def _stat_or_error(location: str) -> FileStat | OSError:
+    try:
+        return stat(location)
+    except OSError as error:
+        return error
 
 
 def stat_after(location: str, before: FileStat) -> FileStat:
@@ -241,6 +314,24 @@ def delete_file(location: str) -> None:
         filesystem, path = _client(location)
         with wrap_remote_errors():
             filesystem.rm_file(path)
+
+
+def delete_files(locations: Iterable[str]) -> None:
+    """Remove files; no error for those that do not exist. S3 is told of many in a request."""
+    locations = list(locations)
+    # Its client would take such names for patterns.
+    in_s3 = [one for one in locations if _is_s3(one) and not glob.has_magic(one)]
+    if in_s3:
+        filesystem, _ = _client(in_s3[0])
+        with wrap_remote_errors():
+            filesystem.rm([filesystem._strip_protocol(location) for location in in_s3])
+    others = set(locations).difference(in_s3)
+    if any(map(is_url, others)):
+        with ThreadPoolExecutor(_CONCURRENT_REQUESTS) as pool:
+            list(pool.map(delete_file, others))
+    else:
+        for location in others:
+            delete_file(location)
 
 
 def delete_remote_folder(url: str) -> None:

@@ -207,8 +207,7 @@ def add_missing_fields(
         def commit() -> None:
             with catalog.writing() as connection:
                 commit_fields(connection, finished, requested, run_id)
-            for location in finished.values():
-                files.delete_file(location)
+            files.delete_files(finished.values())
             finished.clear()
 
         with progress_bar("columns", total) as advance:

@@ -65,9 +65,13 @@ def commit_pending(
                 connection.execute(
                     "update embeddings set run_id = ? where embedding = ?", [run_id, embedding]
                 )
-    for file in pending:
-        files.delete_file(fields_file(folder, shard_id_of(file)))
-        files.delete_file(file)
+    # Fields first: without their pending file they would stay.
+    files.delete_files(
+        fields_file(folder, shard_id)
+        for shard_id, shard_metadata in metadata.items()
+        if shard_metadata.has_fields
+    )
+    files.delete_files(pending)
 
 
 def _reject_invalid(

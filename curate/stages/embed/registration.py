@@ -2,7 +2,6 @@
 
 import functools
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.columns import delete_shard_columns
@@ -17,38 +16,35 @@ from curate.storage.checksums import file_checksum
 from curate.storage.credentials import reveal_credentials
 from curate.storage.files import FileStat
 
-# Requests to an object store that are under way at once.
-_CONCURRENT_REQUESTS = 32
-
 
 def stat_shards(urls: list[str], *, allow_missing: bool = False) -> dict[str, FileStat]:
     """Size and time stamp of each shard. Raises CurateError for one that cannot be reached.
 
     Those that are missing are named all at once; with `allow_missing` they are left out.
     """
-    with ThreadPoolExecutor(_CONCURRENT_REQUESTS) as pool:
-        stats = dict(zip(urls, pool.map(_stat_if_exists, urls), strict=True))
-    missing = [url for url, stat in stats.items() if stat is None]
+    stats, missing = {}, []
+    for url, stat in files.stat_files(urls).items():
+        if isinstance(stat, FileStat):
+            stats[url] = stat
+        elif isinstance(stat, FileNotFoundError):
+            missing.append(url)
+        else:
+            raise _explain_out_of_reach(url, stat) from stat
     if missing:
-        report_missing(missing, len(urls) - len(missing), allow_missing=allow_missing)
-    return {url: stat for url, stat in stats.items() if stat is not None}
+        report_missing(missing, len(stats), allow_missing=allow_missing)
+    return stats
+
+
+def _explain_out_of_reach(url: str, error: OSError) -> CurateError:
+    return CurateError(
+        f"cannot reach the shard '{url}' ({error.strerror or error}): check the path, "
+        "who may read it, and the network (nothing was changed)"
+    )
 
 
 def stat_shard(url: str) -> FileStat:
     """Size and time stamp of a shard. Raises CurateError if it is missing or out of reach."""
     return stat_shards([url])[url]
-
-
-def _stat_if_exists(url: str) -> FileStat | None:
-    try:
-        return files.stat(url)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise CurateError(
-            f"cannot reach the shard '{url}' ({error.strerror or error}): check the path, "
-            "who may read it, and the network (nothing was changed)"
-        ) from error
 
 
 def register_shards(
@@ -102,14 +98,19 @@ def find_copies(catalog: Catalog, stats: dict[str, FileStat]) -> dict[str, str]:
             continue
         same_size = originals.setdefault(stat.num_bytes, {})
         for original, checksum in same_size.items():
-            if (original in stats or _stat_if_exists(original)) and _is_copy(
-                url, original, checksum
-            ):
+            if (original in stats or _exists(original)) and _is_copy(url, original, checksum):
                 copies[url] = original
                 break
         else:
             same_size[url] = None
     return copies
+
+
+def _exists(url: str) -> bool:
+    try:
+        return files.is_file(url)
+    except OSError as error:
+        raise _explain_out_of_reach(url, error) from error
 
 
 def _is_copy(url: str, original: str, checksum: str | None) -> bool:
@@ -120,7 +121,8 @@ def _is_copy(url: str, original: str, checksum: str | None) -> bool:
 
 def make_shard_task(shard_id: int, url: str, stat: FileStat, checksum: str | None) -> ShardTask:
     """The task of reading a shard, with the secrets of its URL for workers."""
-    return ShardTask(shard_id, url, stat.num_bytes or 0, checksum, reveal_credentials(url))
+    address = reveal_credentials(url)
+    return ShardTask(shard_id, url, stat.num_bytes or 0, checksum, address, stat.etag)
 
 
 def list_read_shards(catalog: Catalog, stats: dict[str, FileStat]) -> dict[str, ShardTask]:
@@ -213,18 +215,17 @@ def _find_displaced(
     }
     new = [stat for url, stat in stats.items() if url not in shards]
     sizes = {stat.num_bytes for stat in (*changed.values(), *new)}
-    gone = []
-    for url, shard in shards.items():
+    candidates = {
+        url: shard
+        for url, shard in shards.items()
         # None stands for a size that is not known.
-        is_candidate = None in sizes or shard.num_bytes in sizes
-        if url in stats or not shard.checksum or not is_candidate:
-            continue
-        try:
-            stat = files.stat(url)
-        except OSError:
-            gone.append(shard)
-            continue
-        if _differs(shard, stat):
+        if url not in stats and shard.checksum and (None in sizes or shard.num_bytes in sizes)
+    }
+    gone = []
+    for url, stat in files.stat_files(candidates).items():
+        if isinstance(stat, OSError):
+            gone.append(shards[url])
+        elif _differs(shards[url], stat):
             changed[url] = stat
     return changed, gone
 

@@ -255,8 +255,8 @@ def embed(
                 catalog, embedding, shards_in_catalog, roles, fields, workers or cpu_count()
             )
             log_columns(catalog, fields)
-        for file in list_fields_files(folder):  # of a shard whose pending file was never written
-            storage.delete_file(file)
+        # Of shards whose pending files were never written.
+        storage.delete_files(list_fields_files(folder))
         if not storage.is_url(folder):
             with contextlib.suppress(OSError):  # it does not exist, or is not empty
                 os.rmdir(pending_folder(folder))

@@ -53,6 +53,7 @@ from curate.storage import files
 from curate.storage.atomic import atomic_write
 from curate.storage.checksums import bytes_checksum
 from curate.storage.credentials import remember_credentials
+from curate.storage.files import FileStat
 
 # Characters of a caption that are encoded: no text tower reads so many, and tokenizers take time
 # that grows with the square of a word's length.
@@ -62,7 +63,8 @@ _MAX_CAPTION = 2_000
 class ShardTask(NamedTuple):
     """One shard to read. `checksum` is from an earlier embedding, to detect changed bytes.
 
-    `num_bytes` is 0 where the server does not say. `address` is the URL with its secrets.
+    `num_bytes` is 0 where the server does not say. `address` is the URL with its secrets, and
+    `etag` the time stamp or ETag when the shards were listed.
     """
 
     shard_id: int
@@ -70,6 +72,7 @@ class ShardTask(NamedTuple):
     num_bytes: int
     checksum: str | None
     address: str
+    etag: str = ""
 
 
 @dataclass
@@ -188,8 +191,11 @@ class EmbedShards:
         end = ShardEnd(shard.shard_id)
         remember_credentials(shard.address)
         try:
-            before = files.stat(shard.url)
-            with files.open_binary(shard.url, sequential=True) as stream:
+            if files.supports_ranges(shard.url) and shard.num_bytes and shard.etag:
+                before = FileStat(shard.num_bytes, shard.etag)  # a request less for each shard
+            else:
+                before = files.stat(shard.url)
+            with files.open_binary(shard.url, sequential=True, known_stat=before) as stream:
                 reader = TarReader(stream, shard.checksum, self.roles.is_read)
                 yield from self._read_samples(shard, reader, end, counts)
             after = files.stat_after(shard.url, before)

@@ -45,6 +45,7 @@ from curate.stages.staleness import warn_if_stale
 from curate.storage import files
 from curate.storage.atomic import atomic_write
 from curate.storage.credentials import hide_credentials
+from curate.storage.files import FileStat
 from curate.storage.locks import LOCK_NAME, TEMPORARY_PREFIX, remove_temporary_files
 
 if TYPE_CHECKING:
@@ -172,14 +173,14 @@ def export(
             manifest = read_manifest(folder)
             write_client_files(catalog, folder, manifest, client_names, Resources(workers))
             return out_text
-        _reserve_folder(folder, fingerprint)
+        is_continued = _reserve_folder(folder, fingerprint)
         settings |= {"selection": selection, "path": folder}
         with catalog.record_run(
             "export", export_name, settings, parents=[record.run_id], fingerprint=fingerprint
         ) as run_id:
             try:
                 written, num_changed_keys = write_shards(
-                    folder, members, layout, Resources(workers)
+                    folder, members, layout, Resources(workers), reuse=is_continued
                 )
             except BaseException:
                 _release_folder(folder)
@@ -267,24 +268,23 @@ def _is_finished(folder: str, fingerprint: str) -> bool:
     has_index = files.is_file(find_side_file(folder, INDEX_NAME))
     if manifest.fingerprint != fingerprint or not has_index:
         return False
+    num_bytes = {files.join(folder, shard.path): shard.num_bytes for shard in manifest.shards}
+    stats = files.stat_files(num_bytes)
     return all(
-        _has_size(files.join(folder, shard.path), shard.num_bytes) for shard in manifest.shards
+        isinstance(stat, FileStat) and stat.num_bytes == num_bytes[location]
+        for location, stat in stats.items()
     )
 
 
-def _has_size(location: str, num_bytes: int) -> bool:
-    return files.is_file(location) and files.stat(location).num_bytes == num_bytes
-
-
-def _reserve_folder(folder: str, fingerprint: str) -> None:
-    """Mark the folder as this export's, or continue one that was killed.
+def _reserve_folder(folder: str, fingerprint: str) -> bool:
+    """Mark the folder as this export's; returns whether it continues one that was killed.
 
     CurateError if it holds something else.
     """
     plan = files.join(folder, _PLAN_NAME)
     if _is_ours(folder, plan, fingerprint):
         remove_unfinished_files(folder)
-        return
+        return True
     existing = files.list_files(folder)
     # A plan that a kill kept from getting its name.
     unnamed_plans = files.list_files(folder, f"{TEMPORARY_PREFIX}*{_PLAN_NAME}")
@@ -300,6 +300,7 @@ def _reserve_folder(folder: str, fingerprint: str) -> None:
         files.delete_file(location)
     with atomic_write(plan) as temporary:
         temporary.write_text(fingerprint, encoding="utf-8")
+    return False
 
 
 def _release_folder(folder: str) -> None:
@@ -331,12 +332,14 @@ def write_shards(
     layout: str,
     resources: Resources,
     unchanged: Mapping[str, WrittenShard] | None = None,
+    *,
+    reuse: bool = False,
 ) -> tuple[list[WrittenShard], int]:
     """Write the output shards, and the index at the same time.
 
     With `unchanged`, the shards of an earlier export of the folder: those by their path are there
-    already, and others are written whatever is there. Returns what the manifest says of each shard,
-    and how many keys had to change.
+    already, and others are written whatever is there. `reuse` keeps what a killed call has written.
+    Returns what the manifest says of each shard, and how many keys had to change.
     """
     written = []
     with (
@@ -357,7 +360,7 @@ def write_shards(
                     advance(len(packed.keys), len(packed.keys))
 
         for _, shard in engine.map_or_raise(
-            WriteShard(folder, reuse=unchanged is None),
+            WriteShard(folder, reuse),
             iterate_outputs(),
             resources,
             advance=advance,

@@ -65,29 +65,35 @@ class WriteShard:
     """The task: write one output shard, unless with `reuse` a killed call has written it."""
 
     folder: str
-    reuse: bool = True
+    reuse: bool = False
 
     def __call__(self, output: OutputShard) -> WrittenShard:
         location = files.join(self.folder, output.path)
         num_samples = sum(len(source_range.offsets) for source_range in output.ranges)
-        if self.reuse and _is_finished(location, output):
+        num_bytes = _finished_bytes(location, output) if self.reuse else None
+        if num_bytes is not None:
             checksum = file_checksum(location)
         else:
             with atomic_write(location) as temporary, temporary.open("wb") as file:
                 checksum = _write(file, output)
+                num_bytes = file.tell()
         report_progress(num_samples)
-        num_bytes = files.stat(location).num_bytes or 0
         return WrittenShard(output.path, num_samples, num_bytes, checksum)
 
 
-def _is_finished(location: str, output: OutputShard) -> bool:
-    """Whether a killed call has written this shard; not known where keys change, as sizes do."""
-    if not files.is_file(location) or any(source_range.prefixes for source_range in output.ranges):
-        return False
-    expected = sum(int(source_range.lengths.sum()) for source_range in output.ranges) + len(
-        _END_OF_ARCHIVE
-    )
-    return files.stat(location).num_bytes == expected
+def _finished_bytes(location: str, output: OutputShard) -> int | None:
+    """The size of a shard that a killed call has written, if it has.
+
+    Not known where keys change, as sizes do.
+    """
+    if any(source_range.prefixes for source_range in output.ranges):
+        return None
+    num_bytes = sum(int(source_range.lengths.sum()) for source_range in output.ranges)
+    num_bytes += len(_END_OF_ARCHIVE)
+    try:
+        return num_bytes if files.stat(location).num_bytes == num_bytes else None
+    except FileNotFoundError:
+        return None
 
 
 def _write(file: BinaryIO, output: OutputShard) -> str:
