@@ -64,7 +64,10 @@ def write_reduced(
     start = 0
     for file in files:
         shard = read_vectors(file)
-        selected = shard.vectors[np.isin(shard.sample_ids, sample_ids)]
+        # The ids of the file's range alone: a look through all for each file would grow with n².
+        bounds = np.searchsorted(sample_ids, [shard.sample_ids[0], shard.sample_ids[-1] + 1])
+        is_selected = np.isin(shard.sample_ids, sample_ids[slice(*bounds)])
+        selected = shard.vectors[is_selected]
         rows[start : start + len(selected)] = reduction(selected)
         start += len(selected)
         advance(len(shard.sample_ids), len(shard.sample_ids))
