@@ -5,6 +5,8 @@ The objective, which every iteration lowers and which is recomputed in float64 o
 sum of 1 − x·c (cosine, spherical k-means), or of ‖x − c‖₂² (euclidean).
 """
 
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,13 +14,15 @@ import numpy as np
 from curate.distances import (
     TILE_BYTES,
     iterate_nearest,
-    nearest_centroids,
     normalize_rows,
+    rowwise_distance,
 )
 from curate.errors import CurateError
 from curate.execution.reporting import report_progress
 from curate.formats.centroids import load_centroids
 from curate.formats.vectors import read_vectors
+from curate.stages.cluster import two_levels
+from curate.stages.cluster.two_levels import CentroidCells
 from curate.storage import files
 from curate.storage.atomic import atomic_write
 
@@ -28,6 +32,10 @@ _SUBSAMPLING_LEVELS = (8, 4, 2, 1)
 _MIN_LEVEL_ROWS = 1 << 12  # a level of fewer rows saves nothing
 _SMALL_VALUES = 1 << 19  # numbers in a file whose sums need no sparse matrix
 _SPLIT_OFFSET = 2.0**-10  # how far the halves of a split cluster are moved apart, relative
+_ROWS_PER_CELL = 256  # that the cells of a fit in two levels are fitted on
+
+# From normalized rows to tiles of them, each with its rows' centroids, int32 [t].
+Assign = Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
 
 
 def fit_centroids(
@@ -36,12 +44,13 @@ def fit_centroids(
     """Centroids float32 [k, dim] of a sample, by faiss: on every GPU that it sees, else on the CPU.
 
     `rows` are normalized, float32 [n, dim] in any order; every level takes rows from all of them.
-    Raises CurateError for fewer rows than k.
+    Many centroids are fitted in two levels. Raises CurateError for fewer rows than k.
     """
     if len(rows) < k:
         raise CurateError(
             f"{len(rows):,} rows cannot make {k:,} clusters: lower --k, or raise --fit-rows"
         )
+    fit = _fit_in_cells if k >= two_levels.MIN_CENTROIDS else _fit_by_faiss
     min_rows = max(8 * k, _MIN_LEVEL_ROWS)
     levels = [level for level in _SUBSAMPLING_LEVELS if len(rows) // level >= min_rows]
     levels = levels[-iterations:] or [1]
@@ -49,8 +58,49 @@ def fit_centroids(
     for index, level in enumerate(levels):
         first = iterations * index // len(levels)
         last = iterations * (index + 1) // len(levels)
-        centroids = _fit_by_faiss(rows[::level], k, distance, last - first, seed, centroids)
+        centroids = fit(rows[::level], k, distance, last - first, seed, centroids)
     return np.asarray(centroids, np.float32)
+
+
+def _fit_in_cells(
+    rows: np.ndarray,
+    k: int,
+    distance: str,
+    iterations: int,
+    seed: int,
+    centroids: np.ndarray | None,
+) -> np.ndarray:
+    """Lloyd's iterations in two levels. Without centroids, each cell's rows have theirs fitted.
+
+    These are not kept in their cells: the iterations move them all.
+    """
+    if centroids is None:
+        num_cells = two_levels.count_cells(k)
+        step = max(len(rows) // (_ROWS_PER_CELL * num_cells), 1)
+        centers = fit_centroids(rows[::step], num_cells, distance, iterations, seed)
+        cells = np.concatenate([cells for _, cells in iterate_nearest(rows, centers, distance)])
+        counts = two_levels.divide_centroids(np.bincount(cells, minlength=num_cells), k)
+        parts = [
+            fit_centroids(rows[cells == cell], int(count), distance, iterations, seed)
+            for cell, count in enumerate(counts)
+            if count
+        ]
+        centroids = np.concatenate(parts)
+    for _ in range(iterations):
+        sums = ClusterSums.zeros(centroids)
+        sums.add_rows(rows, centroids, distance)
+        centroids = sums.new_centroids(centroids, distance)
+    return centroids
+
+
+def choose_assignment(centroids: np.ndarray, distance: str) -> Assign:
+    """How rows are assigned to so many centroids: to the nearest, or by two levels to a near one.
+
+    The same centroids give the same assignment, whoever makes it.
+    """
+    if len(centroids) >= two_levels.MIN_CENTROIDS:
+        return CentroidCells.build(centroids, distance).iterate_nearest
+    return functools.partial(iterate_nearest, centroids=centroids, distance=distance)
 
 
 def _fit_by_faiss(
@@ -89,13 +139,14 @@ def estimate_memory(
     fit_rows: int, largest_file: int, dim: int, k: int, num_groups: int
 ) -> tuple[int, int]:
     """Bytes of the fit on so many rows, and of a worker of an iteration over files of so many."""
-    # The sample, the half of it that a level takes, centroids.
+    # The sample, the half of it that a level takes, or a large cell of two levels; centroids.
     fit = 4 * dim * (fit_rows + fit_rows // 2 + 4 * k)
     # A file in half and in single precision and two copies while its rows are scaled; a tile of
     # products; the sums in the tree.
     sums = 8 * dim * k * (3 + max(num_groups, 1).bit_length())
     tiles = 2 * min(4 * k * largest_file, TILE_BYTES)
-    return fit, 14 * dim * largest_file + tiles + 4 * dim * k + sums
+    num_copies = 2 if k >= two_levels.MIN_CENTROIDS else 1
+    return fit, 14 * dim * largest_file + tiles + num_copies * 4 * dim * k + sums
 
 
 @dataclass
@@ -110,12 +161,19 @@ class ClusterSums:
     def zeros(cls, centroids: np.ndarray) -> "ClusterSums":
         return cls(np.zeros(centroids.shape, np.float64), np.zeros(len(centroids), np.int64))
 
-    def add_rows(self, rows: np.ndarray, centroids: np.ndarray, distance: str) -> None:
-        """Assign normalized rows, and add them."""
+    def add_rows(
+        self,
+        rows: np.ndarray,
+        centroids: np.ndarray,
+        distance: str,
+        assign: Assign | None = None,
+    ) -> None:
+        """Assign normalized rows, and add them. `assign` is of these centroids, if it was made."""
+        assign = assign or choose_assignment(centroids, distance)
         # Both ways add the rows of a tile in the same order, in single precision. scipy is seven
         # times as fast, but its import takes longer than all else of a small clustering.
         sum_by_cluster = _sum_by_cluster if rows.size <= _SMALL_VALUES else _sum_by_product
-        for tile, clusters in iterate_nearest(rows, centroids, distance):
+        for tile, clusters in assign(rows):
             self.sums += sum_by_cluster(tile, clusters, len(centroids))
             self.counts += np.bincount(clusters, minlength=len(centroids))
             if distance == "euclidean":
@@ -180,10 +238,11 @@ class SumClusters:
 
     def __call__(self, group: tuple[str, ...]) -> ClusterSums:
         centroids = load_centroids(self.centroids_file)
+        assign = choose_assignment(centroids, self.distance)
         sums = ClusterSums.zeros(centroids)
         for file in group:
             rows = read_vectors(file, self.within).vectors
-            sums.add_rows(normalize_rows(rows, self.distance), centroids, self.distance)
+            sums.add_rows(normalize_rows(rows, self.distance), centroids, self.distance, assign)
             report_progress(len(rows))
         return sums
 
@@ -192,10 +251,12 @@ class SumClusters:
 class AssignClusters:
     """The task: assign one file of vectors, and write (sample_id, cluster_id, distance).
 
-    Returns its share of the objective.
+    `centroids_checksum` is of the file, which a worker reads once. Returns its share of the
+    objective.
     """
 
     centroids_file: str
+    centroids_checksum: str | None
     distance: str
     folder: str
     within: str | None = None
@@ -206,8 +267,12 @@ class AssignClusters:
 
         shard = read_vectors(file, self.within)
         rows = normalize_rows(shard.vectors, self.distance)
-        centroids = load_centroids(self.centroids_file)
-        clusters, distances = nearest_centroids(rows, centroids, self.distance)
+        centroids, assign = _load_assignment(
+            self.centroids_file, self.centroids_checksum, self.distance
+        )
+        tiles = [clusters for _, clusters in assign(rows)]
+        clusters = np.concatenate([np.empty(0, np.int32), *tiles])
+        distances = rowwise_distance(rows, centroids, self.distance, clusters)
         table = pa.table(
             {"sample_id": shard.sample_ids, "cluster_id": clusters, "distance": distances}
         )
@@ -216,6 +281,14 @@ class AssignClusters:
         report_progress(len(clusters))
         exact = distances.astype(np.float64)
         return float(exact.sum() if self.distance == "cosine" else np.square(exact).sum())
+
+
+@functools.lru_cache(maxsize=1)
+def _load_assignment(
+    location: str, checksum: str | None, distance: str
+) -> tuple[np.ndarray, Assign]:
+    centroids = load_centroids(location)
+    return centroids, choose_assignment(centroids, distance)
 
 
 def assignment_file(folder: str, vector_file: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from curate.distances import l2_normalize, nearest_centroids
+from curate.distances import l2_normalize
 from curate.errors import CurateError
 from curate.formats.images import (
     DecodedImage,
@@ -22,6 +22,8 @@ from curate.formats.member_roles import MemberRoles
 from curate.formats.samples import CorruptShardError, iterate_samples
 from curate.formats.tar import TarReader
 from curate.formats.vectors import read_vectors, write_vectors
+from curate.stages.cluster import two_levels
+from curate.stages.cluster.kmeans import choose_assignment
 from curate.stages.embed.inference import EncoderPlan, load_forward
 from curate.stages.select.quotas import group_quotas, select_with_quotas
 from curate.storage.files import open_binary
@@ -29,6 +31,7 @@ from curate.storage.files import open_binary
 _SAMPLE_IMAGES, _SAMPLE_SHARDS = 64, 4  # so many images in all, from so many shards far apart
 _SECONDS = 1.0  # each measurement takes about so long
 _ROWS = 1 << 16
+_TWO_LEVEL_ROWS = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -93,15 +96,17 @@ def _decode_all(images: list[bytes], preprocessing: Preprocessing) -> Iterator[D
 
 
 def measure_assignment(dim: int, k: int) -> float:
-    """Seconds per row to find the nearest of k centroids, with all cores."""
+    """Seconds per row to assign it to one of k centroids, with all cores."""
     generator = np.random.default_rng(0)
     centroids = l2_normalize(generator.standard_normal((k, dim), np.float32))
-    num_rows = min(max((1 << 33) // (dim * k), 64), _ROWS)  # some 10 to 100 ms
+    # Some 10 to 100 ms; in two levels a few rows would be slower than many.
+    least = _TWO_LEVEL_ROWS if k >= two_levels.MIN_CENTROIDS else 64
+    num_rows = min(max((1 << 33) // (dim * k), least), _ROWS)
     rows = l2_normalize(generator.standard_normal((num_rows, dim), np.float32))
+    assign = choose_assignment(centroids, "cosine")
 
     def work() -> int:
-        nearest_centroids(rows, centroids, "cosine")
-        return len(rows)
+        return sum(len(tile) for tile, _ in assign(rows))
 
     return _seconds_per_unit(work)
 

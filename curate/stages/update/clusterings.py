@@ -91,7 +91,9 @@ def extend_clustering(
         if difference.added_ids is not None:
             members_file = storage.join(folder, "members.npy")
             write_sample_ids(members_file, difference.added_ids)
-        task = AssignClusters(centroids_file, record.distance, folder, members_file)
+        task = AssignClusters(
+            centroids_file, record.centroids_checksum, record.distance, folder, members_file
+        )
         with progress_bar("assign", sum(files.values())) as advance:
             for _ in engine.map_or_raise(
                 task,
