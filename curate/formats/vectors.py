@@ -124,8 +124,10 @@ def _to_matrix(rows: Any, dtype: type = np.float32) -> np.ndarray:
 def _read_table(location: str, columns: list[str]) -> Any:
     import pyarrow.parquet as pq
 
-    is_whole = "vector" in columns
-    with _explain_damage(location), _open_parquet(location, whole=is_whole) as file:
+    with (
+        _explain_damage(location),
+        _open_parquet(location, whole="vector" in columns) as file,
+    ):
         # Not read_table, which imports all of pyarrow.dataset.
         return pq.ParquetFile(file, pre_buffer=True).read(columns=columns)
 

@@ -368,15 +368,25 @@ def _verify_exported_shard(
         yield Issue(location, f"it names '{shard.path}', outside of the export", remedy)
         return
     location = files.join(folder, shard.path)
-    yield from _verify_file(location, shard.checksum, remedy)
-    if not files.is_file(location):
-        return
-    exported_keys = KeySequence()
+    exported_keys, problem = KeySequence(), None
     try:
-        for key in _iterate_keys(location, key_rule):
-            exported_keys.append(key)
-    except CorruptShardError as error:
-        yield Issue(location, str(error), remedy)
+        with files.open_binary(location, sequential=True) as stream:
+            reader = TarReader(stream, shard.checksum)
+            try:
+                for sample in iterate_samples(reader, key_rule):
+                    exported_keys.append(to_unicode(sample.key))
+            except CorruptShardError as error:
+                problem = str(error)
+                reader.drain()
+    except OSError as error:
+        is_gone = isinstance(error, FileNotFoundError)
+        reason = "it is gone" if is_gone else str(error.strerror or error)
+        yield Issue(location, reason, remedy)
+        return
+    if reader.checksum != shard.checksum:
+        yield Issue(location, "its bytes are not those that were written", remedy)
+    if problem:
+        yield Issue(location, problem, remedy)
         return
     if exported_keys != keys:
         num_missing = len(

@@ -129,8 +129,10 @@ def read_bytes(location: str) -> bytes:
     """The content of a file. Raises OSError."""
     if supports_ranges(location):
         filesystem, path = _client(location)
+        # In parts side by side, its client would ask for the size first.
+        options = {"max_concurrency": 1} if _is_s3(location) else {}
         with wrap_remote_errors():
-            return cast(bytes, filesystem.cat_file(path))
+            return cast(bytes, filesystem.cat_file(path, **options))
     with open_binary(location) as file, wrap_remote_errors():
         return file.read()
 
