@@ -64,9 +64,11 @@ class Cluster:
             return file.read_text().split('"')[3]
         return "127.0.0.1"
 
-    def add(self) -> "Machine":
-        """Start another machine."""
-        machine = self._start(f"--address={self.address}", "--num-cpus=1")
+    def add(self, num_cpus: int = 1, num_gpus: int = 0) -> "Machine":
+        """Start another machine; its GPUs are made up."""
+        machine = self._start(
+            f"--address={self.address}", f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}"
+        )
         self.machines.append(machine)
         return machine
 

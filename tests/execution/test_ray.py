@@ -15,21 +15,24 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from cluster import Cluster
-from conftest import rows, same_files, write_corpus
+from conftest import png, rows, same_files, write_corpus, write_shard
 
 import curate
 from curate.catalog.catalog import Catalog
 from curate.execution.engine import use_engine
 from curate.stages.cluster import refinement
+from curate.verbs import VERBS
 
 pytest.importorskip("ray", reason="no Ray: pip install -e '.[ray]'")
 pytestmark = pytest.mark.ray
 REPETITIONS = int(os.environ.get("CURATE_REPETITIONS", "1"))
 DRIVER = Path(__file__).with_name("driver.py")
+GPU_DRIVER = Path(__file__).with_name("gpu_driver.py")
 
 StartDriver = Callable[[float], subprocess.Popen[str]]  # takes the pause before each item
 
@@ -66,9 +69,16 @@ def start_driver(
     cluster: Cluster, pause: float, verb: str, arguments: list[object], **options: object
 ) -> subprocess.Popen[str]:
     calls = json.dumps([[verb, arguments, options]], default=str)
-    command = [sys.executable, str(DRIVER), cluster.address, str(pause), calls]
+    return start_python(cluster, str(DRIVER), cluster.address, str(pause), calls)
+
+
+def start_python(cluster: Cluster, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command, env=cluster.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *words],
+        env=cluster.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -196,6 +206,43 @@ def test_k_means_continues_where_it_was_when_a_machine_and_then_the_driver_are_l
     np.testing.assert_allclose(np.load(local_file), np.load(ray_file), atol=1e-6)
     statuses = "select status, count(*) from runs where stage = 'cluster' group by all order by all"
     assert rows(on_ray, statuses) == [("done", 1), ("killed", 1)]
+
+
+def test_with_a_gpu_in_one_of_two_machines_the_files_are_those_of_this_machine(cluster, tmp_path):
+    """The driver and the other machine have none, and need none."""
+    shards = write_corpus(tmp_path / "corpus", 8, 20)
+    samples = [(f"{number}", {"png": png(number) if number % 3 else b"x"}) for number in range(9)]
+    shards.append(str(write_shard(tmp_path / "corpus" / "broken.tar", samples)))
+    local, on_ray = Catalog(tmp_path / "local"), Catalog(tmp_path / "ray")
+
+    def list_calls(catalog: Catalog, encoder: str) -> list[Any]:
+        out = str(tmp_path / f"{catalog.path.name}-out")
+        return [
+            ["embed", [shards], {"encoder": encoder, "name": "tiny", "batch_size": 32}],
+            ["cluster", [], {"k": 4}],
+            ["score", ["ssl_prototypes"], {}],
+            ["select", [], {"keep": 0.5, "name": "half"}],
+            ["export", ["half", out], {}],
+        ]
+
+    for verb, arguments, options in list_calls(local, "pixels"):
+        VERBS[verb].load()(local, *arguments, **options)
+    calls = [
+        [verb, [str(on_ray.path), *arguments], options]
+        for verb, arguments, options in list_calls(on_ray, "tiny")
+    ]
+    machine = cluster.add(num_cpus=2, num_gpus=1)
+    try:
+        finish(start_python(cluster, str(GPU_DRIVER), cluster.address, json.dumps(calls)))
+    finally:
+        machine.kill()
+    same_files(local.path, on_ray.path)
+    same_files(tmp_path / "local-out", tmp_path / "ray-out")
+    for table in ("samples", "failures", "assignments", "scores", "members"):
+        sql = f"select * from {table} order by all"
+        assert rows(on_ray, sql) == rows(local, sql)
+    sql = "select stage, device from runs where stage = 'embed'"
+    assert rows(on_ray, sql) == [("embed", "cuda")]
 
 
 @pytest.mark.parametrize(
