@@ -31,13 +31,13 @@ NUM_PHOTOS, BATCH_SIZE = 240, 8
 ENCODER = "efficientnet_lite0"
 
 
-def write_photo_shards(folder: Path, count: int) -> list[str]:
-    """Shards of the same photos."""
-    urls = []
+def write_photo_shards(folder: Path, count: int, repeats: int = 1) -> list[str]:
+    """Shards of the same photos, each of them so many times."""
+    urls, photos = [], repeats * load_photos(NUM_PHOTOS)
     for shard in range(count):
         path = folder / f"{shard:03d}.tar"
         with tarfile.open(path, "w") as tar:
-            for number, photo in enumerate(load_photos(NUM_PHOTOS)):
+            for number, photo in enumerate(photos):
                 for extension, data in (("jpg", photo), ("cls", b"0")):
                     member = tarfile.TarInfo(f"{number:06d}.{extension}")
                     member.size = len(data)
@@ -68,7 +68,7 @@ class ForwardOnly:
 
     def __call__(self, item: object = None) -> None:
         forward = load_forward(self.plan)
-        shape = (self.batch_size, 224, 224, 3)
+        shape = (self.batch_size, 224, 224, 4)  # as decoders give them
         pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         for _ in range(NUM_PHOTOS // self.batch_size):
             forward(pixels)

@@ -1,6 +1,8 @@
 """What feeds a GPU: images handed to a made-up one, against decoding alone on the same cores.
 
-The made-up GPU takes 20 µs for an image, and checks that each slot holds the pixels of its photo.
+Without decoding, it is compared with what this package once did: one process did everything in
+turn, and stacked the images of a batch, which were planes of a larger one. The made-up GPU takes 20 µs for an image, and checks that each slot holds the pixels of its photo.
+A shard has 960 photos: what it costs once is spread over about as many as shards usually have.
 Times are seconds of processors, of this process and its decoders together, because the table is for
 machines that are busy otherwise; `python benchmarks/bench_feeding.py` prints wall-clock time too.
 """
@@ -9,7 +11,8 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable
+import unittest.mock
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,16 +27,16 @@ from curate.execution import engine
 from curate.execution.types import Resources
 from curate.formats.images import Preprocessing, decode_image
 from curate.formats.member_roles import MemberRoles
-from curate.stages.embed import feeding
+from curate.stages.embed import feeding, worker
 from curate.stages.embed.inference import EncoderPlan
 from curate.stages.embed.pending import SampleRecord
 from curate.stages.embed.worker import EmbedShards, ShardEnd
 
 PREPROCESSING = Preprocessing(224, 224, decode="fast")
 PLAN = EncoderPlan("made up", None, "cuda", 1, PREPROCESSING, None)
-DIM, BATCH_SIZE, NUM_SHARDS = 512, 256, 4
+DIM, BATCH_SIZE, NUM_SHARDS, REPEATS = 512, 256, 2, 4
+NUM_IMAGES = NUM_SHARDS * REPEATS * NUM_PHOTOS
 SECONDS_PER_IMAGE = 20e-6
-LEAST_CEILING = 3_800  # images a second of one core: four times what threads handed over
 
 
 class Seconds(NamedTuple):
@@ -61,7 +64,7 @@ class MadeUpDevice:
     def finish(self, begun: tuple[list[np.ndarray], float]) -> np.ndarray:
         images, finished = begun
         time.sleep(max(finished - time.monotonic(), 0))
-        first_pixels = [array[:, 0, : DIM // 4].reshape(len(array), -1) for array in images]
+        first_pixels = [array.reshape(len(array), -1)[:, :DIM] for array in images]
         return np.concatenate(first_pixels).astype(np.float16)
 
     def register(self, memory: np.ndarray) -> None:
@@ -83,6 +86,7 @@ class WithoutDecoding(EmbedShards):
 
 
 _PIXELS = np.full((224, 224, 4), 255, np.uint8)
+_PLANES = np.full((4, 298, 224), 255, np.uint8).transpose(1, 2, 0)[37:261]
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,29 @@ class Fed:
         return processor_seconds([os.getpid(), *self.processes])
 
 
+class InOneProcess:
+    """All but decoding in this process, one step after the other, as it was before."""
+
+    def __init__(self, folder: Path, urls: list[str]) -> None:
+        (folder / "pending").mkdir(parents=True)
+        self.shards, self.device = make_shard_tasks(urls), MadeUpDevice()
+        self.task = WithoutDecoding(PLAN, str(folder), MemberRoles(), BATCH_SIZE)
+        self.measure()
+
+    def measure(self) -> Seconds:
+        """For all shards."""
+        before, started = time.process_time(), time.perf_counter()
+        with unittest.mock.patch.object(worker, "load_forward", lambda plan: self.forward):
+            result = self.task(self.shards)
+        if result.problems:
+            raise RuntimeError(f"shards failed: {result.problems}")
+        return Seconds(time.process_time() - before, time.perf_counter() - started)
+
+    def forward(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        batch = np.stack([_PLANES for _ in images])
+        return self.device.finish(self.device.begin([batch]))
+
+
 def measure_decoding(decode_only: DecodeOnly, cores: int) -> Seconds:
     """As many processes as cores, at once, as decoders are: one would have their caches alone."""
     part = replace(decode_only, repeats=decode_only.repeats // cores)
@@ -143,17 +170,19 @@ def measure_decoding(decode_only: DecodeOnly, cores: int) -> Seconds:
 
 
 def measure_rounds() -> dict[str, Seconds]:
-    """Medians of each variant: `ceiling` without decoding, `fed`, and `decode` alone."""
+    """Medians of each variant: `ceiling` without decoding and `one process` likewise, `fed`, and
+    `decode` alone."""
     cores = min(len(os.sched_getaffinity(0)), 2)
     rounds: dict[str, list[Seconds]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        urls = write_photo_shards(folder, NUM_SHARDS)
+        urls = write_photo_shards(folder, NUM_SHARDS, REPEATS)
         ceiling = Fed(WithoutDecoding, folder / "ceiling", urls, 1)
         fed = Fed(EmbedShards, folder / "fed", urls, cores)
-        decode_only = DecodeOnly(tuple(load_photos(NUM_PHOTOS)), NUM_SHARDS)
+        decode_only = DecodeOnly(tuple(load_photos(NUM_PHOTOS)), NUM_SHARDS * REPEATS)
         variants: dict[str, Callable[[], Seconds]] = {
             "ceiling": ceiling.measure,
+            "one process": InOneProcess(folder / "one", urls).measure,
             "fed": fed.measure,
             "decode": partial(measure_decoding, decode_only, cores),
         }
@@ -174,8 +203,9 @@ def measure() -> list[Row]:
         Row(
             "feed a GPU, without decoding",
             medians["ceiling"].processors,
-            limit=NUM_SHARDS * NUM_PHOTOS / LEAST_CEILING,
-            least_of_limit=1.0,
+            peer=medians["one process"].processors,
+            peer_name="one process",
+            least_of_peer=4.0,
         ),
         Row(
             "feed a GPU",
@@ -187,11 +217,10 @@ def measure() -> list[Row]:
 
 
 def main() -> None:
-    num_images = NUM_SHARDS * NUM_PHOTOS
     for variant, seconds in measure_rounds().items():
         print(
-            f"{variant}: {num_images / seconds.processors:,.0f} images a second of one core, "
-            f"{num_images / seconds.clock:,.0f} images a second on the clock"
+            f"{variant}: {NUM_IMAGES / seconds.processors:,.0f} images a second of one core, "
+            f"{NUM_IMAGES / seconds.clock:,.0f} images a second on the clock"
         )
 
 

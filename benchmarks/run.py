@@ -20,6 +20,7 @@ BENCHMARKS = (
     "tar",
     "decode",
     "embed",
+    "feeding",
     "clip",
     "export",
     "stream",

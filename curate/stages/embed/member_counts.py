@@ -1,5 +1,6 @@
 """What samples hold that is not read, or not clear: counted while shards are read, said once."""
 
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any
 from curate.formats.member_roles import (
     JSON_LABEL,
     Choice,
+    Choices,
     MemberRoles,
     choose_members,
     is_label_word,
@@ -60,21 +62,19 @@ class MemberCounts:
 
     def add(self, sample: Sample, roles: MemberRoles) -> None:
         """Count the members of a sample that has an image."""
-        choices = choose_members(roles, tuple(sample.members))
-        if choices.image.extension is None:
+        extensions = tuple(sample.members)
+        if not _has_something_to_count(roles, extensions):
             return
+        choices = choose_members(roles, extensions)
         key = to_unicode(sample.key)
         for role, choice in choices._asdict().items():
             if choice.candidates:
                 num_ignored = len(choice.candidates) - (choice.extension is not None)
                 tally = self.unclear.setdefault(role, Tally())
                 tally.add(1, num_ignored, key, choice.candidates)
-        mentioned = {choice.extension for choice in choices}
-        mentioned.update(*(choice.candidates for choice in choices))
-        for extension in sample.members:
-            if extension not in mentioned:
-                name = _bounded(self.unread, extension)
-                self.unread[name] = self.unread.get(name, 0) + 1
+        for extension in _list_unread(choices, extensions):
+            name = _bounded(self.unread, extension)
+            self.unread[name] = self.unread.get(name, 0) + 1
         if choices.label.extension is None or roles.label.startswith(JSON_LABEL):
             self._add_label_like(sample, key, choices.label)
 
@@ -145,6 +145,24 @@ class MemberCounts:
         shown = ", ".join(f"{name} ({count:,})" for name, count in counts[:_MAX_SHOWN])
         more = f" and {len(counts) - _MAX_SHOWN:,} more" if len(counts) > _MAX_SHOWN else ""
         return f"members that no option reads: {shown}{more}; exports keep them"
+
+
+@functools.lru_cache(maxsize=256)  # nearly all samples have the same extensions
+def _has_something_to_count(roles: MemberRoles, extensions: tuple[str, ...]) -> bool:
+    """False where there is no image, and where every member is read, with the label among them."""
+    choices = choose_members(roles, extensions)
+    if choices.image.extension is None:
+        return False
+    has_label_member = choices.label.extension and not roles.label.startswith(JSON_LABEL)
+    is_clear = not any(choice.candidates for choice in choices)
+    return not (has_label_member and is_clear and not _list_unread(choices, extensions))
+
+
+def _list_unread(choices: Choices, extensions: tuple[str, ...]) -> list[str]:
+    """The extensions that are neither chosen nor candidates."""
+    mentioned = {choice.extension for choice in choices}
+    mentioned.update(*(choice.candidates for choice in choices))
+    return [extension for extension in extensions if extension not in mentioned]
 
 
 def _bounded(counts: dict[str, Any], name: str) -> str:
