@@ -1,10 +1,11 @@
 """What feeds a GPU: images handed to a made-up one, against decoding alone on the same cores.
 
 Without decoding, it is compared with what this package once did: one process did everything in
-turn, and stacked the images of a batch, which were planes of a larger one. The made-up GPU takes 20 µs for an image, and checks that each slot holds the pixels of its photo.
-A shard has 960 photos: what it costs once is spread over about as many as shards usually have.
-Times are seconds of processors, of this process and its decoders together, because the table is for
-machines that are busy otherwise; `python benchmarks/bench_feeding.py` prints wall-clock time too.
+turn, and stacked the images of a batch, which were planes of a larger one. The made-up GPU takes
+20 µs for an image. A shard has 960 photos: what it costs once is spread over about as many as
+shards usually have. Times are seconds of processors, of this process and its decoders together,
+because the table is for machines that are busy otherwise; `python benchmarks/bench_feeding.py`
+prints wall-clock time too.
 """
 
 import os

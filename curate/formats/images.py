@@ -370,8 +370,8 @@ def _resize_by_torch(
             pixels = torch.frombuffer(content, dtype=torch.uint8).view(
                 decoded.height, decoded.width, 4
             )
-    # In this order of views torch sees four channels side by side, and leaves them so: it would take
-    # them apart otherwise, and whoever copies the pixels would put them together again.
+    # In this order of views torch sees four channels side by side, and leaves them so. Otherwise it
+    # takes them apart, and whoever copies the pixels puts them together again.
     resized = torch.nn.functional.interpolate(
         pixels[None].permute(0, 3, 1, 2), size[::-1], mode=interpolation, antialias=True
     )
