@@ -47,6 +47,10 @@ class Browser:
         self._send("Page.navigate", url=url)
         self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
 
+    def run_first(self, script: str) -> None:
+        """Run a script in every page that is opened from now on, before the page's own."""
+        self._send("Page.addScriptToEvaluateOnNewDocument", source=script)
+
     def evaluate(self, expression: str) -> Any:
         """The value of an expression of JavaScript; a promise is awaited."""
         answer = self._send(

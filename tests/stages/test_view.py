@@ -7,13 +7,17 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from browser import Browser, start_browser
+from browser import TIMEOUT, Browser, start_browser
 from conftest import make_catalog, rows
+from PIL import Image
+from scipy.ndimage import label
 
 import curate
 from curate.catalog.catalog import Catalog
@@ -33,11 +37,12 @@ if out.suffix == ".zip":
 else:
     (out / "data").mkdir(parents=True)
 """
-# Chromium's WebGPU, in software.
+# Chromium's WebGPU, in software. Its canvas is shown only where the page is drawn by Vulkan.
 WEBGPU = (
     "--enable-unsafe-webgpu",
-    "--enable-features=Vulkan,WebGPU",
     "--use-webgpu-adapter=swiftshader",
+    "--enable-features=Vulkan",
+    "--use-vulkan=swiftshader",
     "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",
     "--ignore-gpu-blocklist",
@@ -86,6 +91,11 @@ def test_the_table_has_an_image_a_place_and_every_column(kept_half, tmp_path, at
     for number, ids in enumerate(row["ids"] for row in table["neighbors"].to_pylist()):
         assert number not in ids
         assert all(0 <= other < 30 for other in ids)
+    assert table.schema.names[:5] == ["image", "key", "label", "caption", "kept"]
+    checksums = rows(kept_half, "select image_checksum::text from samples order by sample_id")
+    assert table["image_checksum"].to_pylist() == [text for (text,) in checksums], (
+        "the atlas fails on integers beyond 2^53"
+    )
     arguments = json.loads(atlas_log.read_text())
     assert arguments[0] == str(kept_half.path / "view" / "samples.parquet")
     assert arguments[1:9] == [
@@ -163,24 +173,65 @@ def find_atlas() -> Path:
 
 
 POINTS = "document.body.innerText.replaceAll('\\n', ' ')"
-HAS_WEBGPU = (
-    "navigator.gpu ? navigator.gpu.requestAdapter()"
-    ".then((adapter) => Boolean(adapter?.features.has('shader-f16'))) : false"
-)
+# The map computes with 16-bit floats, which WebGPU in software lacks: there they are 32-bit floats,
+# in buffers of twice the size.
+WIDE_FLOATS = """
+const supports = GPUSupportedFeatures.prototype.has;
+GPUSupportedFeatures.prototype.has = function (name) {
+  return name === "shader-f16" || supports.call(this, name);
+};
+const requestDevice = GPUAdapter.prototype.requestDevice;
+GPUAdapter.prototype.requestDevice = async function (options) {
+  if (supports.call(this.features, "shader-f16")) return requestDevice.call(this, options);
+  const requiredFeatures = options.requiredFeatures.filter((name) => name !== "shader-f16");
+  const device = await requestDevice.call(this, { ...options, requiredFeatures });
+  const { createShaderModule, createBuffer } = GPUDevice.prototype;
+  device.createShaderModule = ({ code, ...others }) => createShaderModule.call(
+    device, { ...others, code: code.replace("enable f16;", "").replaceAll(/\\bf16\\b/g, "f32") });
+  device.createBuffer = ({ size, usage, ...others }) => createBuffer.call(
+    device, { ...others, usage, size: usage === GPUBufferUsage.STORAGE ? 2 * size : size });
+  return device;
+};
+"""
+# The largest canvas.
+MAP = """[...document.querySelectorAll("canvas")].sort(
+    (one, other) => other.width * other.height - one.width * one.height)[0]"""
+# Without the buttons at its top and the scale at its bottom.
+MAP_BOX = f"""(() => {{
+    const box = ({MAP})?.getBoundingClientRect();
+    return box && [box.left, box.top + 50, box.right, box.bottom - 40].map(Math.round);
+}})()"""
+NUM_ROWS = "document.querySelectorAll('tbody tr').length"
 
 
-def assert_filters(browser: Browser, url: str) -> None:
-    """The atlas at a URL has all points; its map is drawn; a filter on `kept` halves them."""
+def count_points(browser: Browser, path: Path) -> int:
+    """How many spots the map shows, in a screenshot at a path; those that touch are one."""
+    browser.screenshot(path)
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("L").crop(browser.evaluate(MAP_BOX)), int)
+    _, num_spots = label(abs(pixels - np.median(pixels)) > 30)
+    return int(num_spots)
+
+
+def wait_for_points(browser: Browser, path: Path, expected: range) -> None:
+    """Until the map shows so many points: it is drawn some time after the table."""
+    end = time.monotonic() + TIMEOUT
+    while (num_points := count_points(browser, path)) not in expected:
+        assert time.monotonic() < end, f"{num_points} points on the map: {path}"
+        time.sleep(1)
+
+
+def assert_filters(browser: Browser, url: str, folder: Path) -> None:
+    """The atlas at a URL draws 30 points; a filter on `kept` halves them, and the table."""
+    browser.run_first(WIDE_FLOATS)
     browser.open(url, width=1500, height=1000)
     browser.wait_for(f"/30 \\/ 30 points/.test({POINTS})")
-    browser.wait_for("document.querySelector('button[title=kept]') !== null")
-    # The map needs a feature that not every WebGPU in software has; the atlas says so then.
-    if browser.evaluate(HAS_WEBGPU):
-        assert browser.evaluate("document.querySelector('canvas') !== null")
-    else:
-        browser.wait_for(f"{POINTS}.includes('WebGPU is unavailable')")
+    browser.wait_for(f"{NUM_ROWS} === 30")
+    wait_for_points(browser, folder / "all.png", range(25, 31))
     browser.evaluate("document.querySelector('button[title=kept]').click()")
     browser.wait_for(f"/15 \\/ 30 points/.test({POINTS})")
+    browser.wait_for(f"{NUM_ROWS} === 15")
+    wait_for_points(browser, folder / "kept.png", range(12, 16))
 
 
 @pytest.mark.slow
@@ -194,7 +245,7 @@ def test_a_browser_shows_the_atlas_and_a_filter_on_kept_halves_it(kept_half, tmp
     ):
         try:
             url = next(line.split()[4] for line in server.stderr if "the atlas is at" in line)
-            assert_filters(browser, url)
+            assert_filters(browser, url, tmp_path)
         finally:
             server.send_signal(signal.SIGINT)
 
@@ -217,4 +268,4 @@ def test_an_exported_folder_opens_by_a_plain_web_server(
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
     curate.view(kept_half, out=tmp_path / "atlas")
     with start_browser(tmp_path / "profile", *WEBGPU) as browser:
-        assert_filters(browser, f"{static_server}/atlas/")
+        assert_filters(browser, f"{static_server}/atlas/", tmp_path)

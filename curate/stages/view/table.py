@@ -3,23 +3,28 @@
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.samples import image_member
+from curate.catalog.sql import quote_identifier
 from curate.errors import CurateError
 from curate.formats.sample_locations import read_whole_image
 from curate.progress import log, progress_bar
 from curate.stages.view.positions import Positions
 from curate.storage.atomic import atomic_write
 
+if TYPE_CHECKING:
+    import duckdb
+
 THUMBNAIL, PROBLEM = "image", "image_problem"
 X, Y, NEIGHBOURS = "x", "y", "neighbors"
 TYPICAL = "typicality"  # mean cosine with the neighbours: which image stands for a crowd
 _BATCH = 1000  # rows
+_MAX_EXACT = 2**53  # the atlas counts in doubles: it fails on an integer beyond
 _QUALITY = 80
 _GREY = (128, 128, 128)
 
@@ -38,8 +43,9 @@ def write_table(
     """Write the Parquet file of these samples, in the order of their ids.
 
     It has the columns of `sample_scores`, and for each selection one with `kept` or `dropped`,
-    called `kept` where there is one selection and `kept_NAME` where there are several. Where an
-    image cannot be read, a grey one stands, and `image_problem` says why.
+    called `kept` where there is one selection and `kept_NAME` where there are several. What people
+    look at stands first. Where an image cannot be read, a grey one stands, and `image_problem` says
+    why.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -75,6 +81,8 @@ def write_table(
                 TYPICAL: pa.array(1 - positions.mean_distances[start:stop], pa.float32()),
             }.items():
                 rows = rows.append_column(name, values)
+            first = [THUMBNAIL, "key", "label", "caption", *kept_columns(selections).values()]
+            rows = rows.select(list(dict.fromkeys([*first, *rows.schema.names])))
             writer = writer or pq.ParquetWriter(temporary, rows.schema)
             writer.write_table(rows.cast(writer.schema))
         if writer is None:
@@ -99,12 +107,13 @@ def _read_rows(
     import pyarrow as pa
 
     columns = kept_columns(selections)
+    with catalog.reading() as connection:
+        select = _select_exact(connection)
     for start in range(0, len(sample_ids), _BATCH):
         ids = sample_ids[start : start + _BATCH]
         with catalog.reading() as connection:
             rows: Any = connection.sql(
-                "select * from sample_scores where sample_id in (select unnest(?)) "
-                "order by sample_id",
+                f"{select} where sample_id in (select unnest(?)) order by sample_id",
                 params=[ids.tolist()],
             ).to_arrow_table()
             members = connection.execute(
@@ -118,6 +127,30 @@ def _read_rows(
             values = pa.array(np.where(is_kept, "kept", "dropped").tolist(), pa.string())
             rows = rows.append_column(column, values)
         yield start, rows
+
+
+def _select_exact(connection: "duckdb.DuckDBPyConnection") -> str:
+    """`select … from sample_scores`, with columns of integers beyond 2^53 as text.
+
+    A predicate on such a column means the same in the atlas and in --where: SQL casts a number
+    that is compared with text.
+    """
+    kinds = connection.execute("select column_name, column_type from (describe sample_scores)")
+    integers = [
+        quote_identifier(name)
+        for name, kind in kinds.fetchall()
+        if kind.endswith(("BIGINT", "HUGEINT"))
+    ]
+    largest = connection.execute(
+        f"select {', '.join(f'max(abs({name}::hugeint))' for name in integers)} from sample_scores"
+    ).fetchone()
+    wide = [
+        name
+        for name, value in zip(integers, largest or (), strict=True)
+        if (value or 0) > _MAX_EXACT
+    ]
+    replaced = ", ".join(f"{name}::varchar as {name}" for name in wide)
+    return f"select *{f' replace ({replaced})' if wide else ''} from sample_scores"
 
 
 def _neighbours_array(positions: Positions, start: int, stop: int) -> Any:
