@@ -239,13 +239,15 @@ create table if not exists selections (
     run_id bigint not null,
     known_shards bigint[], -- the shards there were: first and last ids of runs of neighbours; null before schema 9
     weights_by text, -- the strata of members.weight: label, cluster, or those of the strategy; null without weights
-    strategy_options text -- the strategy's own options and the sets given to it, those that are not the defaults
+    strategy_options text, -- the strategy's own options and the sets given to it, those that are not the defaults
+    repeats double -- the expected repeats of the best samples; null without
 );
 
 create table if not exists members (
     selection text not null,
     sample_id bigint not null,
-    weight float -- with --weights: the inverse of the share that its stratum keeps, 1 on average
+    weight float, -- with --weights: the inverse of the share that its stratum keeps, 1 on average
+    repeats integer -- with --repeats: how often it comes in an epoch
 );
 
 -- The members that the last drawing of a selection changed, where it was drawn before.
@@ -402,7 +404,7 @@ create table if not exists training_runs (
 create table if not exists comparisons (
     validation text not null,
     selection text not null,
-    baseline text not null, -- full or random; unweighted: with the weights of the selection against without
+    baseline text not null, -- full or random; unweighted, unrepeated: with the weights or repeats of the selection against without
     test text not null,
     seeds integer not null,
     num_test bigint not null,

@@ -26,9 +26,11 @@ from curate.storage.credentials import hide_credentials
 
 # The weight goes into the sample under this key; webdataset passes on what starts with __.
 WEIGHT_KEY = "__weight__"
+# And how often it comes in an epoch under this one.
+REPEATS_KEY = "__repeats__"
 
 _KEY_HASHES = """
-select samples.shard_id, md5_number_lower(key) as key_hash, weight
+select samples.shard_id, md5_number_lower(key) as key_hash, weight, repeats
 from members join samples using (sample_id)
 where selection = ?
 order by all
@@ -50,7 +52,8 @@ class SelectionFilter:
     """Called with a webdataset sample: is it in the selection?
 
     Keys are compared by 64 bits of their MD5, within one shard. With `weights`, the call also puts
-    the member's weight into the sample, under WEIGHT_KEY.
+    the member's weight into the sample, under WEIGHT_KEY; with `repeats`, how often it comes in an
+    epoch, under REPEATS_KEY.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class SelectionFilter:
         root: str | os.PathLike[str] | Mapping[str, str] | None = None,
         *,
         weights: bool = False,
+        repeats: bool = False,
     ) -> None:
         self.selection = selection
         self._mapping = _to_mapping(root)
@@ -70,6 +74,11 @@ class SelectionFilter:
             raise CurateError(
                 f"the selection '{selection}' has no weights: make one that has by "
                 "`curate select --weights`"
+            )
+        if repeats and not record.repeats:
+            raise CurateError(
+                f"the selection '{selection}' has no repeats: make one that has by "
+                "`curate select --repeats MAX`"
             )
         with catalog.reading() as connection:
             rows = connection.execute(
@@ -83,6 +92,9 @@ class SelectionFilter:
         self._weights: array[float] | None = None
         if weights:
             self._weights = array("f", np.asarray(columns["weight"], np.float32).tobytes())
+        self._repeats: array[int] | None = None
+        if repeats:
+            self._repeats = array("i", np.asarray(columns["repeats"], np.int32).tobytes())
         all_ids = np.array([row[0] for row in rows], np.int64)
         starts = np.searchsorted(shard_ids, all_ids)
         stops = np.searchsorted(shard_ids, all_ids, side="right")
@@ -108,6 +120,8 @@ class SelectionFilter:
         is_kept = index < span[1] and self._hashes[index] == key_hash
         if is_kept and self._weights is not None:
             sample[WEIGHT_KEY] = self._weights[index]
+        if is_kept and self._repeats is not None:
+            sample[REPEATS_KEY] = self._repeats[index]
         return is_kept
 
     def _find_span(self, url: str) -> tuple[int, int]:
@@ -187,6 +201,7 @@ def kept(
     root: str | os.PathLike[str] | Mapping[str, str] | None = None,
     *,
     weights: bool = False,
+    repeats: bool = False,
 ) -> SelectionFilter:
     """A predicate for `webdataset.WebDataset(urls).select(curate.kept(catalog, selection))`.
 
@@ -201,8 +216,12 @@ def kept(
     float, 1 on average: `.to_tuple("jpg", "cls", "__weight__")`, and in the training loop
     `(weight * cross_entropy(logits, labels, reduction="none")).mean()`. CurateError where the
     selection has none.
+
+    With `repeats`, each sample comes once, and has under `__repeats__` how often it should come in
+    an epoch by `curate select --repeats`: a weight of the loss, if it is no reason to repeat it
+    (`curate.stream` does). CurateError where the selection has none.
     """
-    return SelectionFilter(catalog, selection, root, weights=weights)
+    return SelectionFilter(catalog, selection, root, weights=weights, repeats=repeats)
 
 
 def hash_key(key: str) -> int:

@@ -23,6 +23,7 @@ where model = $model
     and schedule = $schedule
     and task = 'labels'
     and arm <> 'weighted'
+    and selections.repeats is null
     and coalesce(len(transfer), 0) = 0
     -- of several test sets the first
     and training_runs.test = coalesce(validations.test[1], training_runs.test)

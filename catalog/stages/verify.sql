@@ -110,10 +110,17 @@ having count(*) filter (score is null) <> num_null
 union all
 select
     format('selection ''{}''', selection),
-    format('{} samples of {} are not the share {} that it says', num_samples, num_candidates, keep),
+    format('{} samples of {} are not the share {} that it says', num_presentations, num_candidates, keep),
     'select again under another name (--name)'
-from selections
-where num_samples <> round_even(keep * num_candidates, 0)
+from (
+    select
+        selection, num_candidates, keep,
+        if(repeats is null, num_samples, (
+            select sum(members.repeats) from members where members.selection = selections.selection
+        )) as num_presentations
+    from selections
+)
+where num_presentations <> round_even(keep * num_candidates, 0)
 union all
 select
     format('deduplication ''{}''', deduplication),

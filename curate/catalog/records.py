@@ -147,6 +147,12 @@ class SelectionRecord(SetRecord):
     known_shards: list[int] | None = None  # first and last ids of runs of shards
     weights_by: str | None = None  # the strata of the weights
     strategy_options: str | None = None  # those that are not the defaults
+    repeats: float | None = None  # the expected number of the best samples in an epoch
+
+    @property
+    def num_presentations(self) -> int:
+        """The samples of an epoch, those that repeat as often as they come."""
+        return self.num_samples if self.repeats is None else round(self.keep * self.num_candidates)
 
 
 @dataclass(frozen=True)

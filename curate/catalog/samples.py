@@ -352,6 +352,18 @@ def load_members(catalog: Catalog, selection: str) -> np.ndarray:
     return member_ids
 
 
+def load_repeats(catalog: Catalog, selection: str) -> tuple[np.ndarray, np.ndarray]:
+    """The sorted ids of a selection's members, int64 [n], and how often each comes in an epoch,
+    int64 [n]."""
+    with catalog.reading() as connection:
+        rows = connection.execute(
+            "select sample_id, coalesce(repeats, 1) as repeats from members "
+            "where selection = ? order by 1",
+            [selection],
+        ).fetchnumpy()
+    return np.asarray(rows["sample_id"], np.int64), np.asarray(rows["repeats"], np.int64)
+
+
 def load_weights(catalog: Catalog, selection: str) -> tuple[np.ndarray, np.ndarray]:
     """The sorted ids of a selection's members, int64 [n], and their weights, float32 [n]."""
     with catalog.reading() as connection:

@@ -81,12 +81,15 @@ class SelectionStream(_Base):
         """The samples of an epoch on this rank."""
         share = find_share(self._rank, self._world_size)
         return samples_per_rank(
-            len(self._index), share.world_size, drop_last=self._options.drop_last
+            self._index.num_presentations, share.world_size, drop_last=self._options.drop_last
         )
 
     @property
     def num_requests(self) -> int:
-        """How many ranges an epoch of all ranks reads; a range on a border is read on both."""
+        """How many ranges an epoch of all ranks reads; a range on a border is read on both.
+
+        Where samples repeat, a range is read again, as often as its most frequent sample comes.
+        """
         return len(self._ranges.starts)
 
     @property
@@ -151,7 +154,7 @@ class SelectionStream(_Base):
         return {
             "selection": self._index.settings.selection,
             "fingerprint": self._index.settings.fingerprint,
-            "num_samples": len(self._index),
+            "num_samples": self._index.num_presentations,
             "shuffle": self._options.shuffle,
             "seed": self._options.seed,
             "drop_last": self._options.drop_last,
@@ -161,14 +164,15 @@ class SelectionStream(_Base):
 
     def _order(self, share: Share) -> EpochOrder:
         options = self._options
-        remainder = len(self._index) % share.world_size
+        num_samples = self._index.num_presentations
+        remainder = num_samples % share.world_size
         if remainder and share.rank == share.worker == 0:
             action = f"{remainder} are left out of this epoch"
             if not options.drop_last:
-                action = f"{share.world_size - remainder} come twice in this epoch"
+                action = f"{share.world_size - remainder} come once more in this epoch"
             log.info(
                 "%s samples on %d ranks: %s, so that all ranks have as many",
-                f"{len(self._index):,}",
+                f"{num_samples:,}",
                 share.world_size,
                 action,
             )
@@ -179,6 +183,7 @@ class SelectionStream(_Base):
             epoch=self._epoch,
             shuffle=options.shuffle,
             drop_last=options.drop_last,
+            repeats=self._index.repeats,
         )
 
     def _iterate(self, order: EpochOrder) -> Iterator[dict[str, Any]]:

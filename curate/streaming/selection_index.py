@@ -7,6 +7,7 @@ row a sample, in the order of the tars, shard after shard:
 - offset, length: the sample's bytes in it, tar headers included
 - key: the sample's name, as in the catalog
 - weight: null where the selection has none
+- repeats: how often the sample comes in an epoch; null where the selection has no repeats
 - member, checksum: the image's extension in the tar, and the XXH3 (64 bits) of its bytes; null
   where an early version embedded the shard
 - shard_bytes: the size of the whole shard
@@ -39,8 +40,9 @@ class SelectionIndex(NamedTuple):
 
     `urls` are the shards. Of n samples: the shard's number (`shards`, int32), `offsets` and
     `lengths` in bytes (int64), `keys` (an Arrow array of text), `weights` (float64) or None,
-    `extensions` (an Arrow array of text, null where it is unknown) and `checksums` (uint64) of
-    the images. `shard_bytes` int64 is the size of each shard, or -1.
+    `repeats` (int64, how often it comes in an epoch) or None, `extensions` (an Arrow array of
+    text, null where it is unknown) and `checksums` (uint64) of the images. `shard_bytes` int64 is
+    the size of each shard, or -1.
     """
 
     settings: IndexSettings
@@ -50,12 +52,18 @@ class SelectionIndex(NamedTuple):
     lengths: np.ndarray
     keys: Any
     weights: np.ndarray | None
+    repeats: np.ndarray | None
     extensions: Any
     checksums: np.ndarray
     shard_bytes: np.ndarray
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    @property
+    def num_presentations(self) -> int:
+        """The samples of an epoch, those that repeat as often as they come."""
+        return len(self) if self.repeats is None else int(self.repeats.sum())
 
 
 def index_schema(settings: IndexSettings) -> Any:
@@ -68,6 +76,7 @@ def index_schema(settings: IndexSettings) -> Any:
         "length": pa.int64(),
         "key": pa.string(),
         "weight": pa.float64(),
+        "repeats": pa.int32(),
         "member": pa.string(),
         "checksum": pa.uint64(),
         "shard_bytes": pa.int64(),
@@ -113,6 +122,11 @@ def to_selection_index(table: Any, location: str) -> SelectionIndex:
     weights = None
     if "weight" in table.column_names and table["weight"].null_count < len(table):
         weights = table["weight"].fill_null(1.0).to_numpy().astype(np.float64)
+    repeats = None
+    if "repeats" in table.column_names and table["repeats"].null_count < len(table):
+        repeats = _integers(table, "repeats", 1)
+        if (repeats < 1).any():
+            raise _no_index(location, "its column 'repeats' has numbers below 1")
     return SelectionIndex(
         settings=_read_settings(table.schema.metadata),
         urls=urls,
@@ -121,6 +135,7 @@ def to_selection_index(table: Any, location: str) -> SelectionIndex:
         lengths=lengths,
         keys=table["key"].combine_chunks(),
         weights=weights,
+        repeats=repeats,
         extensions=_read_extensions(table),
         checksums=_integers(table, "checksum", 0, np.uint64),
         shard_bytes=shard_bytes,

@@ -36,6 +36,7 @@ SELECTIONS = {
     "hard": {"keep": 0.5},
     "wide": {"keep": 0.5, "where": "random > 0.2", "skip_hardest": 0.1, "seed": 3},
     "inner": {"keep": 0.5, "within": "hard", "scope": "cluster"},
+    "repeated": {"keep": 0.5, "repeats": 3, "seed": 2},
     "weighted": {"keep": 0.4, "strategy": "random", "balance_by": "cluster", "weights": True},
 }
 
@@ -110,7 +111,7 @@ def test_four_weekly_additions_are_as_a_chain_from_scratch_under_the_same_centro
         assert members(first, name) == members(scratch, name), name
         records = [catalog.require(SelectionRecord, name) for catalog in (first, scratch)]
         assert records[0].fingerprint == records[1].fingerprint
-        sql = "select sample_id, weight from members where selection = ? order by all"
+        sql = "select sample_id, weight, repeats from members where selection = ? order by all"
         assert rows(first, sql, name) == rows(scratch, sql, name)
     ((least, mean),) = rows(
         first, "select min(weight), avg(weight) from members where selection = 'weighted'"

@@ -680,6 +680,32 @@ def test_weights_are_trained_with_and_compared_with_none(coloured, tmp_path, cap
     assert "nothing to do" in caplog.text
 
 
+def test_repeats_are_compared_with_none_at_as_many_steps(coloured, tmp_path, caplog):
+    ids = [sample_id for (sample_id,) in rows(coloured, "select sample_id from samples order by 1")]
+    add_scoring(coloured, "toy", {sample_id: float(-order) for order, sample_id in enumerate(ids)})
+    test = write_colours(tmp_path, "test", 120, 1)
+    name = validate(coloured, keep=0.5, scoring="toy", repeats=4, test=test, **TRAINING)
+    sql = (
+        "select repeats is not null, num_samples, epochs, count(*) from training_runs "
+        "join (select selection, repeats from selections) using (selection) "
+        "where validation = ? and arm = 'pruned' group by all order by all"
+    )
+    plain, repeated = rows(coloured, sql, name)
+    assert plain[1:] == repeated[1:]  # as many places, and so as many steps
+    assert (plain[0], repeated[0]) == (False, True)
+    accuracies = "select selection, accuracy from comparisons where baseline = ? order by all"
+    ((selection, accuracy),) = rows(coloured, accuracies, "unrepeated")
+    assert selection.endswith("-repeats4")
+    assert (selection, accuracy) in rows(coloured, accuracies, "full")
+    texts = [verdict.text for verdict in read_verdicts(coloured, name)]
+    assert any(text.startswith(f"{selection} against the same without repeats") for text in texts)
+    # Laws are of samples that come once.
+    parameters = {"model": "mlp", "schedule": "epochs", "epochs": None}
+    with coloured.reading() as connection:
+        runs = connection.execute(read_sql("stages/fit_runs"), parameters).fetchall()
+    assert selection not in {run[2] for run in runs}
+
+
 def test_weights_are_added_to_a_validation_and_need_selections_that_have_them(coloured, tmp_path):
     test = write_colours(tmp_path, "test", 60, 2)
     name = validate(coloured, keep=0.5, test=test, **OPTIONS)

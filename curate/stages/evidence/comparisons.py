@@ -18,9 +18,29 @@ if TYPE_CHECKING:
 FULL, PRUNED, RANDOM, WEIGHTED = "full", "pruned", "random", "weighted"
 # The baseline of a selection with weights: the same selection without them.
 UNWEIGHTED = "unweighted"
+# That of a selection with repeats: the selection that is alike but for these.
+UNREPEATED = "unrepeated"
 # What is compared: the name of the baseline, its arm, and the arm that is compared with it.
-_PAIRS = ((FULL, FULL, PRUNED), (RANDOM, RANDOM, PRUNED), (UNWEIGHTED, PRUNED, WEIGHTED))
+_PAIRS = (
+    (FULL, FULL, PRUNED),
+    (RANDOM, RANDOM, PRUNED),
+    (UNWEIGHTED, PRUNED, WEIGHTED),
+    (UNREPEATED, UNREPEATED, PRUNED),
+)
 _POINTS = 100  # percent
+# Selections that were drawn with the same options, but for these.
+_ALIKE_WITHOUT_REPEATS = """
+with drawn as (
+    select selection, repeats, run_id,
+        json_merge_patch(arguments, '{"repeats": null, "weights": null}')::text as options
+    from selections join runs using (run_id)
+    where stage = 'select'
+)
+select once.selection
+from drawn as once join drawn as repeated using (options)
+where repeated.selection = ? and repeated.repeats is not null and once.repeats is null
+order by once.run_id
+"""
 
 
 def pack_answers(is_correct: np.ndarray) -> bytes:
@@ -57,6 +77,7 @@ def refresh_comparisons(connection: "duckdb.DuckDBPyConnection", validation: str
             arm: _load_runs(connection, validation, test, arm, None if arm == FULL else selection)
             for arm in (FULL, PRUNED, RANDOM, WEIGHTED)
         }
+        arms[UNREPEATED] = _find_unrepeated(connection, validation, test, selection)
         for baseline, baseline_arm, arm in _PAIRS:
             seeds = sorted(set(arms[baseline_arm].seeds) & set(arms[arm].seeds))
             if len(seeds) < 2:
@@ -67,6 +88,15 @@ def refresh_comparisons(connection: "duckdb.DuckDBPyConnection", validation: str
             )
             record = make_record(validation, selection, baseline, test, a, b)
             sets.insert_row(connection, "comparisons", record._asdict())
+
+
+def _find_unrepeated(
+    connection: "duckdb.DuckDBPyConnection", validation: str, test: str, selection: str
+) -> _Runs:
+    """The runs of the selection that is alike but has no repeats, where it was validated too."""
+    rows = connection.execute(_ALIKE_WITHOUT_REPEATS, [selection]).fetchall()
+    runs = [_load_runs(connection, validation, test, PRUNED, name) for (name,) in rows]
+    return next((one for one in runs if one.seeds), _Runs([], np.empty((0, 0))))
 
 
 def _load_runs(

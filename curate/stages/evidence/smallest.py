@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # What a chain's selections have in common.
 _CHAIN_FIELDS = (
+    "repeats",
     "scoring",
     "strategy",
     "strategy_options",

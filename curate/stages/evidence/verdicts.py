@@ -14,6 +14,7 @@ from curate.catalog.records import ComparisonRecord
 from curate.stages.evidence.comparisons import (
     FULL,
     RANDOM,
+    UNREPEATED,
     UNWEIGHTED,
     load_comparisons,
     to_difference,
@@ -30,7 +31,7 @@ MIN_SEEDS, MIN_TEST_SAMPLES = 3, 100
 ALARMING_LOSS = 2.0  # points below random
 _MAX_SEEDS, _MAX_TEST_SAMPLES = 100, 1_000_000  # more than these is no advice
 _LINE_WIDTH = 100
-_BASELINE_WORDS = {FULL: "everything", RANDOM: "random"}
+_BASELINE_WORDS = {FULL: "everything", RANDOM: "random", UNREPEATED: "the same without repeats"}
 
 
 class Verdict(NamedTuple):

@@ -34,7 +34,8 @@ def repacked_layout(samples_per_shard: int) -> str:
 class MemberRows(NamedTuple):
     """Members in tar order: ids, shard ids, offsets and lengths int64 [n], keys as text.
 
-    Weights are float32 [n], NaN where the selection has none.
+    Weights are float32 [n], NaN where the selection has none; repeats int64 [n] are how often each
+    comes in an epoch.
     """
 
     sample_ids: np.ndarray
@@ -43,6 +44,7 @@ class MemberRows(NamedTuple):
     lengths: np.ndarray
     keys: np.ndarray
     weights: np.ndarray
+    repeats: np.ndarray
 
     def slice(self, start: int, stop: int) -> "MemberRows":
         return MemberRows(*(column[start:stop] for column in self))
@@ -102,6 +104,10 @@ class SelectionMembers:
     @property
     def has_weights(self) -> bool:
         return self._record.weights_by is not None and not self._complement
+
+    @property
+    def has_repeats(self) -> bool:
+        return self._record.repeats is not None and not self._complement
 
     @property
     def checksum(self) -> str:
@@ -228,8 +234,11 @@ class SelectionMembers:
             query = read_sql("stages/others" if self._complement else "stages/members")
             columns = connection.execute(query, parameters).fetchnumpy()
         weights = np.ma.filled(np.ma.asarray(columns.pop("weight")), np.nan).astype(np.float32)
+        repeats = np.ma.filled(np.ma.asarray(columns.pop("repeats")), 1).astype(np.int64)
         sample_ids, shard_ids, offsets, lengths, keys = map(np.asarray, columns.values())
-        return MemberRows(sample_ids, shard_ids, offsets, lengths, keys.astype(object), weights)
+        return MemberRows(
+            sample_ids, shard_ids, offsets, lengths, keys.astype(object), weights, repeats
+        )
 
     def _check_same(self, connection: "DuckDBPyConnection") -> None:
         """CurateError if another selection has taken the name, perhaps between two batches."""

@@ -39,9 +39,9 @@ _UID_DIGITS = 32
 # What a list is of: the members of a selection, or the other samples of the shards it knows.
 _SOURCES = """
 with listed as (
-    select sample_id, weight from members where selection = $selection and not $complement
+    select sample_id, weight, repeats from members where selection = $selection and not $complement
     union all
-    select sample_id, null::float from samples
+    select sample_id, null::float, null::integer from samples
     where $complement
     and sample_id not in (select sample_id from members where selection = $selection)
     and not list_contains($unknown, shard_id)
@@ -58,7 +58,7 @@ order by samples.sample_id
 _INDEX_COLUMNS = """
 select
     url, byte_offset as "offset", samples.num_bytes as length, key, weight::double as weight,
-    member, image_checksum as checksum, shards.num_bytes as shard_bytes
+    repeats, member, image_checksum as checksum, shards.num_bytes as shard_bytes
 from listed join samples using (sample_id) join shards using (shard_id)
 order by samples.sample_id
 """

@@ -34,13 +34,22 @@ class WeightSummary(NamedTuple):
     largest: float
 
 
+class RepeatSummary(NamedTuple):
+    """The column `repeats` of index.parquet: how many samples an epoch has with them, and the most
+    of one sample."""
+
+    num_presentations: int
+    largest: int
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What an export is: it is written last, so a folder that has it is whole.
 
     `selection` are the columns of the selection, `lineage` the runs back to the embedding. With
-    `complement`, the samples are all others. `weights` are those of index.parquet. `empty_shards`
-    says that a mirror has shards of which no sample is kept, `key_rule` where keys end.
+    `complement`, the samples are all others. `weights` and `repeats` are those of index.parquet;
+    shards have each sample once. `empty_shards` says that a mirror has shards of which no sample is
+    kept, `key_rule` where keys end.
     """
 
     curate: str
@@ -59,6 +68,7 @@ class Manifest:
     empty_shards: bool = False
     key_rule: str = FIRST_DOT
     weights: WeightSummary | None = None
+    repeats: RepeatSummary | None = None
     num_forgotten: int = 0  # samples that `curate forget` has taken out
 
 
@@ -73,6 +83,7 @@ def write_manifest(folder: str, manifest: Manifest) -> None:
     """Write manifest.json in one step."""
     content = asdict(manifest) | {"sources": [source._asdict() for source in manifest.sources]}
     content["weights"] = manifest.weights._asdict() if manifest.weights else None
+    content["repeats"] = manifest.repeats._asdict() if manifest.repeats else None
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     with atomic_write(files.join(folder, MANIFEST_NAME)) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -120,6 +131,7 @@ def read_manifest(folder: str) -> Manifest:
             empty_shards=_typed(content.get("empty_shards", False), bool),
             key_rule=_typed(content.get("key_rule", FIRST_DOT), str),
             weights=_read_weights(content.get("weights")),
+            repeats=_read_repeats(content.get("repeats")),
             num_forgotten=_typed(content.get("num_forgotten", 0), int),
         )
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -132,6 +144,12 @@ def _read_weights(entry: dict[str, Any] | None) -> WeightSummary | None:
     return WeightSummary(
         _typed(entry["by"], str), _typed(entry["least"], float), _typed(entry["largest"], float)
     )
+
+
+def _read_repeats(entry: dict[str, Any] | None) -> RepeatSummary | None:
+    if entry is None:
+        return None
+    return RepeatSummary(_typed(entry["num_presentations"], int), _typed(entry["largest"], int))
 
 
 def _checksum(entry: dict[str, Any]) -> Any:
@@ -222,7 +240,7 @@ class IndexWriter:
     """Writes index.parquet as output shards pass by.
 
     Each member has its url, key and sample id and, where shards are written, its output shard and
-    its key there; and its weight, where the selection has weights.
+    its key there; and its weight, and how often it comes in an epoch, where the selection has that.
     """
 
     def __init__(self, path: Path, members: SelectionMembers, *, with_shards: bool) -> None:
@@ -241,6 +259,9 @@ class IndexWriter:
         self._with_weights = members.has_weights
         if self._with_weights:
             fields |= {"weight": pa.float32()}
+        self._with_repeats = members.has_repeats
+        if self._with_repeats:
+            fields |= {"repeats": pa.int32()}
         self._schema = pa.schema(fields)
         self._writer = pq.ParquetWriter(path, self._schema)
 
@@ -286,5 +307,8 @@ class IndexWriter:
         if self._with_weights:
             weights = np.concatenate([packed.rows.weights for packed in self._pending])
             columns.append(pa.array(weights))
+        if self._with_repeats:
+            repeats = np.concatenate([packed.rows.repeats for packed in self._pending])
+            columns.append(pa.array(repeats, pa.int32()))
         self._writer.write_table(pa.table(columns, schema=self._schema))
         self._pending.clear()

@@ -35,6 +35,7 @@ from curate.stages.export.manifest import (
     SIDE_FOLDER,
     IndexWriter,
     Manifest,
+    RepeatSummary,
     WeightSummary,
     find_side_file,
     read_manifest,
@@ -410,6 +411,7 @@ def make_manifest(
         empty_shards=True,
         key_rule=roles.key_rule if roles else FIRST_DOT,
         weights=_summarize_weights(catalog, selection) if members.has_weights else None,
+        repeats=_summarize_repeats(catalog, selection) if members.has_repeats else None,
     )
 
 
@@ -420,6 +422,15 @@ def _summarize_weights(catalog: Catalog, selection: SelectionRecord) -> WeightSu
             [selection.selection],
         ).fetchall()
     return WeightSummary(str(selection.weights_by), least, largest)
+
+
+def _summarize_repeats(catalog: Catalog, selection: SelectionRecord) -> RepeatSummary:
+    with catalog.reading() as connection:
+        ((total, largest),) = connection.execute(
+            "select sum(repeats)::bigint, max(repeats) from members where selection = ?",
+            [selection.selection],
+        ).fetchall()
+    return RepeatSummary(total, largest)
 
 
 def _read_lineage(catalog: Catalog, run_id: int) -> list[dict[str, Any]]:

@@ -32,7 +32,12 @@ _RECOUNTS = (
     "from members join forgotten using (sample_id) "
     "group by selection) as counts where selections.selection = counts.selection",
     "update selections set keep = num_samples / greatest(num_candidates, 1) "
-    "where num_samples <> round_even(keep * num_candidates, 0)",
+    "where repeats is null and num_samples <> round_even(keep * num_candidates, 0)",
+    "update selections set keep = total / greatest(num_candidates, 1) from ("
+    "select selection, sum(repeats) as total from members "
+    "where sample_id not in (select sample_id from forgotten) group by selection) as rest "
+    "where selections.selection = rest.selection and repeats is not null "
+    "and total <> round_even(keep * num_candidates, 0)",
 )
 _RECOUNTS_AFTER = (
     "update clusterings set num_samples = rest.num_rows, objective = rest.total from ("

@@ -30,6 +30,7 @@ from curate.stages.export.clients import (
 from curate.stages.export.manifest import (
     INDEX_NAME,
     Manifest,
+    RepeatSummary,
     find_side_file,
     read_manifest,
     write_manifest,
@@ -225,6 +226,7 @@ def rewrite_export(
         selection=selection,
         lineage=lineage,
         num_samples=len(kept),
+        repeats=_count_repeats(kept),
         num_forgotten=manifest.num_forgotten + manifest.num_samples - len(kept),
         num_bytes=sum(shard.num_bytes for shard in shards),
     )
@@ -235,6 +237,14 @@ def rewrite_export(
             pq.write_table(kept, temporary)
     write_manifest(folder, manifest)
     return manifest
+
+
+def _count_repeats(index: Any) -> RepeatSummary | None:
+    """What is left of them in an index, a pyarrow table."""
+    if "repeats" not in index.column_names:
+        return None
+    repeats = index["repeats"].to_numpy()
+    return RepeatSummary(int(repeats.sum()), int(repeats.max(initial=0)))
 
 
 def _renew_source(source: SourceShard, rewritten: dict[str, RewrittenShard]) -> SourceShard:

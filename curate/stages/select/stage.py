@@ -49,6 +49,7 @@ from curate.stages.select.quotas import (
     group_tiebreak,
     select_with_quotas,
 )
+from curate.stages.select.repeats import draw_repeats
 from curate.stages.select.strategy_call import choose, rank
 from curate.stages.select.strategy_inputs import (
     CandidateInputs,
@@ -91,6 +92,16 @@ Balance = Annotated[
         default=f"{DEFAULT_BALANCE:g}; 0 for strategies that choose for themselves",
     ),
 ]
+Repeats = Annotated[
+    float | None,
+    Option(
+        "Let the best samples come several times in an epoch, the very best so many times on "
+        "average, and others not at all: as many in all as without.",
+        above=1,
+        maximum=100,
+        metavar="MAX",
+    ),
+]
 Tolerance = Annotated[
     float, Option("The loss that is accepted, in points of accuracy: the margin.", above=0)
 ]
@@ -109,6 +120,7 @@ _NOT_WITH_AUTO = {
     "probe": None,
     "distance": None,
     "weights": False,
+    "repeats": None,
     "seed": 0,
 }
 
@@ -154,6 +166,11 @@ def _check_options(arguments: Mapping[str, Any]) -> None:
 
 def _check_has_no_quotas(strategy: str, arguments: Mapping[str, Any]) -> None:
     """OptionError for what only a ranking has, with a strategy that chooses for itself."""
+    if arguments["repeats"]:
+        raise OptionError(
+            f"--repeats: '{strategy}' makes no ranking, by which the best samples would repeat: "
+            "take a strategy that ranks, such as hardest"
+        )
     remedies = {
         "balance": "leave it out, or let it choose in each class by --scope class",
         "skip_hardest": "leave it out, or narrow the candidates by --where",
@@ -261,6 +278,7 @@ def select(
             "(the strategy's own, else the group of --balance-by), 1 on average."
         ),
     ] = False,
+    repeats: Repeats = None,
     seed: Seed = 0,
     workers: Workers = 1,
     name: SetName = None,
@@ -284,8 +302,12 @@ def select(
     counts it in training (`curate.kept`, `curate validate --weights`): the inverse of the share
     that is kept of its stratum, so that weighted strata have the sizes that they have among the
     candidates. Strata are those that the strategy gives quotas, as coverage does to ranges of the
-    score; else the classes or clusters of `balance_by`. The default name has the options that are
-    not the defaults.
+    score; else the classes or clusters of `balance_by`. With `repeats` the samples that would be
+    kept get as many places in an epoch as they are, round(keep · n), but not one each: the best of
+    a group is expected `repeats` times, the k-th of m samples m · ((1 − (k − 1)/m)^repeats −
+    (1 − k/m)^repeats) times, so that each group has as many places as before. The numbers are drawn
+    with the seed; a sample that gets no place is no member. The default name has the options that
+    are not the defaults.
     """
     catalog = Catalog(catalog)
     if isinstance(keep, str):
@@ -351,7 +373,13 @@ def select(
     name = sets.check_name(
         name
         or _default_name(
-            settings, within, unscored, default_balance, option_labels, weights=weights
+            settings,
+            within,
+            unscored,
+            default_balance,
+            option_labels,
+            weights=weights,
+            repeats=repeats,
         )
     )
     settings |= _resolve_settings(catalog, settings, within)
@@ -368,6 +396,7 @@ def select(
         unscored=unscored,
         source_words=source_words,
         weights=weights,
+        repeats=repeats,
     )
 
 
@@ -381,6 +410,7 @@ def draw_selection(
     unscored: str,
     source_words: list[str],
     weights: bool,
+    repeats: float | None,
 ) -> str:
     """Draw the selection `name`, and return the name; what it changes is recorded and said.
 
@@ -431,6 +461,8 @@ def draw_selection(
         arguments = {**arguments, "options": inputs.options}
     if weights:
         arguments = {**arguments, "weights": True}
+    if repeats:
+        arguments = {**arguments, "repeats": repeats}
     fingerprint = provenance.fingerprint("select", arguments, *content, code_checksum)
     existing = catalog.find_up_to_date(SelectionRecord, name, fingerprint)
     if existing:
@@ -472,9 +504,15 @@ def draw_selection(
         _log_unusable(inputs, num_candidates - gathered.num_rows)
         choice = _draw(gathered, candidates, record, unscored)
         del gathered
-        member_ids, member_weights = choice.member_ids, None
+        member_ids, member_weights, member_repeats = choice.member_ids, None, None
         if weights:
             record, member_weights = _weigh(record, candidates, choice)
+        if repeats and choice.priorities is not None:
+            all_repeats = _draw_repeats(candidates, choice.priorities, member_ids, repeats, record)
+            is_member = all_repeats > 0
+            member_ids, member_repeats = member_ids[is_member], all_repeats[is_member]
+            member_weights = None if member_weights is None else member_weights[is_member]
+            record = replace(record, num_samples=len(member_ids), repeats=repeats)
         changes = None
         if previous:
             changes = find_changes(
@@ -491,13 +529,16 @@ def draw_selection(
             candidates._replace(scores=np.empty(0)),
             choice._replace(priorities=None),
         )
-        _store(catalog, record, member_ids, member_weights, previous, changes)
+        _store(catalog, record, member_ids, member_weights, member_repeats, previous, changes)
     log.info(
-        "selection '%s'%s: %s of %s samples%s",
+        "selection '%s'%s: %s of %s samples%s%s",
         name,
         " replaced" if previous else "",
         f"{record.num_samples:,}",
         f"{num_candidates:,}",
+        f", {num_kept:,} with repeats (up to {member_repeats.max()} of one)"
+        if member_repeats is not None
+        else "",
         f"; {changes.describe()}" if changes else "",
     )
     _warn_of_lost_groups(catalog, record, candidates, member_ids)
@@ -552,6 +593,24 @@ def _weigh(
     return replace(record, weights_by=weights_by), inverse_keep_weights(strata, is_kept)
 
 
+def _draw_repeats(
+    candidates: Candidates,
+    priorities: np.ndarray,
+    member_ids: np.ndarray,
+    most: float,
+    record: SelectionRecord,
+) -> np.ndarray:
+    """How often each of the sorted members comes in an epoch: int64 [k]."""
+    is_kept = are_members(candidates.sample_ids, member_ids)
+    return draw_repeats(
+        priorities[is_kept],
+        candidates.groups[is_kept],
+        candidates.sample_ids[is_kept],
+        most,
+        record.seed,
+    )
+
+
 def _has_same_scores(
     catalog: Catalog, previous: SelectionRecord, scoring: ScoringRecord | None
 ) -> bool:
@@ -601,6 +660,7 @@ def _default_name(
     option_labels: list[str],
     *,
     weights: bool,
+    repeats: float | None,
 ) -> str:
     """Scoring, strategy, keep, and every option that is not the default: no two share a name."""
     where = settings["where_sql"]
@@ -618,6 +678,7 @@ def _default_name(
         f"skip{settings['skip_hardest']:.10g}" if settings["skip_hardest"] else None,
         f"unscored_{unscored}" if unscored != "last" else None,
         "weights" if weights else None,
+        f"repeats{repeats:.10g}" if repeats else None,
         f"seed{settings['seed']}" if settings["seed"] else None,
     ]
     return "-".join(filter(None, words))
@@ -802,18 +863,21 @@ def _store(
     record: SelectionRecord,
     member_ids: np.ndarray,
     member_weights: np.ndarray | None,
+    member_repeats: np.ndarray | None,
     previous: SelectionRecord | None,
     changes: MembershipChanges | None,
 ) -> None:
     """Store the members; of a selection that is replaced, write only those that came and left.
 
-    Weights depend on how many of each stratum are kept: all members get them anew.
+    Weights and repeats depend on which others are kept: all members get them anew.
     """
     import pyarrow as pa
 
     columns: dict[str, np.ndarray] = {"sample_id": member_ids}
     if member_weights is not None:
         columns["weight"] = member_weights
+    if member_repeats is not None:
+        columns["repeats"] = member_repeats
     names = ", ".join(columns)
     with catalog.writing() as connection:
         stored = sets.find_set(connection, SelectionRecord, record.selection)
@@ -821,7 +885,7 @@ def _store(
             # New, or drawn by another process meanwhile.
             sets.replace_set(connection, record)
         else:
-            if record.weights_by or previous.weights_by:
+            if any(one.weights_by or one.repeats for one in (record, previous)):
                 left = "true"
             else:
                 left_ids = changes.sample_ids[~changes.has_come]
@@ -892,7 +956,7 @@ def copy_selection(catalog: Catalog, record: SelectionRecord, name: str) -> None
     ):
         sets.replace_set(connection, replace(record, selection=name, run_id=run_id))
         connection.execute(
-            "insert into members (selection, sample_id, weight) "
-            "select ?, sample_id, weight from members where selection = ?",
+            "insert into members (selection, sample_id, weight, repeats) "
+            "select ?, sample_id, weight, repeats from members where selection = ?",
             [name, record.selection],
         )

@@ -120,6 +120,7 @@ def draw_again(
         unscored=source.unscored,
         source_words=source.source_words,
         weights=record.weights_by is not None,
+        repeats=record.repeats,
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import SelectionRecord
-from curate.catalog.samples import are_members, load_members, load_weights
+from curate.catalog.samples import are_members, load_members, load_repeats, load_weights
 from curate.errors import CurateError
 from curate.formatting import count_of
 from curate.progress import log
@@ -67,13 +67,16 @@ class ArmBuilder:
             return
         is_kept = are_members(self._sample_ids, load_members(self._catalog, name))
         is_kept &= self._is_trainable
-        num_kept = int(is_kept.sum())
+        kept_rows = _same_rows(is_kept)
+        if record.repeats:
+            kept_rows = self._repeat_rows(name, np.flatnonzero(is_kept))
+        num_kept = len(kept_rows(0))
         if num_kept < self._num_classes:
             raise CurateError(
                 f"the selection '{name}' has {count_of(num_kept, 'sample')} to train on for "
                 f"{count_of(self._num_classes, 'class', 'classes')}: keep more"
             )
-        if num_kept == self._num_trainable:
+        if is_kept.sum() == self._num_trainable:
             self.num_equal += 1
             log.warning(
                 "%s holds all %s samples that are trained on, and is not compared with them: "
@@ -82,10 +85,10 @@ class ArmBuilder:
                 f"{num_kept:,}",
             )
             return
-        self._add(PRUNED, name, keep, pruned_seeds, _same_rows(is_kept))
+        self._add(PRUNED, name, keep, pruned_seeds, kept_rows)
         if weighted_seeds:
-            weights = self._write_weights(name, np.flatnonzero(is_kept))
-            self._add(WEIGHTED, name, keep, weighted_seeds, _same_rows(is_kept), weights)
+            weights = self._write_weights(name, kept_rows(0))
+            self._add(WEIGHTED, name, keep, weighted_seeds, kept_rows, weights)
         if random_seeds and (draw := self._random_draw(record, num_kept)):
             self._add(RANDOM, name, keep, random_seeds, draw)
 
@@ -113,6 +116,12 @@ class ArmBuilder:
             epochs = self._epochs_for(num_rows)
             arm = Arm(name, (selection,), keep, stacked_seeds, epochs, path, weights)
             self._arms[key if weights is None else f"{key}-{selection}"] = arm
+
+    def _repeat_rows(self, selection: str, rows: np.ndarray) -> Callable[[int], np.ndarray]:
+        """From any seed to the rows of a selection, each as often as it comes in an epoch."""
+        member_ids, repeats = load_repeats(self._catalog, selection)
+        repeated = np.repeat(rows, repeats[np.searchsorted(member_ids, self._sample_ids[rows])])
+        return lambda seed: repeated
 
     def _write_weights(self, selection: str, rows: np.ndarray) -> Path:
         """The weights of a selection for the rows of the inputs, 1 on average over `rows`."""

@@ -36,7 +36,7 @@ from curate.stages.evidence.comparisons import (
     refresh_comparisons,
 )
 from curate.stages.evidence.verdicts import read_verdicts
-from curate.stages.select.stage import Balance, Tolerance, check_strategy, select
+from curate.stages.select.stage import Balance, Repeats, Tolerance, check_strategy, select
 from curate.stages.staleness import validation_checksum, warn_if_stale
 from curate.stages.validate.setting import (
     CAPTIONS,
@@ -80,6 +80,11 @@ def _check_options(arguments: Mapping[str, Any]) -> None:
         raise OptionError(
             "--strategy and --scoring say what is selected for --keep: "
             "give that too, such as --keep 0.8"
+        )
+    if arguments["repeats"] and not arguments["keep"]:
+        raise OptionError(
+            "--repeats says what is selected for --keep: give that too, or the names of two "
+            "selections, with repeats and without"
         )
     task, transfer = arguments["task"], arguments["transfer"]
     if task == CLUSTERS and arguments["test"]:
@@ -163,6 +168,7 @@ def validate(
             "compare with training without."
         ),
     ] = False,
+    repeats: Repeats = None,
     label_bins: Annotated[
         int | None,
         Option(
@@ -187,8 +193,10 @@ def validate(
     et al. 2022). A verdict is against the margin `tolerance`, in points of accuracy. Selections,
     fractions and seeds are added to a validation of the same setting, and what was trained is used
     again. With `weights`, models also train on each selection that has weights with these, and the
-    verdict says whether they help. Each training run is kept when it ends, so that the same command
-    continues after an interruption. Returns the validation's name.
+    verdict says whether they help. With `repeats`, selections of `keep` are made with and without;
+    models train for as many steps on both, and the verdict says whether repeats help. It does so
+    for named ones too, where both are among them. Each training run is kept when it ends, so that
+    the same command continues after an interruption. Returns the validation's name.
     """
     devices = find_local_devices(device)
     catalog = Catalog(catalog)
@@ -211,8 +219,10 @@ def validate(
             balance=balance,
             within=within,
             weights=weights,
+            repeats=most,
         )
         for fraction, strategy_name, scoring_name in grid
+        for most in dict.fromkeys([None, repeats])
     ]
     names = list(dict.fromkeys(names or catalog.list_names(SelectionRecord)))
     records = [catalog.require(SelectionRecord, selection) for selection in names]
