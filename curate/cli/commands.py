@@ -144,6 +144,7 @@ def run_advise(
             "budget": row.budget,
             "arm": row.arm,
             "samples": f"{row.num_samples:,}",
+            **({"epochs": f"{row.epochs:.3g}"} if row.epochs is not None else {}),
             "wrong %": f"{100 * row.error:.2f} ± {100 * row.error_interval:.2f}",
             "points gained": _format_gain(row.gain, row.gain_interval),
             "fitted to": f"{row.least_fitted:,} to {row.largest_fitted:,}",

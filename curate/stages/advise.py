@@ -12,6 +12,7 @@ from curate.errors import CurateError, OptionError
 from curate.options import Option, verb
 from curate.progress import log
 from curate.stages.fit.arms import RunFilter, SelectionKind
+from curate.stages.fit.decay import DecayFit, DecayLaw, Switch, find_switches, fit_decay
 from curate.stages.fit.laws import ArmLaw, ModelLaws, fit_laws
 from curate.stages.fit.scaling_laws import MIN_SIZES, jackknife_half_width
 from curate.stages.fit.stage import FitEpochs, Form, Scorings, Strategies, as_list
@@ -55,7 +56,9 @@ class Advice:
     Errors are shares of the test samples, with the half widths of their 95% intervals over seeds.
     The gain is over as many random samples as the budget allows; the intervals of all gains of a
     budget together hold the truth in 95 of 100 cases. `beyond_fit` is by what factor `num_samples`
-    is above the largest size of the law's fit, or below the least; 1 within them.
+    is above the largest size of the law's fit, or below the least; 1 within them. `epochs` are how
+    often the samples are seen, and `decay` what the next time is worth of the time before, with its
+    interval; None where the laws are of equal epochs.
     """
 
     budget: str
@@ -69,6 +72,9 @@ class Advice:
     largest_fitted: int
     beyond_fit: float
     is_advised: bool
+    epochs: float | None = None
+    decay: float | None = None
+    decay_interval: float | None = None
 
 
 @verb()
@@ -110,10 +116,21 @@ def advise(
     without. Else random samples are advised, or everything where the budget is enough for it. The
     intervals cover chance between seeds, not that errors may leave the law. Raises CurateError
     beyond 10 times the sizes of the fit, unless told to `extrapolate`.
+
+    Where a corpus was validated with three numbers of epochs or more (`curate validate --epochs`),
+    and none is given here, budgets in epochs are spent on one part of the corpus for as long as
+    they last. From the training runs follows what a sample is worth when it is seen again, for each
+    kind of selection, and from how many epochs on a larger, easier part is better than a smaller
+    one that is seen more often: both are said. Gains are then over everything.
     """
     catalog = Catalog(catalog)
     budgets = [parse_budget(value) for value in _as_values(budget)]
     runs = RunFilter(model, "epochs", epochs, tuple(as_list(scoring)), tuple(as_list(strategy)))
+    if epochs is None and all(one.is_epochs for one in budgets):
+        decay_fit = fit_decay(catalog, runs)
+        if decay_fit:
+            num_samples = samples or _count_samples(catalog)
+            return _advise_by_decay(decay_fit, budgets, num_samples, extrapolate=extrapolate)
     laws = fit_laws(catalog, runs, form)
     if not laws.kinds:
         raise CurateError(
@@ -192,6 +209,109 @@ def _predict_rows(
     return rows
 
 
+def _advise_by_decay(
+    fit: DecayFit, budgets: list[Budget], num_samples: int, *, extrapolate: bool
+) -> list[Advice]:
+    """Each part of the corpus, seen as often as a budget allows."""
+    _log_decays(fit)
+    for switch in find_switches(fit):
+        log.info("%s", _describe_switch(switch))
+    advice: list[Advice] = []
+    for budget in budgets:
+        rows = [
+            _predict_by_decay(fit, number, budget, num_samples) for number in range(len(fit.kinds))
+        ]
+        if rows[0].beyond_fit > _MAX_FACTOR and not extrapolate:
+            raise CurateError(
+                f"{budget.text} are {rows[0].beyond_fit:,.0f} times beyond what was trained: "
+                "validate with numbers of --epochs nearer to it, or take the risk with "
+                "--extrapolate"
+            )
+        if not extrapolate:
+            rows = [row for row in rows if row.beyond_fit <= _MAX_FACTOR]
+        ranked = _rank(rows, {row.arm for row in rows})
+        _log_advice(ranked, num_samples, {row.arm for row in rows}, "power")
+        advice += ranked
+    return advice
+
+
+def _predict_by_decay(fit: DecayFit, number: int, budget: Budget, num_samples: int) -> Advice:
+    kind = fit.kinds[number]
+    is_of_kind = fit.kind_numbers == number
+    num_kept = round((kind.keep if kind else 1.0) * num_samples)
+    epochs = budget.amount * num_samples / num_kept
+    fitted = fit.epochs[is_of_kind]
+
+    def errors_of(which: int, count: int, times: float) -> np.ndarray:
+        one = (np.array([which]), np.array([float(count)]), np.array([times]))
+        return np.array([float(law(*one)[0]) for law in (fit.law, *fit.without_seed)])
+
+    errors = errors_of(number, num_kept, epochs)
+    gains = errors_of(0, num_samples, budget.amount) - errors
+    sizes = fit.sizes[is_of_kind]
+    factors = (epochs / fitted.max(), fitted.min() / epochs, num_kept / sizes.max(), 1.0)
+    decays = _decays_of(fit, number)
+    return Advice(
+        budget=budget.text,
+        arm=str(kind) if kind else "everything",
+        num_samples=num_kept,
+        error=float(errors[0]),
+        error_interval=jackknife_half_width(errors[1:]),
+        gain=float(gains[0]) if kind else None,
+        gain_interval=(
+            jackknife_half_width(gains[1:], num_comparisons=len(fit.kinds) - 1) if kind else None
+        ),
+        least_fitted=int(sizes.min()),
+        largest_fitted=int(sizes.max()),
+        beyond_fit=float(max(factors)),
+        is_advised=False,
+        epochs=epochs,
+        decay=float(decays[0]),
+        decay_interval=jackknife_half_width(decays[1:]),
+    )
+
+
+def _decays_of(fit: DecayFit, number: int) -> np.ndarray:
+    """The decay of a kind by the law, and by the laws without each seed in turn: [1 + seeds]."""
+    laws: list[DecayLaw] = [fit.law, *fit.without_seed]
+    return np.array([law.decays[number] for law in laws])
+
+
+def _log_decays(fit: DecayFit) -> None:
+    """What seeing a sample again is worth of the time before, by kind."""
+    for number, kind in enumerate(fit.kinds):
+        decays = _decays_of(fit, number)
+        half_life = np.log(0.5) / np.log(max(decays[0], 1e-9))
+        log.info(
+            "%s: seen again, a sample is worth %.2f ± %.2f of the time before, half after %.1f",
+            kind or "everything and random samples",
+            decays[0],
+            jackknife_half_width(decays[1:]),
+            half_life,
+        )
+    log.info("the law misses the errors by %.1f%% of them", 100 * fit.relative_misfit)
+
+
+def _describe_switch(switch: Switch) -> str:
+    larger = str(switch.larger or "everything")
+    if switch.epochs is None:
+        better, worse = (
+            (larger, switch.smaller) if switch.is_larger_better else (switch.smaller, larger)
+        )
+        return (
+            f"{better} is better than {worse} at all budgets of {switch.least:.3g} to "
+            f"{switch.most:.3g} epochs"
+        )
+    sure = "not sure"
+    if switch.half_factor is not None:
+        low, high = switch.epochs / switch.half_factor, switch.epochs * switch.half_factor
+        sure = f"{low:.2g} to {high:.2g}"
+    return (
+        f"from {switch.epochs:.2g} epochs of the whole corpus on ({sure}), {larger} is better than "
+        f"{switch.smaller}"
+    )
+
+
 def _rank(rows: list[Advice], agreed: set[str]) -> list[Advice]:
     """That which is advised first, then by the predicted error; `agreed` are arms that may be."""
     by_error = sorted(rows, key=lambda row: row.error)
@@ -249,7 +369,9 @@ def _log_advice(rows: list[Advice], num_samples: int, agreed: set[str], form: st
     advised, kinds = rows[0], [row for row in rows[1:] if row.gain is not None]
     wrong = f"{100 * advised.error:.1f} ± {100 * advised.error_interval:.1f}% wrong"
     if advised.gain is not None:
-        reason = f"{_format_gain(advised)} over random"
+        reason = (
+            f"{_format_gain(advised)} over {'random' if advised.epochs is None else 'everything'}"
+        )
     elif kinds:
         reason = f"{kinds[0].arm}: {_format_gain(kinds[0])}"
     else:

@@ -1,10 +1,12 @@
 import json
 
+import numpy as np
 import pytest
-from conftest import run_curate
-from corpora import add_validations
+from conftest import insert_validation, run_curate
+from corpora import add_validations, insert_runs, make_scoring, make_selection
 
 import curate
+from curate.catalog import sets
 from curate.errors import CurateError, OptionError
 
 
@@ -117,3 +119,71 @@ def test_the_command_prints_a_table_or_json(compared):
     assert "100 to 10,000" in advised
     printed = json.loads(run_curate(*words, "--form", "pure-power", "-f", "json").stdout)
     assert printed[0]["is_advised"]
+
+
+# What a sample is worth when it is seen again, of the time before.
+DECAYS = {None: 0.9, 0.3: 0.5, 0.6: 0.7}
+AMPLITUDES = {None: 3.0, 0.3: 1.7, 0.6: 2.2}
+
+
+def decaying_law(keep, epochs):
+    """The error of everything (None), or of a part of 10,000 samples, after so many epochs."""
+    decay = DECAYS[keep]
+    worth = (keep or 1) * 10_000 * (1 - decay**epochs) / (1 - decay)
+    return 0.02 + AMPLITUDES[keep] * worth**-0.4
+
+
+@pytest.fixture
+def seen_again(catalog):
+    """A corpus that was validated for 1, 2, 4, 8 and 16 epochs."""
+    generator = np.random.default_rng(0)
+    with catalog.writing() as connection:
+        sets.replace_set(connection, make_scoring("el2n"))
+        for keep in (0.3, 0.6):
+            record = make_selection(f"hard-{keep}", "el2n", "hardest", keep, 10_000)
+            sets.replace_set(connection, record)
+        for epochs in (1, 2, 4, 8, 16):
+            name = f"mlp-{epochs}"
+            insert_validation(connection, name, seeds=4, num_samples=10_000, epochs=epochs)
+
+            def insert(arm, selection, keep, error):
+                errors = error * (1 + 0.001 * generator.standard_normal(4))
+                size = round(keep * 10_000)
+                insert_runs(connection, name, arm, selection, keep, size, errors)  # noqa: B023
+
+            insert("full", None, 1.0, decaying_law(None, epochs))
+            for keep in (0.3, 0.6):
+                insert("pruned", f"hard-{keep}", keep, decaying_law(keep, epochs))
+                worth = keep * 10_000 * (1 - 0.9**epochs) / (1 - 0.9)
+                insert("random", f"hard-{keep}", keep, 0.02 + 3.0 * worth**-0.4)
+    return catalog
+
+
+def test_what_a_sample_is_worth_when_it_is_seen_again_follows_from_training_runs(
+    seen_again, caplog
+):
+    with caplog.at_level("INFO", "curate"):
+        rows = curate.advise(seen_again, budget=["1.2epochs", "4.5epochs"], samples=10_000)
+    by_arm = {row.arm: row for row in rows[:3]}
+    for keep, arm in (
+        (None, "everything"),
+        (0.3, "hardest 0.3 by el2n"),
+        (0.6, "hardest 0.6 by el2n"),
+    ):
+        row = by_arm[arm]
+        assert row.decay == pytest.approx(DECAYS[keep], abs=0.03)
+        assert row.epochs == pytest.approx(1.2 / (keep or 1))
+        assert row.error == pytest.approx(decaying_law(keep, row.epochs), rel=0.01)
+    # A small part is worth it until it has been seen too often.
+    assert rows[0].arm == "hardest 0.3 by el2n"
+    assert rows[3].arm == "hardest 0.6 by el2n"
+    assert "hardest 0.6 by el2n is better than hardest 0.3 by el2n" in caplog.text
+    budgets = np.geomspace(1, 4.8, 2000)
+    is_better = [decaying_law(0.6, b / 0.6) < decaying_law(0.3, b / 0.3) for b in budgets]
+    switch = next(text for text in caplog.messages if "hardest 0.6 by el2n is better" in text)
+    assert float(switch.split()[1]) == pytest.approx(budgets[is_better.index(True)], rel=0.05)
+
+
+def test_budgets_in_samples_are_for_the_laws_of_several_sizes(seen_again):
+    with pytest.raises(CurateError, match="choose one, such as --epochs 1"):
+        curate.advise(seen_again, budget=5000)

@@ -462,7 +462,7 @@ def draw_selection(
     if weights:
         arguments = {**arguments, "weights": True}
     if repeats:
-        arguments = {**arguments, "repeats": repeats}
+        arguments = {**arguments, "repeats": float(repeats)}
     fingerprint = provenance.fingerprint("select", arguments, *content, code_checksum)
     existing = catalog.find_up_to_date(SelectionRecord, name, fingerprint)
     if existing:
