@@ -12,6 +12,13 @@ apart from the network for images, and only where captions are embedded:
     @text_tower_of(siglip)
     def siglip_text(variant: str, checkpoint: str | None, device: str) -> TextTower:
         ...
+
+Where the files of its weights are known without loading them, the exported network is kept for the
+next run:
+
+    @weights_files_of(siglip)
+    def siglip_files(variant: str, checkpoint: str | None) -> list[str] | None:
+        ...
 """
 
 import contextlib
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
 encoders = Registry("encoder", "curate.encoders")
 encoder = encoders.register
 _text_towers: "dict[str, Callable[[str, str | None, str], TextTower]]" = {}  # by encoder name
+_weights_files: dict[str, Callable[[str, str | None], list[str] | None]] = {}
 _MAX_SIZE = 4096  # pixels
 
 
@@ -67,6 +75,35 @@ def text_tower_of(
         return function
 
     return register
+
+
+def weights_files_of(
+    *encoders: Callable[..., Encoder],
+) -> Callable[
+    [Callable[[str, str | None], list[str] | None]], Callable[[str, str | None], list[str] | None]
+]:
+    """Use as a decorator: the function lists all files that the weights of `encoders` are read
+    from, for a variant and a checkpoint; None where it cannot tell."""
+
+    def register(
+        function: Callable[[str, str | None], list[str] | None],
+    ) -> Callable[[str, str | None], list[str] | None]:
+        for one in encoders:
+            _weights_files[one.__name__] = function
+        return function
+
+    return register
+
+
+def find_weights_files(spec: str, checkpoint: str | None = None) -> list[str] | None:
+    """The files with an encoder's weights; None where they are not known without loading it.
+
+    Raises CurateError.
+    """
+    name, variant, _ = _parse_spec(spec)
+    encoders[name]
+    find = _weights_files.get(name)
+    return find(variant or name, checkpoint) if find else None
 
 
 def make_encoder(spec: str, checkpoint: str | None = None) -> Encoder:

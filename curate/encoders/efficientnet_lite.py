@@ -3,8 +3,8 @@
 from importlib import resources
 from typing import Any
 
-from curate.encoders import Encoder, encoder
-from curate.encoders.weights import check_loadable, hash_weights, load_state
+from curate.encoders import Encoder, encoder, weights_files_of
+from curate.encoders.weights import check_loadable, hash_weights, load_state, split_checkpoint
 from curate.errors import CurateError
 from curate.formats.images import Preprocessing
 
@@ -19,6 +19,12 @@ def efficientnet_lite0(variant: str, checkpoint: str | None, size: int | None) -
 def efficientnet_lite2(variant: str, checkpoint: str | None, size: int | None) -> Encoder:
     """1280-d pooled features of EfficientNet-Lite2, at 260 pixels."""
     return _make_lite("efficientnet_lite2", checkpoint, size or 260)
+
+
+@weights_files_of(efficientnet_lite0, efficientnet_lite2)
+def find_lite_weights(variant: str, checkpoint: str | None) -> list[str] | None:
+    """The checkpoint, or the file of the package."""
+    return [split_checkpoint(checkpoint).file if checkpoint else _packaged_weights(variant)]
 
 
 def _make_lite(name: str, checkpoint: str | None, size: int) -> Encoder:

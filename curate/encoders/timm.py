@@ -7,9 +7,9 @@ import contextlib
 import math
 from typing import Any
 
-from curate.encoders import Encoder, encoder
+from curate.encoders import Encoder, encoder, weights_files_of
 from curate.encoders.hub import HUB, LOCAL_FOLDER, check_hub_folder, load_from_hub
-from curate.encoders.weights import check_loadable, hash_weights, load_into
+from curate.encoders.weights import check_loadable, hash_weights, load_into, split_checkpoint
 from curate.errors import CurateError, OptionError
 from curate.formats.images import Preprocessing
 
@@ -68,3 +68,11 @@ def read_preprocessing(model: Any, size: int | None = None) -> Preprocessing:
         std=config["std"],
         fill=tuple(round(255 * value) for value in config["mean"]),
     )
+
+
+@weights_files_of(timm)
+def find_timm_weights(variant: str, checkpoint: str | None) -> list[str] | None:
+    """The checkpoint, unless the hub or a folder says how the model is built."""
+    if checkpoint is None or variant.startswith((HUB, LOCAL_FOLDER)):
+        return None
+    return [split_checkpoint(checkpoint).file]

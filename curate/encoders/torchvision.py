@@ -3,8 +3,8 @@
 The encoder of Sorscher et al. 2022 is SwAV's ResNet-50; its published checkpoint loads here.
 """
 
-from curate.encoders import Encoder, encoder
-from curate.encoders.weights import hash_weights, load_into
+from curate.encoders import Encoder, encoder, weights_files_of
+from curate.encoders.weights import hash_weights, load_into, split_checkpoint
 from curate.errors import OptionError
 from curate.formats.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
@@ -38,3 +38,9 @@ def torchvision(variant: str, checkpoint: str | None, size: int | None) -> Encod
         std=IMAGENET_STD,
     )
     return Encoder(model.eval(), preprocessing, hash_weights(model))
+
+
+@weights_files_of(torchvision)
+def find_torchvision_weights(variant: str, checkpoint: str | None) -> list[str] | None:
+    """The checkpoint: there are no others."""
+    return [split_checkpoint(checkpoint).file] if checkpoint else None

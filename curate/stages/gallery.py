@@ -135,7 +135,7 @@ def gallery(
         log.info("nothing to do: %s is this picture already", path)
         return str(path)
     announce(f"gallery: drawing {count_of(len(rows.cells), 'row')}")
-    picture = _draw(rows, size)
+    picture = draw_rows(rows, size)
     metadata = PngImagePlugin.PngInfo()
     metadata.add_text(_FINGERPRINT_KEY, fingerprint)
     with atomic_write(path) as temporary:
@@ -277,7 +277,8 @@ def _find_extremes(
     return dict(sorted(groups.items(), key=lambda item: natural_sort_key(item[0])))
 
 
-def _draw(rows: Rows, size: int) -> Image.Image:
+def draw_rows(rows: Rows, size: int) -> Image.Image:
+    """The picture, with images of `size` pixels. Raises CurateError where one cannot be read."""
     title_font, label_font = ImageFont.load_default(18), ImageFont.load_default(14)
     caption_font = ImageFont.load_default(12)
     labels = {name: " ".join(name.split())[:_MAX_LABEL] for name in rows.cells}

@@ -5,8 +5,8 @@ import json
 import os
 import shutil
 import signal
+import sys
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -259,6 +259,40 @@ def test_a_sample_that_failed_is_forgotten_by_its_key(world, tmp_path):
     assert verify(world) == []
 
 
+def test_samples_like_a_picture_are_shown_first_and_forgotten_when_told(world, tmp_path):
+    picture = tmp_path / "photo.png"
+    picture.write_bytes(planted_image())
+    other = tmp_path / "other.png"
+    other.write_bytes(png(3, (16, 16)))
+    options = {"like": [str(picture), str(other)], "eps": 1e-3, "receipt": tmp_path / "r.json"}
+    with pytest.raises(CurateError, match="nothing was forgotten yet: 4 samples .* add --yes"):
+        forget(world, **options)
+    gallery = world.path / "figures" / "forget-like.png"
+    with Image.open(gallery) as shown:
+        assert shown.width > 3 * 96  # three like the first picture, one like the second
+        assert shown.height > 2 * 96
+    assert rows(world, "select count(*) from samples") == [(35,)]
+    forget(world, **options, yes=True)
+    assert not gallery.exists()
+    keys = {key for (key,) in rows(world, "select key from samples")}
+    assert not keys & {PLANTED, COPY, NEAR}
+    assert rows(world, "select count(*) from samples") == [(31,)]
+    assert verify(world, forgotten=tmp_path / "r.json") == []
+
+
+def test_what_is_no_picture_or_like_nothing_is_said(world, tmp_path):
+    (tmp_path / "text.png").write_bytes(b"no picture")
+    (tmp_path / "new.png").write_bytes(png(999, (16, 16)))
+    for name, error, problem in (
+        ("none.png", OptionError, "cannot be read"),
+        ("text.png", OptionError, "no image to read"),
+        ("new.png", CurateError, "no sample has a cosine above 0.9999"),
+    ):
+        with pytest.raises(error, match=problem):
+            forget(world, like=str(tmp_path / name), eps=1e-4, yes=True)
+    assert rows(world, "select count(*) from samples") == [(35,)]
+
+
 def test_what_cannot_be_forgotten_is_said(world, tmp_path):
     for options, problem in (
         ({}, "nothing to forget"),
@@ -277,32 +311,74 @@ def test_what_cannot_be_forgotten_is_said(world, tmp_path):
     assert rows(world, "select count(*) from samples") == [(35,)]
 
 
-def run_and_kill(catalog: Catalog, receipt: Path, seconds: float) -> bool:
-    """Forget in a process of its own, and kill it; whether it was still at work."""
+NUM_PLACES = 20
+
+
+def run_and_kill(catalog: Catalog, receipt: Path, place: int | None) -> int:
+    """Forget in a process of its own, and kill it at a place, a call or return in our code.
+
+    Returns how many places it came to, 0 where it was killed.
+    """
+    package = str(Path(curate.__file__).parent)
+    reader, writer = os.pipe()
     child = os.fork()
     if not child:
+        passed = 0
+
+        def pass_place(frame, event, argument):
+            nonlocal passed
+            if frame.f_code.co_filename.startswith(package):
+                passed += 1
+                if passed == place:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
         try:
+            sys.setprofile(pass_place)
             forget(catalog, PLANTED, rewrite_shards=True, receipt=receipt)
+            sys.setprofile(None)
+            os.write(writer, str(passed).encode())
         finally:
             os._exit(0)
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    os.close(writer)
+    with os.fdopen(reader) as result:
+        passed = result.read()
+    was_killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert was_killed == (place is not None)
+    return int(passed or 0)
+
+
+@pytest.fixture(scope="module")
+def places() -> dict[str, np.ndarray]:
+    """The random places, once it is known how many there are."""
+    return {}
 
 
 @pytest.mark.parametrize(
-    "place",
-    [pytest.param(place, marks=pytest.mark.kills if place % 7 else ()) for place in range(20)],
+    "number",
+    [
+        pytest.param(number, marks=pytest.mark.kills if number % 7 else ())
+        for number in range(NUM_PLACES)
+    ],
 )
-def test_after_a_kill_the_next_call_finishes(world, tmp_path, place):
+def test_after_a_kill_at_a_random_place_the_next_call_finishes(
+    world, world_once, places, tmp_path, number
+):
     vector, receipt = raw_vector(world), tmp_path / "receipt.json"
-    was_killed = run_and_kill(world, receipt, 0.1 + 0.12 * place)
+    if "all" not in places:
+        total = run_and_kill(world, receipt, None)
+        assert total > 1000
+        places["all"] = np.random.default_rng(22).integers(1, total, NUM_PLACES)
+        receipt.unlink()
+        shutil.rmtree(world_once)
+        shutil.copytree(world_once.with_name("snapshot"), world_once)
+    run_and_kill(world, receipt, int(places["all"][number]))
     if (world.path / PLAN_NAME).exists():
         issues = [issue for issue in verify(world) if "not finished" in issue.problem]
         assert len(issues) == 1
         forget(world)
-    elif not receipt.exists():
-        assert was_killed
+    elif not receipt.exists() or not json.loads(receipt.read_text())["complete"]:
+        # Before anything was written down, nothing was changed but what makes no difference.
+        assert rows(world, "select count(*) from samples") == [(35,)]
         forget(world, PLANTED, rewrite_shards=True, receipt=receipt)
     check_forgotten(world, receipt, vector)
 

@@ -329,7 +329,7 @@ def test_new_centroids_are_fitted_where_the_drift_says_so_and_the_difference_is_
     record = first.require(ClusteringRecord, "kmeans")
     assert "scratch" not in " ".join(first.list_names(SelectionRecord))
     compared = rows(first, "select selection, num_different from scratch_comparisons order by 1")
-    assert [name for name, _ in compared] == ["hard", "inner", "wide"]
+    assert [name for name, _ in compared] == ["hard", "inner", "repeated", "wide"]
     expected = set(members(first, "hard"))
     update(first, refit=True)  # no drift: nothing is done
     assert first.require(ClusteringRecord, "kmeans") == record

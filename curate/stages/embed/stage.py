@@ -56,6 +56,7 @@ from curate.stages.embed.inference import (
     free_device_memory,
     plan_encoder,
 )
+from curate.stages.embed.kept_encoders import copy_kept, keep_encoder, load_kept
 from curate.stages.embed.member_counts import MemberCounts
 from curate.stages.embed.pending import list_fields_files, pending_folder
 from curate.stages.embed.registration import (
@@ -438,12 +439,15 @@ def _embed(
         code_checksum=encoder_checksum(spec),
         device="cuda" if resources.gpus else "cpu",
     ) as run_id:
-        announce(f"embed: loading the encoder {spec}")
-        encoder = make_encoder(spec, checkpoint)
-        preprocessing = replace(encoder.preprocessing, decode=decode)  # type: ignore[arg-type]
+        device = "cuda" if resources.gpus else "cpu"
+        kept = load_kept(spec, checkpoint) if device == "cpu" else None
+        if kept is None:
+            announce(f"embed: loading the encoder {spec}")
+        loaded = kept.encoder if kept else make_encoder(spec, checkpoint)
+        preprocessing = replace(loaded.preprocessing, decode=decode)  # type: ignore[arg-type]
         if previous:  # it goes on as it was begun
             preprocessing = replace(preprocessing, convert=preprocessing_of(previous)["convert"])
-        encoder = replace(encoder, preprocessing=preprocessing)
+        encoder = replace(loaded, preprocessing=preprocessing)
         weights_sha256, preparation = encoder.weights_sha256, asdict(preprocessing)
         if captions:
             text_sha256 = make_text_tower(spec, checkpoint).weights_sha256
@@ -453,9 +457,13 @@ def _embed(
         # What needs the model on its device runs in a worker: this machine may have no GPU.
         with catalog.shared_tempdir(run_id) as folder:
             onnx = storage.join(folder, "encoder.onnx")
-            device = "cuda" if resources.gpus else "cpu"
+            if kept:
+                kept = copy_kept(kept, onnx)
+                encoder = replace(encoder, network=kept.encoder.network)
             plan = plan_encoder(encoder, spec, checkpoint, device, resources.threads, onnx)
-            dim = _measure_dim(plan, resources)
+            dim = kept.dim if kept else _measure_dim(plan, resources)
+            if kept is None and plan.onnx == onnx:
+                keep_encoder(spec, checkpoint, loaded, onnx, dim)
             record = EmbeddingRecord(
                 embedding=embedding,
                 encoder=spec,
@@ -565,6 +573,9 @@ def _map_shards(
     """
     group_bytes = _GPU_GROUP_BYTES if resources.gpus else _GROUP_BYTES
     groups = _group_shards(shard_tasks, resources.workers, group_bytes)
+    if isinstance(run_task, EmbedShards):
+        # Cores that have no shard of their own share the others'.
+        run_task = replace(run_task, threads=max(resources.workers // len(groups), 1))
     notes: set[str] = set()
     uncommitted: list[int] = []
     unreadable: dict[int, str] = {}

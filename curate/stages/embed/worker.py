@@ -3,11 +3,13 @@
 It knows no catalog.
 """
 
+import collections
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
 
@@ -58,6 +60,10 @@ from curate.storage.files import FileStat
 # Characters of a caption that are encoded: no text tower reads so many, and tokenizers take time
 # that grows with the square of a word's length.
 _MAX_CAPTION = 2_000
+_AHEAD = 4  # items in flight for each thread
+
+
+Item = TypeVar("Item")
 
 
 class ShardTask(NamedTuple):
@@ -141,16 +147,37 @@ class EmbedShards:
     captions: bool = False  # whether they are embedded too
     fields: str | list[str] | None = None  # of .json members, to keep as columns
     tombstones: Tombstones | None = None  # of images that must not come back
+    threads: int = 1  # that decode and encode side by side, where shards are fewer than cores
 
     def __call__(self, shards: Iterable[ShardTask]) -> GroupResult:
         stopwatch, counts = Stopwatch(), MemberCounts()
-        with collect_complaints():
+        with collect_complaints(), ThreadPoolExecutor(self.threads) as pool:
             read = stopwatch.measure_each("read", self.read_shards(shards, counts))
-            decoded = stopwatch.measure_each("decode", map(self.decode, read))
+            decoded = stopwatch.measure_each("decode", self._map(pool, self.decode, read))
             try:
-                return self.write_shards(self._encode(decoded, stopwatch), stopwatch, counts)
+                encoded = self._encode(decoded, stopwatch, pool)
+                return self.write_shards(encoded, stopwatch, counts)
             except CannotContinueError as error:
                 return GroupResult.of_end(error)
+
+    def _map(
+        self, pool: ThreadPoolExecutor, function: Callable[[Item], Item], items: Iterable[Item]
+    ) -> Iterator[Item]:
+        """The function of each item, in order; by several threads, for some items ahead."""
+        if self.threads == 1:
+            yield from map(function, items)
+            return
+        waiting: collections.deque[Future[Item]] = collections.deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > _AHEAD * self.threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
     def read_shards(
         self, shards: Iterable[ShardTask], counts: MemberCounts
@@ -266,23 +293,40 @@ class EmbedShards:
         return record
 
     def _encode(
-        self, records: Iterable[SampleRecord | ShardEnd], stopwatch: Stopwatch
+        self,
+        records: Iterable[SampleRecord | ShardEnd],
+        stopwatch: Stopwatch,
+        pool: ThreadPoolExecutor,
     ) -> Iterator[SampleRecord | ShardEnd]:
         """Give every decoded record its vector, in batches that span shards."""
         with stopwatch.measure("load the encoder"), explain_encoder_errors(self.encoder):
             forward = load_forward(self.encoder)
             encode_texts = load_text_encoder(self.encoder) if self.captions else None
+
+        def encode(batch: list[SampleRecord | ShardEnd]) -> list[SampleRecord | ShardEnd]:
+            # Of several threads, the waiting is measured.
+            own = stopwatch if self.threads == 1 else Stopwatch()
+            self._encode_batch(batch, forward, encode_texts, own)
+            return batch
+
+        batches = self._map(pool, encode, self._make_batches(records))
+        if self.threads > 1:
+            batches = stopwatch.measure_each("encode", batches)
+        yield from itertools.chain.from_iterable(batches)
+
+    def _make_batches(
+        self, records: Iterable[SampleRecord | ShardEnd]
+    ) -> Iterator[list[SampleRecord | ShardEnd]]:
+        """As many images in each as --batch-size says, with what is between them."""
         batch: list[SampleRecord | ShardEnd] = []
         num_images = 0
         for record in records:
             batch.append(record)
             num_images += isinstance(record, SampleRecord) and record.rgbx is not None
             if num_images == self.batch_size:
-                self._encode_batch(batch, forward, encode_texts, stopwatch)
-                yield from batch
+                yield batch
                 batch, num_images = [], 0
-        self._encode_batch(batch, forward, encode_texts, stopwatch)
-        yield from batch
+        yield batch
 
     def _encode_batch(
         self,

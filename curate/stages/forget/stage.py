@@ -21,10 +21,11 @@ from curate.errors import CurateError, OptionError
 from curate.formats.sample_ids import shard_filename
 from curate.formats.tombstones import Tombstones
 from curate.formatting import count_of
-from curate.options import Option, verb
+from curate.options import EmbeddingName, Option, verb
 from curate.progress import log
 from curate.stages.embed.commit import commit_pending
 from curate.stages.forget.catalog_rows import FileChecksums, delete_rows, distinctive_keys
+from curate.stages.forget.likeness import draw_likeness, find_like
 from curate.stages.forget.patterns import make_patterns
 from curate.stages.forget.receipt import Receipt
 from curate.stages.forget.rewriting import (
@@ -72,6 +73,18 @@ def forget(
     where: Annotated[
         str | None, Option("A condition in SQL on sample_scores.", metavar="SQL")
     ] = None,
+    like: Annotated[
+        list[str] | str | None,
+        Option(
+            "An image's file: samples that look like it; repeatable. They are drawn first, and "
+            "forgotten with --yes.",
+            metavar="IMAGE",
+        ),
+    ] = None,
+    yes: Annotated[bool, Option("Forget what --like finds: you have seen the picture of it.")] = (
+        False
+    ),
+    embedding: EmbeddingName = None,
     rewrite_shards: Annotated[
         bool, Option("Cut the samples out of the corpus' shards too, which are yours.")
     ] = False,
@@ -81,7 +94,12 @@ def forget(
     ] = False,
     eps: Annotated[
         float,
-        Option("List samples that stay with a cosine above 1 − eps.", minimum=0.0, maximum=2.0),
+        Option(
+            "What looks like a picture of --like, and which samples that stay are listed: a cosine "
+            "above 1 − eps.",
+            minimum=0.0,
+            maximum=2.0,
+        ),
     ] = 0.05,
     receipt: Annotated[
         str | Path | None,
@@ -93,9 +111,11 @@ def forget(
     Their rows, vectors and outputs of probes go; exports and lists that have them are written anew;
     pages and pictures in the catalog that may show them are deleted. Their images leave tombstones,
     by which later embeddings leave them out under any key. The receipt says what went from where,
-    which samples are near to them, and what was made with them. Without anything to forget, a
-    forgetting that was killed is finished. Returns the receipt's path. Raises CurateError where
-    nothing matches, or while another command is at work.
+    which samples are near to them, and what was made with them. What looks like an image of `like`,
+    by the vectors of `embedding`, is drawn into figures/forget-like.png of the catalog, for you to
+    look at; it is forgotten when you say `yes`. Without anything to forget, a forgetting that was
+    killed is finished. Returns the receipt's path. Raises CurateError where nothing matches, or
+    while another command is at work.
     """
     catalog = Catalog(catalog)
     with catalog.reading():  # says where there is no catalog
@@ -105,13 +125,17 @@ def forget(
         unfinished = _finish(catalog)
         asked_for = _read_keys(keys, keys_file)
         checksum_list = [checksums] if isinstance(checksums, str) else list(checksums or [])
-        if not asked_for and not checksum_list and where is None:
+        pictures = [like] if isinstance(like, str) else list(like or [])
+        if not asked_for and not checksum_list and where is None and not pictures:
             if unfinished:
                 return unfinished
-            raise OptionError("nothing to forget: give keys, --keys-file, --checksums or --where")
+            raise OptionError(
+                "nothing to forget: give keys, --keys-file, --checksums, --where or --like"
+            )
         for embedding in catalog.list_names(EmbeddingRecord):
             commit_pending(catalog, embedding)
-        targets, report = find_targets(catalog, asked_for, checksum_list, where)
+        alike = _find_alike(catalog, pictures, eps, embedding, is_confirmed=yes)
+        targets, report = find_targets(catalog, asked_for, checksum_list, where, alike)
         _log_report(report)
         if not targets:
             raise CurateError("no sample matches: nothing was forgotten")
@@ -120,6 +144,33 @@ def forget(
         plan.save(str(catalog.path / PLAN_NAME))
         _carry_out(catalog, plan)
         return plan.location
+
+
+def _find_alike(
+    catalog: Catalog,
+    pictures: list[str],
+    eps: float,
+    embedding: str | None,
+    *,
+    is_confirmed: bool,
+) -> list[int]:
+    """The ids of samples that look like the pictures, once their picture was looked at.
+
+    Raises CurateError until then.
+    """
+    if not pictures:
+        return []
+    found = find_like(catalog, pictures, eps, embedding)
+    if not found:
+        raise CurateError(f"no sample has a cosine above {1 - eps:g} to --like: raise --eps")
+    if not is_confirmed:
+        path = draw_likeness(catalog, pictures, found)
+        raise CurateError(
+            f"nothing was forgotten yet: {count_of(len(found), 'sample')} with cosines from "
+            f"{found[0].cosine:.3f} to {found[-1].cosine:.3f} are in {path}; look at it, then add "
+            "--yes, or change --eps"
+        )
+    return [one.sample_id for one in found]
 
 
 def load_plan(catalog: Catalog) -> Receipt | None:

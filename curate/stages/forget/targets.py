@@ -62,10 +62,10 @@ class NearCopy(NamedTuple):
 
 
 def find_targets(
-    catalog: Catalog, keys: list[str], checksums: list[str], where: str | None
+    catalog: Catalog, keys: list[str], checksums: list[str], where: str | None, ids: list[int]
 ) -> tuple[list[Target], KeyReport]:
-    """The samples with these keys, image checksums or that meet a condition, and all with the same
-    image under other keys. Raises CurateError, and OptionError for what is no checksum."""
+    """The samples with these keys, image checksums, ids, or that meet a condition, and all with the
+    same image under other keys. Raises CurateError, and OptionError for what is no checksum."""
     numbers = [_parse_checksum(text) for text in checksums]
     with catalog.reading(sandboxed=True) as connection:
         found = _select(connection, "key in (select unnest($1::text[]))", [keys])
@@ -76,6 +76,7 @@ def find_targets(
         counts = Counter(target.key for target in found)
         known_checksums = {target.image_checksum for target in by_checksum}
         found += by_checksum
+        found += _select(connection, "sample_id in (select unnest($1::bigint[]))", [ids])
         if where is not None:
             found += _select_where(connection, where)
         images = {
