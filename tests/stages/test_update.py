@@ -126,6 +126,26 @@ def test_four_weekly_additions_are_as_a_chain_from_scratch_under_the_same_centro
     assert not find_stale(first)
 
 
+def test_lists_of_a_selection_are_written_again_where_they_are(grown, first, tmp_path, caplog):
+    formats = {"keys.txt": "keys", "keys.parquet": "keys", "all.csv": "csv", "i.parquet": "index"}
+    for name, list_format in formats.items():
+        export(first, "hard", tmp_path / name, format=list_format)
+    export(first, "hard", tmp_path / "rest.txt", format="keys", complement=True)
+    export(first, "hard", tmp_path / "gone.txt", format="keys")
+    (tmp_path / "gone.txt").unlink()
+    embed_pixels(first, corpus(grown)[3:4])
+    changed = update(first)
+    names = [*formats, "rest.txt"]
+    assert {f"list {tmp_path / name}" for name in names} <= set(changed)
+    assert "gone.txt of 'hard' is gone" in caplog.text
+    for name, list_format in formats.items():
+        export(first, "hard", tmp_path / "new" / name, format=list_format)
+        assert (tmp_path / name).read_bytes() == (tmp_path / "new" / name).read_bytes(), name
+    export(first, "hard", tmp_path / "new" / "rest.txt", format="keys", complement=True)
+    assert (tmp_path / "rest.txt").read_text() == (tmp_path / "new" / "rest.txt").read_text()
+    assert update(first) == []
+
+
 def test_the_same_commands_have_nothing_to_do_after_an_update(grown, first, caplog):
     embed_pixels(first, corpus(grown)[3:5])
     update(first)

@@ -148,7 +148,7 @@ def export(
         )
     if format != SHARDS:
         run_name = sets.check_name(name) if name else files.filename(folder)
-        _export_list(
+        export_list(
             catalog, record, folder, format, run_name, complement=complement, uid=uid or "key"
         )
         return out_text
@@ -224,7 +224,7 @@ def _list_clients(clients: list[str] | str | None, sizes_json: bool) -> list[str
     return [name for name in CLIENTS if name in names or (sizes_json and name == OPEN_CLIP)]
 
 
-def _export_list(
+def export_list(
     catalog: Catalog,
     record: SelectionRecord,
     location: str,
@@ -242,6 +242,8 @@ def _export_list(
         "format": list_format,
         "complement": complement,
     }
+    if list_format == DATACOMP:
+        settings["uid"] = uid
     with catalog.record_run("export", name, settings, parents=[record.run_id]):
         count = write_list(catalog, record, location, list_format, complement=complement, uid=uid)
     log.info("listed %s in %s", count_of(count, "sample"), location)

@@ -26,6 +26,7 @@ from curate.progress import log
 from curate.stages.staleness import find_stale, remake_command
 from curate.stages.update.clusterings import extend_clustering, has_drifted
 from curate.stages.update.exports import find_export_obstacle, is_unfinished, update_export
+from curate.stages.update.lists import update_lists
 from curate.stages.update.scorings import extend_scoring, find_obstacle, has_other_samples
 from curate.stages.update.scratch import compare_with_scratch, fit_again
 from curate.stages.update.selections import draw_again, has_other_shards, load_source
@@ -54,7 +55,8 @@ def update(
     that there were; those of before keep their scores. Selections are drawn again as they were
     drawn, so a selection has just the members that one from scratch under the same centroids would
     have; those that came and left are in `curate query changes`, with the reason. Of exports, only
-    shards with other members are written. Drift is measured by cluster: how far new samples are
+    shards with other members are written; files of `curate export --format` are written again.
+    Drift is measured by cluster: how far new samples are
     from the centroids, against those that these were fitted on. Sets that cannot be brought up to
     date so (probes and what they score, duplicates, validations) are named with their commands. A
     killed call is continued by the next.
@@ -64,6 +66,7 @@ def update(
         _check_same_embeddings(catalog)
         _log_replaced_shards(catalog)
         changed, obstacles = _update_sets(catalog, Resources(workers), refit=refit)
+        changed += [f"list {location}" for location in update_lists(catalog)]
         if compare:
             compare_with_scratch(catalog, workers)
     if not changed:
