@@ -1,4 +1,4 @@
-"""The warning of a selection that loses nearly all of a class, or of a cluster without labels."""
+"""The warnings of a selection that loses all, or nearly all, of a class or a cluster."""
 
 import numpy as np
 
@@ -17,11 +17,43 @@ from curate.stages.sample_groups import (
 )
 from curate.stages.select.candidates import Candidates, load_group_names
 from curate.stages.select.quotas import count_groups
+from curate.stages.select.strategy_inputs import chooses_for_itself
 
 # A group is nearly lost where less than LEAST_SHARE of it is kept, and, beyond chance, less than
 # half of what an equal cut would leave: at --keep 0.1 every group loses 90%.
 LEAST_SHARE, LEAST_OF_EQUAL = 0.1, 0.5
 _MAX_NAMES_SHOWN = 5
+_WORDS = {LABEL: ("class", "classes"), CLUSTER: ("cluster", "clusters")}
+
+
+def warn_of_lost_groups(
+    catalog: Catalog, record: SelectionRecord, candidates: Candidates, member_ids: np.ndarray
+) -> None:
+    """Say which classes or clusters have candidates and no member.
+
+    Where one sample in two is kept, not every class of one can keep its sample.
+    """
+    if record.balance_by == "none":
+        return
+    is_kept = are_members(candidates.sample_ids, member_ids)
+    num_candidates = count_groups(candidates.groups)
+    num_kept = count_groups(candidates.groups[is_kept], len(num_candidates))
+    lost = np.flatnonzero((num_candidates > 0) & (num_kept == 0)).tolist()
+    if not lost:
+        return
+    names = load_group_names(catalog, record.balance_by, lost[:_MAX_NAMES_SHOWN])
+    log.warning(
+        "%s of %s %s have no sample in '%s': %s%s; raise --keep, or %s",
+        f"{len(lost):,}",
+        f"{np.count_nonzero(num_candidates):,}",
+        _WORDS[record.balance_by][1],
+        record.selection,
+        ", ".join(names),
+        " …" if len(lost) > len(names) else "",
+        "let the strategy choose in each by --scope"
+        if chooses_for_itself(record.strategy)
+        else "give each the same quota by --balance-base uniform",
+    )
 
 
 def warn_of_nearly_lost_groups(
@@ -68,9 +100,6 @@ def warn_of_nearly_lost_groups(
         " …" if len(lost) > len(shown) else "",
         record.selection,
     )
-
-
-_WORDS = {LABEL: ("class", "classes"), CLUSTER: ("cluster", "clusters")}
 
 
 def _choose_groups(catalog: Catalog, record: SelectionRecord) -> str | None:

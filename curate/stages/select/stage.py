@@ -2,13 +2,10 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-import numpy as np
-
-from curate.catalog import provenance, sets
+from curate.catalog import sets
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import (
     ClusteringRecord,
@@ -18,41 +15,21 @@ from curate.catalog.records import (
     SelectionRecord,
     SetRecord,
 )
-from curate.catalog.samples import are_members, find_known_shards, load_members
-from curate.catalog.sql import quote_identifier
 from curate.errors import CurateError, OptionError
 from curate.execution.types import Resources
 from curate.options import EmbeddingName, Option, Seed, SetName, Within, Workers, verb
 from curate.progress import log
-from curate.random_hash import random_bits
 from curate.stages.evidence.smallest import find_smallest
 from curate.stages.inputs.corpus import (
     ClusteringName,
     DistanceName,
     ProbeName,
-    Source,
     check_options,
 )
-from curate.stages.select.candidates import (
-    Candidates,
-    check_where,
-    count_unscored,
-    load_candidates,
-    load_group_names,
-)
-from curate.stages.select.changes import MembershipChanges, find_changes, store_changes
-from curate.stages.select.guard import warn_of_nearly_lost_groups
-from curate.stages.select.quotas import (
-    BASES,
-    count_groups,
-    group_quotas,
-    group_tiebreak,
-    select_with_quotas,
-)
-from curate.stages.select.repeats import draw_repeats
-from curate.stages.select.strategy_call import choose, rank
+from curate.stages.select.candidates import check_where
+from curate.stages.select.drawing import Demand, copy_selection, draw_selection
+from curate.stages.select.quotas import BASES
 from curate.stages.select.strategy_inputs import (
-    CandidateInputs,
     StrategyInputs,
     chooses_for_itself,
     needs_scores,
@@ -60,27 +37,14 @@ from curate.stages.select.strategy_inputs import (
     strategy_parameters,
     takes_scores,
 )
-from curate.stages.select.weights import inverse_keep_weights
-from curate.stages.staleness import remake_command, strategy_checksum, warn_if_stale
-from curate.storage import files as storage
-from curate.storage.checksums import Checksum
 from curate.strategies import strategies
 
 SCOPES = ("global", "class", "cluster")
 GROUPS = ("label", "cluster", "none")
 UNSCORED = ("last", "keep", "drop")
 DEFAULT_BALANCE = 0.5
-STRATEGY = "strategy"  # whose own strata the weights are by
-# What becomes of samples without a score, in messages.
-_UNSCORED_OUTCOMES = {
-    "last": "they come last, whatever the strategy",
-    "keep": "they are kept first",
-    "drop": "they are no candidates",
-}
 # What --balance-by is under each --scope that prunes every group equally.
 _SCOPE_GROUPS = {"class": "label", "cluster": "cluster"}
-
-_MAX_GROUPS_SHOWN = 5
 
 _DEFAULT_SCORING, _DEFAULT_STRATEGY = "ssl_prototypes", "hardest"
 Balance = Annotated[
@@ -387,254 +351,8 @@ def select(
     source_words = [
         word for flag, value in named_sources.items() if value for word in (flag, value)
     ]
-    return draw_selection(
-        catalog,
-        name,
-        settings,
-        inputs,
-        within=within,
-        unscored=unscored,
-        source_words=source_words,
-        weights=weights,
-        repeats=repeats,
-    )
-
-
-def draw_selection(
-    catalog: Catalog,
-    name: str,
-    settings: dict[str, Any],
-    inputs: StrategyInputs,
-    *,
-    within: str | None,
-    unscored: str,
-    source_words: list[str],
-    weights: bool,
-    repeats: float | None,
-) -> str:
-    """Draw the selection `name`, and return the name; what it changes is recorded and said.
-
-    `settings` are those columns of the selection that say how it is drawn; the condition holds
-    `within` already. `source_words` are flags and values of the sets that the strategy looks at,
-    for the record of the run. Raises CurateError.
-    """
-    scoring, strategy, keep = settings["scoring"], settings["strategy"], settings["keep"]
-    parent = catalog.require(ScoringRecord, scoring) if scoring else None
-    all_candidates = settings["where_sql"]
-    if unscored == "drop":
-        settings = {**settings, "where_sql": _restrict_to_scored(all_candidates, scoring)}
-    if weights and not chooses_for_itself(strategy):
-        _check_has_strata(settings["balance_by"])
-    known_shards = _find_known_shards(catalog, within)
-    candidates = load_candidates(
-        catalog,
-        settings["scoring"],
-        settings["balance_by"],
-        settings["where_sql"],
-        inputs.clustering_option,
-    )
-    num_candidates = len(candidates.sample_ids)
-    num_kept = round(keep * num_candidates)
-    if num_kept < 1:
-        raise CurateError(
-            f"--keep {keep:g} of {num_candidates:,} candidates keeps no sample: "
-            "raise it, or widen --where"
-        )
-    if parent:
-        warn_if_stale(catalog, parent)
-        _check_unscored(catalog, parent, candidates, settings, unscored, all_candidates)
-    code_checksum = strategy_checksum(strategy)
-    # The scoring's fingerprint stands for its scores.
-    content = [parent.fingerprint if parent else "", _candidates_checksum(candidates)]
-    # The options themselves are among the arguments, with the defaults.
-    arguments = {key: value for key, value in settings.items() if key != "strategy_options"}
-    if unscored != "last":
-        arguments["unscored"] = unscored
-    source = Source(None, [], "")
-    if inputs.reads_catalog:
-        source = inputs.find_source()
-        arguments = {**arguments, "source": source.name}
-        content.append(source.content)
-    if inputs.uses_vectors:
-        arguments = {**arguments, "distance": inputs.distance}
-    if inputs.options:
-        arguments = {**arguments, "options": inputs.options}
-    if weights:
-        arguments = {**arguments, "weights": True}
-    if repeats:
-        arguments = {**arguments, "repeats": float(repeats)}
-    fingerprint = provenance.fingerprint("select", arguments, *content, code_checksum)
-    existing = catalog.find_up_to_date(SelectionRecord, name, fingerprint)
-    if existing:
-        log.info(
-            "nothing to do: '%s' is this selection already (%s samples)",
-            name,
-            f"{existing.num_samples:,}",
-        )
-        return name
-    previous = catalog.find(SelectionRecord, name)
-    parents = [parent.run_id] if parent else []
-    if within:
-        parents.append(catalog.require(SelectionRecord, within).run_id)
-    parents += [run_id for run_id in source.parents if run_id not in parents]
-    with (
-        catalog.record_run(
-            "select",
-            name,
-            {**arguments, "given": source_words} if source_words else arguments,
-            parents=parents,
-            fingerprint=fingerprint,
-            code_checksum=code_checksum,
-        ) as run_id,
-        catalog.temporary_folder() as folder,
-        catalog.shared_tempdir(run_id) as shared_folder,
-    ):
-        record = SelectionRecord(
-            selection=name,
-            **settings,
-            num_candidates=num_candidates,
-            num_samples=num_kept,
-            fingerprint=fingerprint,
-            run_id=run_id,
-            known_shards=known_shards,
-        )
-        if not storage.is_url(shared_folder):
-            shared_folder = str(folder)
-        gathered = inputs.gather(candidates, folder, shared_folder)
-        _log_unusable(inputs, num_candidates - gathered.num_rows)
-        choice = _draw(gathered, candidates, record, unscored)
-        del gathered
-        member_ids, member_weights, member_repeats = choice.member_ids, None, None
-        if weights:
-            record, member_weights = _weigh(record, candidates, choice)
-        if repeats and choice.priorities is not None:
-            all_repeats = _draw_repeats(candidates, choice.priorities, member_ids, repeats, record)
-            is_member = all_repeats > 0
-            member_ids, member_repeats = member_ids[is_member], all_repeats[is_member]
-            member_weights = None if member_weights is None else member_weights[is_member]
-            record = replace(record, num_samples=len(member_ids), repeats=repeats)
-        changes = None
-        if previous:
-            changes = find_changes(
-                previous,
-                load_members(catalog, name),
-                record,
-                member_ids,
-                candidates,
-                choice.priorities,
-                has_same_scores=_has_same_scores(catalog, previous, parent),
-            )
-        # What was ranked by takes 16 bytes per sample, which storing needs for the members.
-        candidates, choice = (
-            candidates._replace(scores=np.empty(0)),
-            choice._replace(priorities=None),
-        )
-        _store(catalog, record, member_ids, member_weights, member_repeats, previous, changes)
-    log.info(
-        "selection '%s'%s: %s of %s samples%s%s",
-        name,
-        " replaced" if previous else "",
-        f"{record.num_samples:,}",
-        f"{num_candidates:,}",
-        f", {num_kept:,} with repeats (up to {member_repeats.max()} of one)"
-        if member_repeats is not None
-        else "",
-        f"; {changes.describe()}" if changes else "",
-    )
-    _warn_of_lost_groups(catalog, record, candidates, member_ids)
-    warn_of_nearly_lost_groups(catalog, record, candidates, member_ids)
-    return name
-
-
-class _MemberChoice(NamedTuple):
-    """The members' ids, int64 [k].
-
-    Of all n candidates, where there is such a thing, what they were ranked by, float64 [n], and the
-    strata of a strategy that gave quotas, int [n].
-    """
-
-    member_ids: np.ndarray
-    priorities: np.ndarray | None
-    strata: np.ndarray | None
-
-
-def _draw(
-    inputs: CandidateInputs, candidates: Candidates, record: SelectionRecord, unscored: str
-) -> _MemberChoice:
-    """Which candidates are kept, by the record's strategy and quotas. Raises CurateError."""
-    if chooses_for_itself(record.strategy):
-        choice = choose(
-            record.strategy,
-            inputs,
-            candidates,
-            keep=record.keep,
-            scope=record.scope,
-            base=record.balance_base,
-            seed=record.seed,
-        )
-        return _MemberChoice(candidates.sample_ids[choice.is_kept], None, choice.strata)
-    priorities = rank(record.strategy, inputs, len(candidates.sample_ids))
-    if record.skip_hardest:
-        is_skipped = _find_hardest(candidates, record.skip_hardest, record.seed)
-        priorities = np.where(is_skipped, np.nan, priorities)
-    choose_by = _choose_after_unscored if unscored == "keep" else _choose_members
-    return _MemberChoice(choose_by(candidates, priorities, record), priorities, None)
-
-
-def _weigh(
-    record: SelectionRecord, candidates: Candidates, choice: _MemberChoice
-) -> tuple[SelectionRecord, np.ndarray]:
-    """The record with the strata that weights are by, and the members' weights, float64 [k]."""
-    if choice.strata is None:
-        _check_has_strata(record.balance_by)
-    weights_by = record.balance_by if choice.strata is None else STRATEGY
-    strata = candidates.groups if choice.strata is None else choice.strata
-    is_kept = are_members(candidates.sample_ids, choice.member_ids)
-    return replace(record, weights_by=weights_by), inverse_keep_weights(strata, is_kept)
-
-
-def _draw_repeats(
-    candidates: Candidates,
-    priorities: np.ndarray,
-    member_ids: np.ndarray,
-    most: float,
-    record: SelectionRecord,
-) -> np.ndarray:
-    """How often each of the sorted members comes in an epoch: int64 [k]."""
-    is_kept = are_members(candidates.sample_ids, member_ids)
-    return draw_repeats(
-        priorities[is_kept],
-        candidates.groups[is_kept],
-        candidates.sample_ids[is_kept],
-        most,
-        record.seed,
-    )
-
-
-def _has_same_scores(
-    catalog: Catalog, previous: SelectionRecord, scoring: ScoringRecord | None
-) -> bool:
-    """Whether samples that a selection was drawn from have the scores that they had.
-
-    Updates of a scoring leave them.
-    """
-    if scoring is None:
-        return True
-    with catalog.reading() as connection:
-        states = sets.list_update_run_ids(connection, scoring.run_id)
-        rows = connection.execute(
-            "select 1 from runs where run_id = ? and list_has_any(parent_run_ids, ?)",
-            [previous.run_id, states],
-        ).fetchall()
-    return bool(rows)
-
-
-def _find_known_shards(catalog: Catalog, within: str | None) -> list[int] | None:
-    """The shards that there are to select from: those of the selection `within`, or all."""
-    if within:
-        return catalog.require(SelectionRecord, within).known_shards
-    with catalog.reading() as connection:
-        return find_known_shards(connection)
+    demand = Demand(settings, within, unscored, source_words, weights, repeats)
+    return draw_selection(catalog, name, demand, inputs)
 
 
 def _resolve_settings(
@@ -689,106 +407,6 @@ def _restrict_to_selection(where: str | None, within: str) -> str:
     return f"{condition} and ({where}\n)" if where is not None else condition
 
 
-def _restrict_to_scored(where: str | None, scoring: str) -> str:
-    condition = f"{quote_identifier(scoring)} is not null"
-    return f"{condition} and ({where}\n)" if where is not None else condition
-
-
-def _check_unscored(
-    catalog: Catalog,
-    scoring: ScoringRecord,
-    candidates: Candidates,
-    settings: dict[str, Any],
-    unscored: str,
-    all_candidates: str | None,
-) -> None:
-    """Say how many candidates, those of the condition `all_candidates`, have no score.
-
-    CurateError where all of them are to be kept, and are more than --keep says.
-    """
-    keep = settings["keep"]
-    num_kept = round(keep * len(candidates.sample_ids))
-    if unscored == "drop":
-        num_unscored = count_unscored(catalog, scoring.scoring, all_candidates)
-    else:
-        num_unscored = int(np.isnan(candidates.scores).sum())
-    if takes_scores(settings["strategy"]) or unscored != "last":
-        _log_unscored(catalog, scoring, num_unscored, unscored)
-    if unscored == "keep" and num_unscored > num_kept:
-        raise CurateError(
-            f"--unscored keep: {num_unscored:,} samples have no score, and --keep {keep:g} "
-            f"keeps {num_kept:,}: raise it, or take --unscored drop or last"
-        )
-
-
-def _log_unscored(
-    catalog: Catalog, scoring: ScoringRecord, num_unscored: int, unscored: str
-) -> None:
-    """How many candidates have no score, what becomes of them, and the command that mends it."""
-    if not num_unscored:
-        return
-    with catalog.reading() as connection:
-        ((num_samples,),) = connection.execute("select count(*) from samples").fetchall()
-    remedy = ""
-    if num_samples > scoring.num_samples:
-        remedy = f"; `{remake_command(catalog, scoring)}` scores those that came after it"
-    log.warning(
-        "%s samples have no score in '%s': %s%s",
-        f"{num_unscored:,}",
-        scoring.scoring,
-        _UNSCORED_OUTCOMES[unscored],
-        remedy,
-    )
-
-
-def _log_unusable(inputs: StrategyInputs, num_unusable: int) -> None:
-    """How many candidates lack what a strategy asks for beside scores, and so come last."""
-    if inputs.sample_names and num_unusable:
-        log.warning(
-            "%s samples lack what %s asks for (%s): they come last",
-            f"{num_unusable:,}",
-            inputs.asker,
-            ", ".join(inputs.sample_names),
-        )
-
-
-def _warn_of_lost_groups(
-    catalog: Catalog, record: SelectionRecord, candidates: Candidates, member_ids: np.ndarray
-) -> None:
-    """Say which classes or clusters have candidates and no member.
-
-    Where one sample in two is kept, not every class of one can keep its sample.
-    """
-    if record.balance_by == "none":
-        return
-    is_kept = are_members(candidates.sample_ids, member_ids)
-    num_candidates = count_groups(candidates.groups)
-    num_kept = count_groups(candidates.groups[is_kept], len(num_candidates))
-    lost = np.flatnonzero((num_candidates > 0) & (num_kept == 0)).tolist()
-    if not lost:
-        return
-    names = load_group_names(catalog, record.balance_by, lost[:_MAX_GROUPS_SHOWN])
-    log.warning(
-        "%s of %s %s have no sample in '%s': %s%s; raise --keep, or %s",
-        f"{len(lost):,}",
-        f"{np.count_nonzero(num_candidates):,}",
-        {"label": "classes", "cluster": "clusters"}[record.balance_by],
-        record.selection,
-        ", ".join(names),
-        " …" if len(lost) > len(names) else "",
-        "let the strategy choose in each by --scope"
-        if chooses_for_itself(record.strategy)
-        else "give each the same quota by --balance-base uniform",
-    )
-
-
-def _candidates_checksum(candidates: Candidates) -> str:
-    checksum = Checksum()
-    checksum.update(candidates.sample_ids.data)
-    checksum.update(candidates.groups.data)
-    return checksum.text
-
-
 def _default_groups(catalog: Catalog) -> str:
     """label where there are labels, else cluster where there is a clustering, else none."""
     with catalog.reading() as connection:
@@ -798,111 +416,6 @@ def _default_groups(catalog: Catalog) -> str:
     if has_labels:
         return "label"
     return "cluster" if catalog.list_names(ClusteringRecord) else "none"
-
-
-def _find_hardest(candidates: Candidates, share: float, seed: int) -> np.ndarray:
-    """The given share of each group's scored samples with the highest scores: bool [n]."""
-    scored = np.flatnonzero(~np.isnan(candidates.scores))
-    groups, scores = candidates.groups[scored], candidates.scores[scored]
-    tiebreak = random_bits(candidates.sample_ids[scored], seed)
-    order = np.lexsort((tiebreak, -scores, groups))
-    _, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
-    rank = np.arange(len(order)) - np.repeat(starts, sizes)
-    is_hardest = np.zeros(len(candidates.groups), bool)
-    is_hardest[scored[order]] = rank < np.repeat(np.floor(share * sizes), sizes)
-    return is_hardest
-
-
-def _choose_members(
-    candidates: Candidates, priorities: np.ndarray, record: SelectionRecord
-) -> np.ndarray:
-    """The ids of the samples to keep, int64: each group's quota, then the highest priorities."""
-    groups, sample_ids = candidates.groups, candidates.sample_ids
-    sizes = count_groups(groups)
-    # A quota is filled with samples that have a score only.
-    num_scored = sizes - np.bincount(groups[np.isnan(priorities)], minlength=len(sizes))
-    tiebreak = group_tiebreak(groups, sample_ids, record.seed)
-    quotas = group_quotas(sizes, record.keep, record.balance, record.balance_base, tiebreak)
-    quotas = np.minimum(quotas, num_scored)
-    is_kept = select_with_quotas(
-        groups, priorities, sample_ids, quotas, record.num_samples, record.seed
-    )
-    member_ids = sample_ids[is_kept]
-    if len(member_ids) != record.num_samples:
-        raise CurateError(
-            f"the selection has {len(member_ids)} samples instead of {record.num_samples}: "
-            "please report this as a bug"
-        )
-    return np.asarray(member_ids)
-
-
-def _choose_after_unscored(
-    candidates: Candidates, priorities: np.ndarray, record: SelectionRecord
-) -> np.ndarray:
-    """All candidates without a score, and of the others as many as are left to keep."""
-    is_scored = ~np.isnan(candidates.scores)
-    unscored_ids = candidates.sample_ids[~is_scored]
-    scored = Candidates(*(column[is_scored] for column in candidates))
-    num_left = record.num_samples - len(unscored_ids)
-    share = num_left / max(len(scored.sample_ids), 1)
-    rest = replace(record, keep=share, num_samples=num_left)
-    chosen_ids = _choose_members(scored, priorities[is_scored], rest)
-    return np.sort(np.concatenate([unscored_ids, chosen_ids]))
-
-
-def _check_has_strata(balance_by: str) -> None:
-    if balance_by == "none":
-        raise CurateError(
-            "--weights: there are no groups to weight by; take --balance-by label or cluster "
-            "(`curate cluster` makes clusters)"
-        )
-
-
-def _store(
-    catalog: Catalog,
-    record: SelectionRecord,
-    member_ids: np.ndarray,
-    member_weights: np.ndarray | None,
-    member_repeats: np.ndarray | None,
-    previous: SelectionRecord | None,
-    changes: MembershipChanges | None,
-) -> None:
-    """Store the members; of a selection that is replaced, write only those that came and left.
-
-    Weights and repeats depend on which others are kept: all members get them anew.
-    """
-    import pyarrow as pa
-
-    columns: dict[str, np.ndarray] = {"sample_id": member_ids}
-    if member_weights is not None:
-        columns["weight"] = member_weights
-    if member_repeats is not None:
-        columns["repeats"] = member_repeats
-    names = ", ".join(columns)
-    with catalog.writing() as connection:
-        stored = sets.find_set(connection, SelectionRecord, record.selection)
-        if previous is None or changes is None or stored != previous:
-            # New, or drawn by another process meanwhile.
-            sets.replace_set(connection, record)
-        else:
-            if any(one.weights_by or one.repeats for one in (record, previous)):
-                left = "true"
-            else:
-                left_ids = changes.sample_ids[~changes.has_come]
-                connection.register("leaving", pa.table({"sample_id": left_ids}))
-                left = "sample_id in (select sample_id from leaving)"
-                columns["sample_id"] = changes.sample_ids[changes.has_come]
-            connection.execute(
-                f"delete from members where selection = ? and {left}", [record.selection]
-            )
-            connection.execute("delete from selections where selection = ?", [record.selection])
-            sets.insert_row(connection, record.table, record.to_dict())
-            store_changes(connection, record, changes)
-        connection.register("selected", pa.table(columns))
-        connection.execute(
-            f"insert into members (selection, {names}) select $selection, {names} from selected",
-            {"selection": record.selection},
-        )
 
 
 def _select_by_evidence(
@@ -940,23 +453,3 @@ def _select_by_evidence(
     if name not in (None, selection):
         copy_selection(catalog, catalog.require(SelectionRecord, selection), str(name))
     return name or selection
-
-
-def copy_selection(catalog: Catalog, record: SelectionRecord, name: str) -> None:
-    """The same members under another name: selected again they might be others, not validated."""
-    name = sets.check_name(name)
-    if catalog.find_up_to_date(SelectionRecord, name, record.fingerprint):
-        return
-    settings = {"selection": record.selection, "strategy": record.strategy}
-    with (
-        catalog.record_run(
-            "select", name, settings, parents=[record.run_id], fingerprint=record.fingerprint
-        ) as run_id,
-        catalog.writing() as connection,
-    ):
-        sets.replace_set(connection, replace(record, selection=name, run_id=run_id))
-        connection.execute(
-            "insert into members (selection, sample_id, weight, repeats) "
-            "select ?, sample_id, weight, repeats from members where selection = ?",
-            [name, record.selection],
-        )

@@ -10,7 +10,7 @@ from curate.catalog.samples import find_known_shards
 from curate.catalog.sql import quote_identifier
 from curate.errors import CurateError
 from curate.execution.types import Resources
-from curate.stages.select.stage import copy_selection, draw_selection
+from curate.stages.select.drawing import Demand, copy_selection, draw_selection
 from curate.stages.select.strategy_inputs import (
     StrategyInputs,
     strategy_options,
@@ -111,17 +111,16 @@ def draw_again(
         )
     name = settings.pop("selection", record.selection)
     within = within or source.within
-    return draw_selection(
-        catalog,
-        name,
+    demand = Demand(
         settings,
-        _make_inputs(catalog, record, source, within, workers),
-        within=within,
-        unscored=source.unscored,
-        source_words=source.source_words,
+        within,
+        source.unscored,
+        source.source_words,
         weights=record.weights_by is not None,
         repeats=record.repeats,
     )
+    inputs = _make_inputs(catalog, record, source, within, workers)
+    return draw_selection(catalog, name, demand, inputs)
 
 
 def _make_inputs(
