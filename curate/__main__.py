@@ -11,7 +11,7 @@ def main() -> NoReturn:
     """Run the command line of this process."""
     words = sys.argv[1:]
     verb = next((word for word in words if not word.startswith("-")), "")
-    if verb in VERBS and not {"-h", "--help", "-q", "--quiet", "--version"} & set(words):
+    if verb in (*VERBS, "list") and not {"-h", "--help", "-q", "--quiet", "--version"} & set(words):
         say_first(f"{verb}: starting")
     from curate.cli.app import main
 

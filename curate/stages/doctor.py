@@ -16,6 +16,7 @@ from curate.execution.devices import find_local_devices
 from curate.execution.limits import cpu_count, memory_limit
 from curate.formatting import format_bytes
 from curate.options import verb
+from curate.progress import announce
 
 _PACKAGES = (
     "torch",
@@ -62,6 +63,7 @@ def doctor() -> list[Finding]:
 
     Each line is a subject and what was found; what does not work says why.
     """
+    announce("doctor: loading libraries and encoders")
     commit = git_commit()
     return [
         Finding("curate", version() + (f", commit {commit[:12]}" if commit else "")),

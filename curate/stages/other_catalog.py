@@ -9,7 +9,6 @@ from curate.catalog.catalog import Catalog
 from curate.catalog.records import EmbeddingRecord
 from curate.errors import CurateError
 from curate.stages.embed.stage import preprocessing_of
-from curate.stages.training_data import embed_test_set
 
 
 class OtherCatalog(NamedTuple):
@@ -41,6 +40,8 @@ def open_other(
         embedding = _find_same_embedding(other, parent, flag)
         urls = None
     else:
+        from curate.stages.training_data import embed_test_set  # imports torch
+
         extra = embed_test_set(catalog, parent, patterns)
         other, embedding, urls = extra.catalog, parent.embedding, extra.urls
     with other.reading() as connection:

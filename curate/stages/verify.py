@@ -17,7 +17,7 @@ from curate.formats.vectors import read_vectors
 from curate.formatting import count_of, escape_control_characters
 from curate.options import Option, verb
 from curate.package_data import read_sql
-from curate.progress import log, progress_bar
+from curate.progress import announce, log, progress_bar
 from curate.stages.export.layout import INDEX_ONLY, SelectionMembers
 from curate.stages.export.manifest import (
     INDEX_NAME,
@@ -89,6 +89,7 @@ def verify(
         issues = list(dict.fromkeys(issues))
         log.info("verified %s: %s issues", count_of(len(folders), "export"), len(issues) or "no")
         return issues
+    announce("verify: reading the tables")
     damage = _find_damage(catalog)
     if damage:  # nothing else that the database says counts
         return [damage]
@@ -323,9 +324,11 @@ def _verify_export(folder: str, catalog: Catalog, check_sources: bool) -> Iterat
         yield Issue(folder, f"its manifest or index cannot be read ({reason})", remedy)
         return
     yield from _verify_counts(folder, manifest, index.num_rows, remedy)
-    for shard in manifest.shards:
-        keys = index.keys.get(shard.path, KeySequence())
-        yield from _verify_exported_shard(folder, shard, keys, manifest.key_rule, remedy)
+    with progress_bar("export", manifest.num_samples) as advance:
+        for shard in manifest.shards:
+            keys = index.keys.get(shard.path, KeySequence())
+            yield from _verify_exported_shard(folder, shard, keys, manifest.key_rule, remedy)
+            advance(shard.num_samples, shard.num_samples)
     if check_sources:
         moved = _find_moved(catalog)
         stats = files.stat_files(source.url for source in manifest.sources)

@@ -21,6 +21,7 @@ from curate.errors import CurateError
 from curate.execution.reporting import report_progress
 from curate.formats.centroids import load_centroids
 from curate.formats.vectors import read_vectors
+from curate.progress import progress_bar
 from curate.stages.cluster import two_levels
 from curate.stages.cluster.two_levels import CentroidCells
 from curate.storage import files
@@ -55,10 +56,15 @@ def fit_centroids(
     levels = [level for level in _SUBSAMPLING_LEVELS if len(rows) // level >= min_rows]
     levels = levels[-iterations:] or [1]
     centroids = None
-    for index, level in enumerate(levels):
-        first = iterations * index // len(levels)
-        last = iterations * (index + 1) // len(levels)
-        centroids = fit(rows[::level], k, distance, last - first, seed, centroids)
+    bounds = [iterations * index // len(levels) for index in range(len(levels) + 1)]
+    shares = [
+        (stop - start) * len(rows) // level
+        for level, start, stop in zip(levels, bounds, bounds[1:], strict=False)
+    ]
+    with progress_bar("fit", sum(shares)) as advance:
+        for level, start, stop, share in zip(levels, bounds, bounds[1:], shares, strict=False):
+            centroids = fit(rows[::level], k, distance, stop - start, seed, centroids)
+            advance(share, share)
     return np.asarray(centroids, np.float32)
 
 

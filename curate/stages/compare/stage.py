@@ -14,7 +14,7 @@ from curate.catalog.samples import load_members
 from curate.catalog.sql import quote_literal
 from curate.errors import OptionError
 from curate.options import Option, verb
-from curate.progress import log
+from curate.progress import announce, log
 from curate.stages.audit.stage import ClusteringOfGroups, GroupBy
 from curate.stages.compare.picture import draw_comparison
 from curate.stages.gallery import check_png
@@ -108,6 +108,7 @@ def compare(
     if len(names) < 2:
         raise OptionError("give two selections or more; `curate list selections` has their names")
     records = [catalog.require(SelectionRecord, name) for name in names]
+    announce("compare: reading the selections")
     grouping = _choose_grouping(catalog, by, clustering)
     grouped_by = grouping.by if grouping else "all"
     for record in records:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from curate.catalog.catalog import Catalog
 from curate.package_data import read_sql
@@ -73,7 +73,7 @@ def _log_drawn(paths: list[Path]) -> None:
 
 def _interval(values: np.ndarray) -> float:
     """Half the width of Student's t interval of a mean over seeds, [seeds]."""
-    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+    quantile = special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)
     return float(quantile * values.std(ddof=1) / np.sqrt(len(values)))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.errors import CurateError
+from curate.progress import progress_bar
 from curate.stages.fit.arms import (
     Arm,
     ArmErrors,
@@ -60,21 +61,26 @@ def fit_laws(catalog: Catalog, runs: RunFilter, form: str) -> ModelLaws:
     baselines, kinds = baseline_arms(arms), group_by_kind(arms)
     pruned = [arm for arm in arms if arm.name == "pruned"]
 
-    def fit(group: list[Arm], *, pareto: bool = False) -> ArmLaw:
-        errors = stack_arms(group)
-        return ArmLaw(fit_arms(errors.sizes, errors.errors, pareto=pareto, form=form), errors)
+    fitted_kinds = {
+        kind: group
+        for kind, group in kinds.items()
+        if len({arm.num_samples for arm in group}) >= MIN_SIZES[form]
+    }
+    with progress_bar(f"fit {runs.model}", 2 + len(fitted_kinds), unit="laws") as advance:
 
-    return ModelLaws(
-        random=fit(baselines),
-        pareto=fit([*baselines, *pruned], pareto=True),
-        kinds={
-            kind: fit(group)
-            for kind, group in kinds.items()
-            if len({arm.num_samples for arm in group}) >= MIN_SIZES[form]
-        },
-        corpus_sizes=corpus_sizes,
-        epochs=max((run.corpus_size, run.corpus_epochs) for run in training_runs)[1],
-    )
+        def fit(group: list[Arm], *, pareto: bool = False) -> ArmLaw:
+            errors = stack_arms(group)
+            law = fit_arms(errors.sizes, errors.errors, pareto=pareto, form=form)
+            advance(1, 1)
+            return ArmLaw(law, errors)
+
+        return ModelLaws(
+            random=fit(baselines),
+            pareto=fit([*baselines, *pruned], pareto=True),
+            kinds={kind: fit(group) for kind, group in fitted_kinds.items()},
+            corpus_sizes=corpus_sizes,
+            epochs=max((run.corpus_size, run.corpus_epochs) for run in training_runs)[1],
+        )
 
 
 def _check_sizes(runs: RunFilter, arms: list[Arm], corpus_sizes: list[int], least: int) -> None:

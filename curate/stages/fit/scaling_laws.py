@@ -12,7 +12,7 @@ They cover chance between seeds, and not that the errors may follow another law.
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 FORMS = ("power", "pure-power", "exponential")
 # A law needs one size more than it has parameters, or nothing could contradict it.
@@ -147,7 +147,7 @@ def jackknife_half_width(without_seed: np.ndarray, num_comparisons: int = 1) -> 
     num_seeds = len(without_seed)
     standard_error = np.sqrt((num_seeds - 1) * without_seed.var())
     level = (1 - CONFIDENCE) / num_comparisons
-    return float(stats.t.ppf(1 - level / 2, num_seeds - 1) * standard_error)
+    return float(special.stdtrit(num_seeds - 1, 1 - level / 2) * standard_error)  # Student's t
 
 
 def compare_exponents(first: FittedLaw, second: FittedLaw) -> Interval:

@@ -12,7 +12,7 @@ from curate.catalog.catalog import Catalog
 from curate.catalog.records import FitPointRecord, FitRecord
 from curate.formatting import file_safe
 from curate.options import Option, verb
-from curate.progress import log
+from curate.progress import announce, log
 from curate.stages.fit import figures
 from curate.stages.fit.arms import RunFilter, SelectionKind
 from curate.stages.fit.laws import ArmLaw, fit_laws, load_arms
@@ -84,6 +84,7 @@ def as_list(value: list[str] | str | None) -> list[str]:
 
 
 def _fit_model(catalog: Catalog, runs: RunFilter, form: str) -> list[str]:
+    announce(f"fit: reading the validations by {runs.model}")
     base_name, suffix = _base_name(runs), "" if form == "power" else f"-{form}"
     figures.draw_arms(catalog, base_name, load_arms(catalog, runs))
     laws = fit_laws(catalog, runs, form)

@@ -8,6 +8,7 @@ import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.sql import quote_identifier
+from curate.progress import progress_bar
 from curate.stages.forget.patterns import find_patterns
 from curate.stages.forget.receipt import Receipt
 from curate.stages.forget.stage import load_plan
@@ -49,18 +50,26 @@ def find_remnants(catalog: Catalog, receipt: Receipt) -> Iterator[Remnant]:
     if receipt.rewrite_shards:
         locations += [url for url in receipt.shard_bytes if files.is_file(url)]
     patterns = np.array(sorted(receipt.patterns), np.uint64)
-    keys = [key.encode("utf-8", "surrogateescape") for key in receipt.searched_keys]
-    for location in dict.fromkeys(locations):
-        if location.endswith(".parquet"):
-            yield from _search_parquet(location, ids, set(receipt.searched_keys))
+    locations = list(dict.fromkeys(locations))
+    with progress_bar("search", len(locations), "files") as advance:
+        for location in locations:
+            yield from _search_file(location, ids, patterns, receipt.searched_keys)
+            advance(1, 1)
+
+
+def _search_file(
+    location: str, ids: np.ndarray, patterns: np.ndarray, searched_keys: list[str]
+) -> Iterator[Remnant]:
+    if location.endswith(".parquet"):
+        yield from _search_parquet(location, ids, set(searched_keys))
+    with files.open_binary(location, sequential=True) as file:
+        if len(patterns) and find_patterns(file, patterns):
+            yield Remnant(location, "it has bytes of a forgotten image or vector")
+    for key in searched_keys:
         with files.open_binary(location, sequential=True) as file:
-            if len(patterns) and find_patterns(file, patterns):
-                yield Remnant(location, "it has bytes of a forgotten image or vector")
-        for key in keys:
-            with files.open_binary(location, sequential=True) as file:
-                if _contains(file, key):
-                    yield Remnant(location, "it has the key of a forgotten sample")
-                    break
+            if _contains(file, key.encode("utf-8", "surrogateescape")):
+                yield Remnant(location, "it has the key of a forgotten sample")
+                break
 
 
 def _list_files(location: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ in one transaction, and then copied without its free blocks.
 
 import contextlib
 import datetime
+import itertools
 import secrets
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +23,7 @@ from curate.formats.sample_ids import shard_filename
 from curate.formats.tombstones import Tombstones
 from curate.formatting import count_of
 from curate.options import EmbeddingName, Option, verb
-from curate.progress import log
+from curate.progress import log, progress_bar
 from curate.stages.embed.commit import commit_pending
 from curate.stages.forget.catalog_rows import FileChecksums, delete_rows, distinctive_keys
 from curate.stages.forget.likeness import draw_likeness, find_like
@@ -355,11 +356,13 @@ def _give_back(catalog: Catalog) -> None:
 
 def _rewrite_shards(plan: Receipt) -> list[RewrittenShard]:
     rewritten = []
-    for url, old_bytes in plan.shard_bytes.items():
-        targets = [target for target in plan.samples if target.url == url]
-        if any(target.length for target in targets):
-            rewritten.append(rewrite_shard(targets, old_bytes))
-            plan.removed[url] = len(targets)
+    with progress_bar("rewrite", sum(plan.shard_bytes.values()), "shards") as advance:
+        for url, old_bytes in plan.shard_bytes.items():
+            targets = [target for target in plan.samples if target.url == url]
+            if any(target.length for target in targets):
+                rewritten.append(rewrite_shard(targets, old_bytes))
+                plan.removed[url] = len(targets)
+            advance(old_bytes, 1)
     return rewritten
 
 
@@ -426,8 +429,9 @@ def _forget_rows(
     ids = np.array([target.sample_id for target in targets], np.int64)
     shard_ids = sorted({target.shard_id for target in targets})
     checksums = FileChecksums({}, {})
-    for embedding in catalog.list_names(EmbeddingRecord):
-        for shard_id in shard_ids:
+    embeddings = catalog.list_names(EmbeddingRecord)
+    with progress_bar("vectors", len(embeddings) * len(shard_ids), "files") as advance:
+        for embedding, shard_id in itertools.product(embeddings, shard_ids):
             for location, by_file in (
                 (catalog.vector_file(embedding, shard_id), checksums.vectors),
                 (catalog.caption_file(embedding, shard_id), checksums.captions),
@@ -436,6 +440,7 @@ def _forget_rows(
                     plan.removed[location] = len(ids)
                 if files.is_file(location):  # also one that was written before a kill
                     by_file[embedding, shard_id] = file_checksum(location)
+            advance(1, 1)
     names = [shard_filename(shard_id) for shard_id in shard_ids]
     for name in catalog.list_names(ProbeRecord):
         for part in catalog.probe_parts(catalog.require(ProbeRecord, name)):

@@ -14,7 +14,7 @@ from curate.execution.limits import cpu_count
 from curate.formats.shard_patterns import expand_patterns
 from curate.formatting import format_bytes
 from curate.options import Keep, Option, WorkersPerCore, read_parameters, verb
-from curate.progress import log
+from curate.progress import announce, log
 from curate.stages.cluster.kmeans import estimate_memory
 from curate.stages.cluster.refinement import group_size
 from curate.stages.cluster.stage import NumClusters, auto_k, cluster, default_fit_rows
@@ -78,6 +78,7 @@ def plan(
     urls = expand_patterns([shards] if isinstance(shards, str) else shards) if shards else []
     num_bytes = _total_bytes(urls)
     catalog = Catalog(catalog).create() if urls else Catalog(catalog)
+    announce("plan: measuring how fast this machine is")
     with catalog.temporary_folder() as folder:
         if urls:
             size = _measure_shards(urls, num_bytes, encoder, str(checkpoint or "") or None, folder)

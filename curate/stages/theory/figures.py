@@ -47,7 +47,8 @@ def draw_errors(
     alphas = np.geomspace(0.2, highest_alpha, 100)
     simulated_alphas = [alpha for alpha in (0.3, 0.6, 1.2, 3.0, 6.0) if alpha <= highest_alpha]
     radians = float(np.radians(theta))
-    total = len(keeps) * (1 + len(simulated_alphas)) + 10  # the envelope takes as long as ten
+    is_drawn = highest_alpha >= _ENVELOPE_ALPHAS
+    total = len(keeps) * (1 + len(simulated_alphas)) + int(is_drawn.sum())
     with (
         plotting.new_figure(path, 6.8, 4.8) as (figure, axes),
         progress_bar(f"theory {name}", total, unit="points") as advance,
@@ -69,9 +70,7 @@ def draw_errors(
                     color=colour,
                 )
                 advance(1, 1)
-        is_drawn = highest_alpha >= _ENVELOPE_ALPHAS
-        range_note = _draw_envelope(axes, _ENVELOPE_ALPHAS[is_drawn], radians)
-        advance(10, int(is_drawn.sum()))
+        range_note = _draw_envelope(axes, _ENVELOPE_ALPHAS[is_drawn], radians, advance)
         plotting.log_scale(axes)
         title = f"Hard examples kept by a probe at θ = {theta:g}° (Fig. {name.upper()})"
         plotting.label_axes(axes, _KEPT_PER_DIMENSION, "test error", title)
@@ -84,9 +83,22 @@ def draw_errors(
     return note
 
 
-def _draw_envelope(axes: Any, alphas: np.ndarray, theta: float) -> str:
+def _find_optima(
+    alphas: np.ndarray, theta: float, advance: Callable[[int, int], None]
+) -> list[perceptron.Optimum | None]:
+    """The envelope, point by point for a bar."""
+    optima = []
+    for alpha in alphas:
+        optima += perceptron.envelope(alpha[None], theta=theta, lowest_keep=_LOWEST_KEEP)
+        advance(1, 1)
+    return optima
+
+
+def _draw_envelope(
+    axes: Any, alphas: np.ndarray, theta: float, advance: Callable[[int, int], None]
+) -> str:
     """The least error over keep, as far as there is a best keep in the range; says how far."""
-    optima = perceptron.envelope(alphas, theta=theta, lowest_keep=_LOWEST_KEEP)
+    optima = _find_optima(alphas, theta, advance)
     points = [
         (alpha, optimum.error)
         for alpha, optimum in zip(alphas, optima, strict=True)
@@ -106,11 +118,15 @@ def _draw_1b(path: Path) -> str:
     """Keeping hard or easy examples, against alpha_tot."""
     alphas = np.geomspace(0.5, 64, 80)
     colours = {"hardest": plotting.HARD, "easiest": plotting.EASY, "random": plotting.RANDOM}
-    with plotting.new_figure(path, 8.5, 3.8, ncols=2, sharey=True) as (_, panels):
+    with (
+        plotting.new_figure(path, 8.5, 3.8, ncols=2, sharey=True) as (_, panels),
+        progress_bar("theory 1b", 2 * len(colours), unit="points") as advance,
+    ):
         for axes, keep in zip(panels, (0.5, 0.2), strict=True):
             for strategy, colour in colours.items():
                 errors = perceptron.solve_curve(alphas, keep, strategy=strategy)
                 axes.plot(alphas, errors, color=colour, label=strategy)
+                advance(1, len(alphas))
             plotting.log_scale(axes)
             title = f"keep {keep:g}, θ = 0 (Fig. 1B)"
             plotting.label_axes(axes, _ALL_PER_DIMENSION, "test error", title)
@@ -174,12 +190,12 @@ def _draw_1e(path: Path) -> str:
     """Accuracy by keep and alpha_prune, and the best keep."""
     alphas, keeps = np.linspace(0.2, 2.6, 40), np.geomspace(0.01, 1, 30)
     errors = []
-    with progress_bar("theory 1e", len(keeps) + 10, unit="points") as advance:
+    total = len(keeps) + len(_ENVELOPE_ALPHAS)
+    with progress_bar("theory 1e", total, unit="points") as advance:
         for keep in map(float, keeps):
             errors.append(perceptron.solve_curve(alphas / keep, keep))
             advance(1, len(alphas))
-        optima = perceptron.envelope(_ENVELOPE_ALPHAS, lowest_keep=_LOWEST_KEEP)
-        advance(10, len(optima))
+        optima = _find_optima(_ENVELOPE_ALPHAS, 0.0, advance)
     best = [
         (alpha, optimum.keep)
         for alpha, optimum in zip(_ENVELOPE_ALPHAS, optima, strict=True)
@@ -289,7 +305,7 @@ def _draw_3a(path: Path) -> str:
     errors = []
     with (
         plotting.new_figure(path, 6.8, 4.8) as (figure, axes),
-        progress_bar("theory 3a", len(keeps) + 10, unit="points") as advance,
+        progress_bar("theory 3a", len(keeps) + len(_ENVELOPE_ALPHAS), unit="points") as advance,
     ):
         for keep in map(float, keeps):
             errors.append(perceptron.solve_curve(totals, keep))
@@ -303,8 +319,7 @@ def _draw_3a(path: Path) -> str:
         axes.text(20, 0.035, f"slope −{abs(slope):.2f}", color=plotting.RANDOM)
         alphas = _ENVELOPE_ALPHAS
         axes.set_ylim(bottom=float(np.min(errors)) / 2)
-        range_note = _draw_envelope(axes, alphas, 0.0)
-        advance(10, len(alphas))
+        range_note = _draw_envelope(axes, alphas, 0.0, advance)
         plotting.log_scale(axes)
         axes.set_xlim(0.2, 100)
         title = "Hard examples kept of a corpus, θ = 0 (Fig. 3A)"

@@ -8,7 +8,7 @@ import numpy as np
 
 from curate.errors import CurateError, OptionError
 from curate.options import Option, verb
-from curate.progress import log
+from curate.progress import announce, log
 from curate.stages.theory import perceptron
 from curate.stages.theory.figures import FIGURES
 
@@ -49,6 +49,7 @@ def theory(
     Figures of Sorscher et al. 2022, as PNG and SVG in the folder `out`. Raises CurateError.
     """
     if figure is not None:
+        announce(f"theory: computing figure {figure}")
         path = Path(out).expanduser().absolute() / f"theory-{figure}"
         note = FIGURES[figure](path)
         log.info("drew %s, and the same as SVG\n%s", path.with_name(f"{path.name}.png"), note)

@@ -17,6 +17,7 @@ from curate.training.pca import fit_reduction
 NUM_NEIGHBOURS = 10
 _NUM_COMPONENTS = 50
 _EXACT_ROWS = 20_000  # up to so many rows neighbours are exact
+_SEARCHED_ROWS = 4096  # at a time
 _PROBED = 16  # cells of an index that are looked through
 
 
@@ -89,13 +90,18 @@ def _find_neighbours(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     faiss.normalize_L2(rows)
     index: Any = faiss.IndexFlatIP(rows.shape[1])
     if len(rows) > _EXACT_ROWS:
-        announce("view: looking for the neighbours of each image")
         num_cells = int(len(rows) ** 0.5)
         index = faiss.IndexIVFFlat(index, rows.shape[1], num_cells, faiss.METRIC_INNER_PRODUCT)
         index.nprobe = _PROBED
+        announce("view: making an index of the vectors")
         index.train(rows)
     index.add(rows)
-    cosines, ids = index.search(rows, count + 1)
+    parts = []
+    with progress_bar("neighbours", len(rows)) as advance:
+        for start in range(0, len(rows), _SEARCHED_ROWS):
+            parts.append(index.search(rows[start : start + _SEARCHED_ROWS], count + 1))
+            advance(len(parts[-1][0]), len(parts[-1][0]))
+    cosines, ids = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     # A row's own place is not always the first: others may be the same.
     is_other = ids != np.arange(len(rows))[:, None]
     order = np.argsort(~is_other, axis=1, kind="stable")[:, :count]
