@@ -581,3 +581,19 @@ def test_a_second_embed_names_the_process_that_holds_the_embedding(tmp_path, sha
         result = run_curate("embed", *shards, "-c", catalog.path, "--encoder", "pixels")
     assert result.returncode == 1
     assert f"process {os.getpid()} is working on the embedding 'pixels'" in result.stderr
+
+
+def test_shards_larger_than_a_task_come_first():
+    sizes = [10, 10, 900, 10, 10, 10, 600]
+    tasks = [
+        worker.ShardTask(number, f"{number}.tar", size, None, f"{number}.tar")
+        for number, size in enumerate(sizes)
+    ]
+    groups = embed_stage._group_shards(tasks, workers=2, max_bytes=25)
+    assert [[task.shard_id for task in group] for group in groups] == [
+        [2],
+        [6],
+        [0, 1],
+        [3, 4],
+        [5],
+    ]
