@@ -5,6 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 PEER := .peers/clip-retrieval
+POLARS := .peers/polars
 LOWEST := .peers/lowest
 
 .PHONY: demo pairs test coverage test-slow test-kills fuzz lowest clients bench gpu peers lint browser atlas clean
@@ -71,13 +72,18 @@ gpu: $(READY)
 	PYTHONPATH=. $(BIN)/python -W ignore benchmarks/gpu.py gpu.json
 
 # What benchmarks compare with, in virtual environments of their own, never among our dependencies.
-peers: $(PEER)/.ready
+peers: $(PEER)/.ready $(POLARS)/.ready
 
 $(PEER)/.ready:
 	$(PYTHON) -m venv $(PEER)
 	$(PEER)/bin/pip install --quiet clip-retrieval==2.45
 	$(PEER)/bin/pip install --quiet 'setuptools<70' # it imports pkg_resources, which newer ones lack
 	@touch $(PEER)/.ready
+
+$(POLARS)/.ready:
+	$(PYTHON) -m venv $(POLARS)
+	$(POLARS)/bin/pip install --quiet polars==2.1.0
+	@touch $(POLARS)/.ready
 
 lint: $(READY)
 	$(BIN)/ruff format --check -q .

@@ -2,8 +2,10 @@
 scores with ties: CPU seconds.
 
 The peer does the same by a DuckDB window query over the same tables, members committed to a
-database too. The limit sorts the scores of every class in numpy. Each variant runs in a process of
-its own, which also prints its peak memory.
+database too. Two more peers, numpy and polars (in `.peers/polars`, which `make peers` sets up),
+have ids, labels and scores in one Parquet file, and write the ids that they keep to another; they
+keep no catalog. The limit sorts the scores of every class in numpy. Each variant runs in a process
+of its own, which also prints its peak memory.
 """
 
 import json
@@ -22,6 +24,7 @@ from curate.catalog.records import ScoringRecord
 
 FOLDER = Path(__file__).parent
 NUM_SAMPLES, NUM_CLASSES = 50_000_000, 1_000
+POLARS_PYTHON = FOLDER.parent / ".peers" / "polars" / "bin" / "python"
 _PREAMBLE = """
 import json, resource, sys
 sys.path.insert(0, sys.argv[2])
@@ -44,6 +47,34 @@ bench_select.select_by_window_query(sys.argv[1])
     "limit": """
 import bench_select
 bench_select.sort_scores()
+""",
+    "numpy": """
+import numpy as np, pyarrow as pa, pyarrow.parquet as pq
+table = pq.read_table(sys.argv[1] + "-samples.parquet", read_dictionary=["label"])
+labels = table["label"].unify_dictionaries().combine_chunks().indices.to_numpy()
+sample_ids, scores = table["sample_id"].to_numpy(), table["score"].to_numpy()
+order = np.lexsort((-scores, labels))
+sizes = np.bincount(labels)
+ranks = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+is_floor = ranks < np.repeat(np.ceil(0.25 * sizes), sizes)
+contenders = order[~is_floor]
+count = len(order) // 2 - int(is_floor.sum())
+best = contenders[np.argpartition(-scores[contenders], count)[:count]]
+kept = np.sort(sample_ids[np.concatenate([order[is_floor], best])])
+pq.write_table(pa.table({"sample_id": kept}), sys.argv[1] + "-numpy.parquet")
+""",
+    "polars": """
+import polars as pl
+frame = pl.read_parquet(sys.argv[1] + "-samples.parquet")
+frame = frame.with_columns(
+    rank=pl.col("score").rank("ordinal", descending=True).over("label"),
+    floor=(0.25 * pl.len().over("label")).ceil(),
+)
+floor = frame.filter(pl.col("rank") <= pl.col("floor"))
+best = frame.filter(pl.col("rank") > pl.col("floor"))
+best = best.top_k(frame.height // 2 - floor.height, by="score")
+kept = pl.concat([floor, best]).select("sample_id").sort("sample_id")
+kept.write_parquet(sys.argv[1] + "-polars.parquet")
 """,
 }
 # Floors by class, the rest of the budget by score; ties by a hash, because ours is not in SQL.
@@ -105,6 +136,15 @@ def build_catalog(folder: Path) -> None:
         sets.refresh_sample_scores(connection)
 
 
+def write_samples(catalog: Path) -> None:
+    """What polars and numpy start from."""
+    connection = duckdb.connect(str(catalog / "catalog.duckdb"), read_only=True)
+    connection.execute(
+        "copy (select sample_id, label, score from samples join scores using (sample_id) "
+        f"order by sample_id) to '{catalog}-samples.parquet'"
+    )
+
+
 def remove_selections(catalog: Path) -> None:
     """Without this, `select` has nothing to do the second time."""
     with Catalog(catalog).writing() as connection:
@@ -139,12 +179,21 @@ def print_agreement(catalog: Path) -> None:
         for table in ("catalog.members", "members")
     )
     print(f"members, lowest score, sum of scores: ours {ours}, window query {peer}")
+    for name in ("numpy", "polars"):
+        file = f"{catalog}-{name}.parquet"
+        if Path(file).is_file():
+            kept = connection.execute(
+                "select count(*), min(score), sum(score::decimal(18, 5)) "
+                f"from '{file}' join catalog.scores using (sample_id)"
+            ).fetchone()
+            print(f"{name} {kept}")
 
 
 def run_variant(name: str, catalog: Path) -> tuple[float, float]:
     """CPU seconds, and peak memory in GiB."""
     program = _PREAMBLE + _VARIANTS[name] + _REPORT
-    command = [sys.executable, "-W", "ignore", "-c", program, str(catalog), str(FOLDER)]
+    python = str(POLARS_PYTHON) if name == "polars" else sys.executable
+    command = [python, "-W", "ignore", "-c", program, str(catalog), str(FOLDER)]
     process = subprocess.run(  # noqa: S603 - our own program
         command, check=True, capture_output=True, text=True
     )
@@ -156,10 +205,12 @@ def measure() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         catalog = Path(folder) / "catalog"
         build_catalog(catalog)
-        seconds: dict[str, list[float]] = {name: [] for name in _VARIANTS}
-        memory = dict.fromkeys(_VARIANTS, 0.0)
+        write_samples(catalog)
+        variants = [name for name in _VARIANTS if name != "polars" or POLARS_PYTHON.is_file()]
+        seconds: dict[str, list[float]] = {name: [] for name in variants}
+        memory = dict.fromkeys(variants, 0.0)
         for _ in range(ROUNDS):
-            for name in _VARIANTS:
+            for name in variants:
                 if name == "ours":
                     remove_selections(catalog)
                 used, peak = run_variant(name, catalog)
@@ -168,6 +219,19 @@ def measure() -> list[Row]:
         print_agreement(catalog)
     print("peak memory: " + ", ".join(f"{name} {size:.2f} GiB" for name, size in memory.items()))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return [
-        Row("select, 50 million samples", **medians, peer_name="a window query", least_of_peer=2.5)
+    stage = f"select, {NUM_SAMPLES // 1_000_000} million samples"
+    rows = [
+        Row(
+            stage,
+            medians["ours"],
+            limit=medians["limit"],
+            peer=medians["peer"],
+            peer_name="a window query",
+            least_of_peer=2.5,
+        )
     ]
+    for name in ("numpy", "polars"):
+        if name in medians:
+            peer = medians[name]
+            rows.append(Row(f"{stage}, {name}", medians["ours"], peer=peer, peer_name=name))
+    return rows

@@ -2,14 +2,18 @@
 
 Writes a JSON file as it goes: images a second through the whole of `embed` on made-up JPEG shards,
 beside the forward pass alone and decoding alone, how long the device waited, a DataLoader loop, and
-how near the vectors are to those of full precision; and a pass of k-means as products of matrices.
-Weights are random: they cost the same. Without a GPU everything runs at toy size, to show that it
-runs. Not yet run on hardware.
+how near the vectors are to those of full precision; a pass of k-means as products of matrices; and
+CIFAR-10 by the verbs themselves: the accuracy of a ResNet, and small networks on what EL2N keeps
+against random samples (Fig. 1D and 3C of Sorscher et al. 2022). Weights of encoders are random:
+they cost the same. CURATE_DATA is the folder with cifar10/*.tar; without it, images are made up.
+Without a GPU everything runs at toy size, to show that it runs: targets of speed and of accuracy
+are none then. Not yet run on hardware.
 """
 
 import argparse
 import io
 import json
+import os
 import tarfile
 import tempfile
 import time
@@ -25,6 +29,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+import curate
 from curate.encoders import make_encoder
 from curate.execution.limits import cpu_count
 from curate.formats.images import decode_image
@@ -39,12 +44,32 @@ SIZES = {
     "toy": {"models": ("ViT-S-32-alt",), "shards": 2, "per_shard": 4, "batch": 2},
 }
 KMEANS = {"gpu": (10_000_000, 512, 10_000), "toy": (5_000, 16, 50)}  # rows, length, centroids
+# Images are upscaled fourfold, because the first layers of ResNet-18 leave a quarter of the edge.
+PRUNING = {
+    "gpu": {
+        "resnet": "timm:resnet18@128",
+        "epochs": None,
+        "keep": [0.8, 0.6, 0.4],
+        "train": 50_000,
+        "test": 10_000,
+    },
+    "toy": {
+        "resnet": "timm:resnet18@32",
+        "epochs": 1,
+        "keep": [0.5],
+        "train": 160,
+        "test": 40,
+    },
+}
+NUM_CLASSES, NUM_SEEDS = 10, 2
+DATA = Path(os.environ.get("CURATE_DATA", "../shared/data"))
 PHOTO = (500, 375)  # as large as photos of web corpora are after their usual reduction
 TARGETS = {
     "of_forward": 0.9,  # for ViT-L-14; smaller networks are limited by decoding
     "of_decode": 0.85,
     "images_per_second": 6_000,
     "least_cosine": 0.9995,
+    "accuracy": 0.935,  # of the ResNet on CIFAR-10
 }
 
 
@@ -173,10 +198,12 @@ def measure_embedding(
     }
 
 
-def least_cosine(device: TorchDevice, network: torch.nn.Module, plan: EncoderPlan) -> float:
+def least_cosine(
+    device: TorchDevice, network: torch.nn.Module, plan: EncoderPlan, count: int
+) -> float:
     """Between the vectors of photos by the device and by full precision on the processor."""
     images = np.stack(
-        [decode_image(make_photo(seed), plan.preprocessing).rgbx for seed in range(16)]
+        [decode_image(make_photo(seed), plan.preprocessing).rgbx for seed in range(count)]
     )
     ours = torch.from_numpy(device.finish(device.begin([images]))).double()
     with torch.inference_mode():
@@ -185,7 +212,7 @@ def least_cosine(device: TorchDevice, network: torch.nn.Module, plan: EncoderPla
     return float(torch.cosine_similarity(ours, expected).min())
 
 
-def measure_kmeans(rows: int, dim: int, k: int, device: str) -> dict[str, float]:
+def measure_kmeans(rows: int, dim: int, k: int, device: str) -> dict[str, Any]:
     """One pass over every row: the nearest centroid of each, and the sums of each centroid."""
     tile = 1 << 16
     generator = torch.Generator(device).manual_seed(0)
@@ -203,7 +230,71 @@ def measure_kmeans(rows: int, dim: int, k: int, device: str) -> dict[str, float]
         counts += torch.bincount(nearest, minlength=k)
     synchronize(device)
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "rows_per_second": rows / seconds, "rows": int(counts.sum())}
+    return {
+        "seconds": seconds,
+        "rows_per_second": rows / seconds,
+        "met": int(counts.sum()) == rows,
+    }
+
+
+def find_small_images(folder: Path, plan: dict[str, Any], is_toy: bool) -> tuple[Any, Any, bool]:
+    """Shards to train on and to test with, and whether they are CIFAR-10 itself."""
+    if not is_toy and list(DATA.glob("cifar10/cifar10-*.tar")):
+        train, test = (str(DATA / f"cifar10/cifar10-{part}-*.tar") for part in ("train", "test"))
+        return train, test, True
+    paths = []
+    random = np.random.default_rng(0)
+    centers = random.integers(0, 256, (NUM_CLASSES, 4, 4, 3))
+    for part in ("train", "test"):
+        paths.append(str(folder / f"{part}.tar"))
+        with tarfile.open(paths[-1], "w") as tar:
+            for position in range(plan[part]):
+                label = position % NUM_CLASSES
+                pixels = np.clip(centers[label] + random.normal(0, 60, (4, 4, 3)), 0, 255)
+                file = io.BytesIO()
+                Image.fromarray(pixels.astype(np.uint8)).resize((32, 32)).save(file, "JPEG")
+                members = {"jpg": file.getvalue(), "cls": str(label).encode()}
+                for extension, data in members.items():
+                    member = tarfile.TarInfo(f"{position:06d}.{extension}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    return paths[0], paths[1], False
+
+
+def measure_pruning(folder: Path, plan: dict[str, Any], device: str) -> dict[str, Any]:
+    """A ResNet on all images, and small networks on the hardest and on random ones."""
+    train, test, is_real = find_small_images(folder, plan, is_toy=device == "cpu")
+    catalog = curate.Catalog(folder / "catalog")
+    curate.embed(catalog, train, encoder="pixels", device="cpu")  # labels, and where images are
+    options = {"epochs": plan["epochs"], "test": test, "device": device}
+    started = time.perf_counter()
+    resnet = curate.probe(catalog, model=plan["resnet"], count=1, **options)
+    resnet_seconds = time.perf_counter() - started
+    curate.probe(catalog, model="conv", count=NUM_SEEDS, name="small", **options)
+    (scoring,) = curate.score(catalog, "el2n", probe="small")
+    curate.validate(
+        catalog, keep=plan["keep"], scoring=scoring, model="conv", seeds=NUM_SEEDS, **options
+    )
+    with catalog.reading() as connection:
+        ((accuracy,),) = connection.execute(
+            "select test_accuracy from probe_models where probe = ?", [resnet]
+        ).fetchall()
+        cursor = connection.execute(
+            'select keep, num_samples, seeds, pruned, random, "full" from pruned_vs_random '
+            "order by keep desc"
+        )
+        names = [column[0] for column in cursor.description]
+        table = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    is_complete = [row["keep"] for row in table] == plan["keep"]
+    return {
+        "data": "CIFAR-10" if is_real else "made up",
+        "resnet": plan["resnet"],
+        "accuracy": accuracy,
+        "resnet_seconds": resnet_seconds,
+        "pruned_against_random": table,
+        "seconds": time.perf_counter() - started,
+        "met": is_complete and (not is_real or accuracy >= TARGETS["accuracy"]),
+    }
 
 
 def measure_model(
@@ -222,7 +313,7 @@ def measure_model(
     seconds = 10.0 if device == "cuda" else 0.2
     forward = measure_forward(loaded, preprocessing.size, batch, seconds)
     result: dict[str, Any] = {"precision": loaded.precision, "forward": forward}
-    result["least_cosine"] = least_cosine(loaded, encoder.network, plan)
+    result["least_cosine"] = least_cosine(loaded, encoder.network, plan, min(batch, 16))
     result["decode"] = measure_decoding(plan, shards, cores)
     result |= measure_embedding(plan, folder / f"out-{model}", shards, batch, cores)
     result["of_forward"] = result["images_per_second"] / result["forward"]
@@ -230,7 +321,8 @@ def measure_model(
     result["loop"] = measure_loop(model, shards, batch, cores, device)
     result["times_the_loop"] = result["images_per_second"] / result["loop"]
     result["met"] = result["least_cosine"] >= TARGETS["least_cosine"] and (
-        result["of_forward"] >= TARGETS["of_forward"]
+        device == "cpu"
+        or result["of_forward"] >= TARGETS["of_forward"]
         or result["of_decode"] >= TARGETS["of_decode"]
         or result["images_per_second"] >= TARGETS["images_per_second"]
     )
@@ -254,6 +346,8 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = "gpu" if device == "cuda" else "toy"
     plan, cores = SIZES[size], cpu_count()
+    if device == "cpu":
+        torch.set_num_threads(1)  # cores of small machines are busy otherwise
     started = time.perf_counter()
     results: dict[str, Any] = {
         "size": size,
@@ -264,6 +358,7 @@ def main() -> None:
 
     def store(name: str, value: Any) -> None:
         results[name] = value
+        results["met"] = results.get("met", True) and value["met"]
         results["seconds"] = time.perf_counter() - started
         output.write_text(json.dumps(results, indent=1) + "\n")
         print(name, json.dumps(value), flush=True)
@@ -274,7 +369,9 @@ def main() -> None:
         for model in plan["models"]:
             measured = measure_model(model, folder, shards, plan["batch"], cores, device)
             store(model, measured)
-    store("kmeans", measure_kmeans(*KMEANS[size], device))
+        store("kmeans", measure_kmeans(*KMEANS[size], device))
+        store("pruning", measure_pruning(folder, PRUNING[size], device))
+    print("met" if results["met"] else "not met", f"in {results['seconds']:.0f} s")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ BENCHMARKS = (
     "dedup",
     "select",
     "heads",
+    "end_to_end",
 )
 TABLE_START, TABLE_END = "<!-- table: made by benchmarks/run.py -->", "<!-- end of table -->"
 TABLE_HEADER = """\

@@ -79,10 +79,12 @@ class CachedImages:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def batches(self, orders: list[torch.Tensor], augmented: bool) -> Iterator[torch.Tensor]:
+    def batches(
+        self, orders: list[torch.Tensor], augmented: bool, device: torch.device
+    ) -> Iterator[torch.Tensor]:
         """For row indices [1, b] each, normalised images [1, b, 3, size, size]; see `augment`."""
         for row_indices in orders:
-            yield _to_inputs(self.pixels[row_indices[0]], augmented)
+            yield _to_inputs(self.pixels[row_indices[0]], augmented, device)
 
 
 class StreamedImages:
@@ -95,7 +97,9 @@ class StreamedImages:
     def __len__(self) -> int:
         return len(self.locations.offsets)
 
-    def batches(self, orders: list[torch.Tensor], augmented: bool) -> Iterator[torch.Tensor]:
+    def batches(
+        self, orders: list[torch.Tensor], augmented: bool, device: torch.device
+    ) -> Iterator[torch.Tensor]:
         """See CachedImages."""
         with ThreadPoolExecutor(2 * cpu_count()) as pool:
             remaining = iter(orders)
@@ -108,7 +112,7 @@ class StreamedImages:
             submit(_PREFETCHED_BATCHES)
             while pending:
                 images = [future.result() for future in pending.popleft()]
-                yield _to_inputs(torch.from_numpy(np.stack(images)), augmented)
+                yield _to_inputs(torch.from_numpy(np.stack(images)), augmented, device)
                 submit(1)
 
     def _read(self, row: int) -> np.ndarray:
@@ -121,26 +125,30 @@ def _preprocessing(image_size: int) -> Preprocessing:
     return Preprocessing(image_size, image_size)
 
 
-def _to_inputs(pixels: torch.Tensor, augmented: bool) -> torch.Tensor:
-    """uint8 [b, size, size, 3] -> normalised float32 [1, b, 3, size, size], channels last."""
+def _to_inputs(pixels: torch.Tensor, augmented: bool, device: torch.device) -> torch.Tensor:
+    """uint8 [b, size, size, 3] -> normalised float32 [1, b, 3, size, size], channels last.
+
+    Bytes go to the device, which has a quarter of the traffic then, and all of the arithmetic.
+    """
+    pixels = pixels.to(device, non_blocking=True)
     if augmented:
         pixels = augment(pixels)
-    mean, std = 255 * torch.tensor(IMAGENET_MEAN), 255 * torch.tensor(IMAGENET_STD)
+    mean, std = (255 * torch.tensor(values).to(device) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)[None]
 
 
 def augment(pixels: torch.Tensor) -> torch.Tensor:
     """Flip half of the images, and shift the batch by up to a sixteenth of its edge.
 
-    uint8 [b, size, size, 3] -> the same.
+    uint8 [b, size, size, 3] -> the same. Random numbers are drawn on the CPU.
     """
     batch_size, image_size = pixels.shape[:2]
     is_flipped = (torch.rand(batch_size) < 0.5)[:, None, None, None]
-    pixels = torch.where(is_flipped, pixels.flip(2), pixels)
+    pixels = torch.where(is_flipped.to(pixels.device), pixels.flip(2), pixels)
     pad = image_size // 16
     down, right = (int(shift) for shift in torch.randint(-pad, pad + 1, (2,)))
-    rows = _reflect(torch.arange(image_size) + down, image_size)
-    columns = _reflect(torch.arange(image_size) + right, image_size)
+    positions = torch.arange(image_size, device=pixels.device)
+    rows, columns = _reflect(positions + down, image_size), _reflect(positions + right, image_size)
     return pixels[:, rows][:, :, columns]
 
 

@@ -25,8 +25,10 @@ class TrainingData(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, orders: list[torch.Tensor], augmented: bool) -> Iterator[torch.Tensor]:
-        """For each tensor of row indices [m, b] the inputs, float32 [m, b, …]."""
+    def batches(
+        self, orders: list[torch.Tensor], augmented: bool, device: torch.device
+    ) -> Iterator[torch.Tensor]:
+        """For each tensor of row indices [m, b] the inputs on the device, float32 [m, b, …]."""
         ...
 
 
@@ -190,10 +192,10 @@ def train(
                 ]
             )
             batches = list(order.tensor_split(steps, dim=1))
-            inputs_of_batches = data.batches(batches, augmented=True)
+            inputs_of_batches = data.batches(batches, augmented=True, device=stack.device)
             for row_indices, inputs in zip(batches, inputs_of_batches, strict=True):
                 targets = all_targets[row_indices.to(stack.device)]
-                logits, _ = stack(inputs.to(stack.device, non_blocking=True))
+                logits, _ = stack(inputs)
                 logits = logits.float()
                 # Classes before rows: the softmax then runs over whole vectors of rows, four times
                 # as fast for few classes.
@@ -231,10 +233,10 @@ def predict(
     stack.network.eval()
     batch_size = _IMAGE_BATCH if stack.stacked is None else _HEAD_BATCH
     orders = [chunk.expand(num_models, -1) for chunk in torch.split(row_indices, batch_size)]
-    batches = data.batches(orders, augmented=False)
+    batches = data.batches(orders, augmented=False, device=stack.device)
     with contextlib.closing(batches):  # type: ignore[type-var]
         for inputs in batches:
-            logits, features = stack(inputs.to(stack.device, non_blocking=True))
+            logits, features = stack(inputs)
             yield logits.float(), features.float()
 
 
@@ -248,9 +250,12 @@ class VectorData:
     def __len__(self) -> int:
         return len(self.values)
 
-    def batches(self, orders: list[torch.Tensor], augmented: bool) -> Iterator[torch.Tensor]:
+    def batches(
+        self, orders: list[torch.Tensor], augmented: bool, device: torch.device
+    ) -> Iterator[torch.Tensor]:
         """See TrainingData; vectors are never augmented."""
         for row_indices in orders:
             # index_select copies whole rows, where indexing by a matrix goes number by number
             rows = self.values.index_select(0, row_indices.flatten())
-            yield rows.view(*row_indices.shape, -1).float()
+            inputs = rows.view(*row_indices.shape, -1)
+            yield inputs.to(device, non_blocking=True).float()

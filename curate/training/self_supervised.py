@@ -94,8 +94,7 @@ def pretrain(
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, one_cycle(steps))
         is_cuda = torch.device(device).type == "cuda"
         network.train()
-        for images in _iterate_batches(data, rows, model.batch_size, steps):
-            images = images.to(device, non_blocking=True)
+        for images in _iterate_batches(data, rows, model.batch_size, steps, torch.device(device)):
             views = torch.cat([make_views(images), make_views(images)])
             with torch.autocast(views.device.type, torch.bfloat16, enabled=is_cuda):
                 projections = network(views.contiguous(memory_format=torch.channels_last))
@@ -135,11 +134,9 @@ def features(network: nn.Module, data: TrainingData, rows: np.ndarray, device: s
     """The network's features of the rows, in evaluation mode: int64 [n] -> float32 [n, f]."""
     network.eval()
     orders = [chunk[None] for chunk in torch.split(torch.from_numpy(rows), _PREDICTION_BATCH)]
-    batches = data.batches(orders, augmented=False)
+    batches = data.batches(orders, augmented=False, device=torch.device(device))
     with contextlib.closing(batches):  # type: ignore[type-var]
-        return np.concatenate(
-            [network(batch[0].to(device)).float().cpu().numpy() for batch in batches]
-        )
+        return np.concatenate([network(batch[0]).float().cpu().numpy() for batch in batches])
 
 
 def linear_probe(
@@ -193,7 +190,7 @@ def _make_projection(num_features: int) -> nn.Module:
 
 
 def _iterate_batches(
-    data: TrainingData, rows: np.ndarray, batch_size: int, steps: int
+    data: TrainingData, rows: np.ndarray, batch_size: int, steps: int, device: torch.device
 ) -> Iterator[torch.Tensor]:
     """Images [b, c, size, size] for each step; no image is in a batch twice.
 
@@ -204,7 +201,7 @@ def _iterate_batches(
     while steps > 0:
         order = all_rows[torch.randperm(len(all_rows))]
         orders = [batch[None] for batch in torch.split(order, size) if len(batch) == size][:steps]
-        for inputs in data.batches(orders, augmented=False):
+        for inputs in data.batches(orders, augmented=False, device=device):
             yield inputs[0]
         steps -= len(orders)
 

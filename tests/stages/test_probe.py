@@ -391,8 +391,8 @@ def test_images_are_the_same_from_the_cache_and_from_the_shards(catalog, tmp_pat
     cache = tmp_path / "cache.npy"
     write_image_cache(locations, 16, cache, Resources(), lambda amount, samples: None)
     orders = [torch.tensor([[29, 3, 11]]), torch.tensor([[0]]), torch.tensor([[7, 7]])] * 3
-    cached = list(CachedImages(cache).batches(orders, augmented=False))
-    streamed = list(StreamedImages(locations, 16).batches(orders, augmented=False))
+    cached = list(CachedImages(cache).batches(orders, False, torch.device("cpu")))
+    streamed = list(StreamedImages(locations, 16).batches(orders, False, torch.device("cpu")))
     assert all(torch.equal(*batches) for batches in zip(cached, streamed, strict=True))
     assert cached[0].shape == (1, 3, 3, 16, 16)
     assert not torch.equal(cached[0][0, 0], cached[0][0, 1])

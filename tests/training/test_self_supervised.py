@@ -102,9 +102,9 @@ def test_a_network_sees_only_its_rows(tmp_path):
         def __init__(self) -> None:
             self.pixels, self.channels = data.pixels, data.channels
 
-        def batches(self, orders, augmented):
+        def batches(self, orders, augmented, device):
             seen.update(row for order in orders for row in order.flatten().tolist())
-            return super().batches(orders, augmented)
+            return super().batches(orders, augmented, device)
 
     self_supervised.pretrain(small_model(batch_size=8), Recorded(), rows, 0, 9, "cpu")
     assert seen == set(rows.tolist())
