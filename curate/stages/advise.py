@@ -17,6 +17,7 @@ from curate.stages.fit.laws import ArmLaw, ModelLaws, fit_laws
 from curate.stages.fit.scaling_laws import MIN_SIZES, jackknife_half_width
 from curate.stages.fit.stage import FitEpochs, Form, Scorings, Strategies, as_list
 
+_LONGEST_HALF_LIFE = 100  # times; beyond, what is lost cannot be told from nothing
 _MAX_FACTOR = 10.0  # beyond the sizes of the fit, without --extrapolate
 # Beyond the sizes of a fit the asymptote decides, and of that the errors say least.
 _OTHER_FORM = {"power": "pure-power", "pure-power": "power", "exponential": "power"}
@@ -283,11 +284,11 @@ def _log_decays(fit: DecayFit) -> None:
         decays = _decays_of(fit, number)
         half_life = np.log(0.5) / np.log(max(decays[0], 1e-9))
         log.info(
-            "%s: seen again, a sample is worth %.2f ± %.2f of the time before, half after %.1f",
+            "%s: seen again, a sample is worth %.2f ± %.2f of the time before%s",
             kind or "everything and random samples",
             decays[0],
             jackknife_half_width(decays[1:]),
-            half_life,
+            f", half after {half_life:.1f} times" if half_life < _LONGEST_HALF_LIFE else "",
         )
     log.info("the law misses the errors by %.1f%% of them", 100 * fit.relative_misfit)
 

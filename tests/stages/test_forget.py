@@ -2,16 +2,14 @@
 
 import io
 import json
-import os
 import shutil
-import signal
-import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import png, rows, write_shard
+from kills import run_and_kill
 from PIL import Image
 
 import curate
@@ -314,39 +312,6 @@ def test_what_cannot_be_forgotten_is_said(world, tmp_path):
 NUM_PLACES = 20
 
 
-def run_and_kill(catalog: Catalog, receipt: Path, place: int | None) -> int:
-    """Forget in a process of its own, and kill it at a place, a call or return in our code.
-
-    Returns how many places it came to, 0 where it was killed.
-    """
-    package = str(Path(curate.__file__).parent)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        passed = 0
-
-        def pass_place(frame, event, argument):
-            nonlocal passed
-            if frame.f_code.co_filename.startswith(package):
-                passed += 1
-                if passed == place:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        try:
-            sys.setprofile(pass_place)
-            forget(catalog, PLANTED, rewrite_shards=True, receipt=receipt)
-            sys.setprofile(None)
-            os.write(writer, str(passed).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as result:
-        passed = result.read()
-    was_killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    assert was_killed == (place is not None)
-    return int(passed or 0)
-
-
 @pytest.fixture(scope="module")
 def places() -> dict[str, np.ndarray]:
     """The random places, once it is known how many there are."""
@@ -364,14 +329,18 @@ def test_after_a_kill_at_a_random_place_the_next_call_finishes(
     world, world_once, places, tmp_path, number
 ):
     vector, receipt = raw_vector(world), tmp_path / "receipt.json"
+
+    def forget_planted() -> None:
+        forget(world, PLANTED, rewrite_shards=True, receipt=receipt)
+
     if "all" not in places:
-        total = run_and_kill(world, receipt, None)
+        total = run_and_kill(forget_planted, None)
         assert total > 1000
         places["all"] = np.random.default_rng(22).integers(1, total, NUM_PLACES)
         receipt.unlink()
         shutil.rmtree(world_once)
         shutil.copytree(world_once.with_name("snapshot"), world_once)
-    run_and_kill(world, receipt, int(places["all"][number]))
+    run_and_kill(forget_planted, int(places["all"][number]))
     if (world.path / PLAN_NAME).exists():
         issues = [issue for issue in verify(world) if "not finished" in issue.problem]
         assert len(issues) == 1
@@ -379,7 +348,7 @@ def test_after_a_kill_at_a_random_place_the_next_call_finishes(
     elif not receipt.exists() or not json.loads(receipt.read_text())["complete"]:
         # Before anything was written down, nothing was changed but what makes no difference.
         assert rows(world, "select count(*) from samples") == [(35,)]
-        forget(world, PLANTED, rewrite_shards=True, receipt=receipt)
+        forget_planted()
     check_forgotten(world, receipt, vector)
 
 

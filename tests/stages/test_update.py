@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import add_scoring, load_scores, members, rows, same_files, write_corpus
+from kills import run_and_kill
 
 from curate.catalog import sets
 from curate.catalog.catalog import Catalog
@@ -155,6 +157,67 @@ def test_the_same_commands_have_nothing_to_do_after_an_update(grown, first, capl
         select(first, name=name, **options)
     assert update(first) == []
     assert rows(first, "select name from runs where run_id > ?", *last_run) == []
+
+
+def hold_in_child(hold) -> tuple[int, int]:
+    """Hold what a function gives, a context, in a fork: its process, and a pipe that ends it."""
+    reader, writer = os.pipe()
+    end_reader, end_writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            with hold():
+                os.write(writer, b"x")
+                os.read(end_reader, 1)
+                os.write(writer, b"y")
+        finally:
+            os._exit(0)
+    assert os.read(reader, 1) == b"x"
+    return child, end_writer
+
+
+def test_an_update_waits_while_another_command_writes(grown, first):
+    embed_pixels(first, corpus(grown)[3:4])
+    child, end = hold_in_child(first.writing)
+    threading.Timer(0.5, lambda: os.write(end, b"x")).start()
+    assert "selection hard" in update(first)
+    assert os.waitpid(child, os.WNOHANG)[0] == child, "it ended before the update did"
+
+
+def test_a_second_update_is_refused(grown, first):
+    embed_pixels(first, corpus(grown)[3:4])
+    folder = first.path / "locks" / "update"
+    child, end = hold_in_child(lambda: first.write_lock(folder, "an update"))
+    with pytest.raises(CurateError, match=f"process {child} is working on an update of this"):
+        update(first)
+    os.write(end, b"x")
+    os.waitpid(child, 0)
+    assert update(first)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(number, marks=pytest.mark.kills if number else ()) for number in range(20)],
+)
+def test_after_a_kill_at_a_random_place_the_next_update_finishes(grown, first, tmp_path, number):
+    embed_pixels(first, corpus(grown)[3:5])
+    whole = Catalog(shutil.copytree(first.path, tmp_path / "whole"))
+    for catalog, folder in ((first, tmp_path), (whole, tmp_path / "expected")):
+        export(catalog, "hard", folder / "shards")
+        export(catalog, "hard", folder / "keys.txt", format="keys")
+    total = run_and_kill(lambda: update(whole), None)
+    place = np.random.default_rng(number).integers(1, total)
+    run_and_kill(lambda: update(first), int(place))
+    update(first)
+    assert update(first) == []
+    for name in SELECTIONS:
+        assert members(first, name) == members(whole, name)
+    assert load_scores(first, "ssl_prototypes") == load_scores(whole, "ssl_prototypes")
+    same_files(tmp_path / "shards", tmp_path / "expected" / "shards")
+    expected_keys = (tmp_path / "expected" / "keys.txt").read_text()
+    assert (tmp_path / "keys.txt").read_text() == expected_keys
+    assert verify(first) == []
+    assert not find_stale(first)
 
 
 def test_samples_of_removed_and_replaced_shards_leave(grown, first, tmp_path, caplog):
