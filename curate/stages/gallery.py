@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from curate import plotting
 from curate.catalog import provenance
 from curate.catalog.catalog import Catalog
 from curate.catalog.columns import NUMERIC_TYPES, list_columns
@@ -21,7 +22,7 @@ from curate.catalog.sql import quote_identifier, quote_literal
 from curate.errors import CurateError, OptionError
 from curate.formats.images import Preprocessing
 from curate.formats.sample_locations import read_image
-from curate.formatting import count_of, natural_sort_key
+from curate.formatting import count_of, natural_sort_key, printable
 from curate.options import Option, verb
 from curate.package_data import read_sql
 from curate.progress import announce, log, progress_bar
@@ -29,9 +30,10 @@ from curate.storage.atomic import atomic_write
 
 KINDS = ("extremes", "dropped", "duplicates", "clusters", "doubtful")
 _FINGERPRINT_KEY = "curate:fingerprint"  # a text in the PNG: what is drawn on it
-_GAP, _MARGIN, _TOP, _CAPTION = 6, 16, 52, 16  # pixels
+_GAP, _MARGIN, _TOP, _CAPTION, _LINE = 6, 16, 52, 16, 24  # pixels
 _TEXT_COLOUR, _LABEL_COLOUR = (32, 32, 32), (110, 110, 110)
-_MAX_LABEL = 32  # characters
+_MAX_LABEL, _MIN_TITLE = 32, 60  # characters: of a row's name, of a line of the title
+_LAST_LATIN = 0x24F  # Pillow's own font has no letters beyond
 
 
 class ImageLocation(NamedTuple):
@@ -279,26 +281,28 @@ def _find_extremes(
 
 def draw_rows(rows: Rows, size: int) -> Image.Image:
     """The picture, with images of `size` pixels. Raises CurateError where one cannot be read."""
-    title_font, label_font = ImageFont.load_default(18), ImageFont.load_default(14)
-    caption_font = ImageFont.load_default(12)
-    labels = {name: " ".join(name.split())[:_MAX_LABEL] for name in rows.cells}
+    labels = {name: printable(" ".join(name.split()), _MAX_LABEL) for name in rows.cells}
+    label_font = _choose_font("".join(labels.values()), 14)
+    title_font, caption_font = _choose_font(rows.title, 18), ImageFont.load_default(12)
     label_width = max(int(label_font.getlength(label)) for label in labels.values())
     has_captions = any(cell and cell.caption for cells in rows.cells.values() for cell in cells)
     left, cell_width = label_width + 2 * _MARGIN, size + _GAP
     row_height = cell_width + (_CAPTION if has_captions else 0)
     middle_gap = 3 * _GAP if rows.num_left else 0
     longest = max(len(cells) for cells in rows.cells.values())
-    width = max(
-        left + longest * cell_width + middle_gap + _MARGIN,
-        int(title_font.getlength(rows.title)) + 2 * _MARGIN,
-    )
-    height = _TOP + len(rows.cells) * row_height + 12
+    width = left + longest * cell_width + middle_gap + _MARGIN
+    title_width = max(width - 2 * _MARGIN, int(title_font.getlength("n" * _MIN_TITLE)))
+    title = _wrap(rows.title, title_font, title_width)
+    width = max(width, int(max(map(title_font.getlength, title))) + 2 * _MARGIN)
+    top = _TOP + (len(title) - 1) * _LINE
+    height = top + len(rows.cells) * row_height + 12
     picture = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(picture)
-    draw.text((_MARGIN, 12), rows.title, _TEXT_COLOUR, title_font)
+    for number, line in enumerate(title):
+        draw.text((_MARGIN, 12 + number * _LINE), line, _TEXT_COLOUR, title_font)
     with progress_bar("images", len(rows.cells) * longest, "images") as advance:
         for row, (name, cells) in enumerate(rows.cells.items()):
-            y = _TOP + row * row_height
+            y = top + row * row_height
             draw.text((_MARGIN, y + size // 2 - 8), labels[name], _LABEL_COLOUR, label_font)
             for column, cell in enumerate(cells):
                 is_right = rows.num_left is not None and column >= rows.num_left
@@ -309,9 +313,32 @@ def draw_rows(rows: Rows, size: int) -> Image.Image:
                     advance(1, 1)
     if rows.num_left:
         middle = left + rows.num_left * cell_width + _GAP
-        bottom = _TOP + len(rows.cells) * row_height - _GAP
-        draw.line((middle, _TOP, middle, bottom), fill=_LABEL_COLOUR, width=1)
+        bottom = top + len(rows.cells) * row_height - _GAP
+        draw.line((middle, top, middle, bottom), fill=_LABEL_COLOUR, width=1)
     return picture
+
+
+def _choose_font(text: str, size: int) -> Any:
+    """Pillow's font, or for letters that it lacks that of matplotlib, with many more scripts."""
+    if all(ord(character) <= _LAST_LATIN or character == "…" for character in text):
+        return ImageFont.load_default(size)
+    plotting.import_matplotlib()
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
+
+
+def _wrap(text: str, font: Any, width: int) -> list[str]:
+    """Lines of at most so many pixels; a word that is longer is broken."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and font.getlength(f"{lines[-1]} {word}") > width:
+            lines.append("")
+        for character in f" {word}" if lines[-1] else word:
+            if font.getlength(lines[-1] + character) > width:
+                lines.append("")
+            lines[-1] += character
+    return lines
 
 
 def read_thumbnail(location: ImageLocation, size: int) -> Image.Image:

@@ -23,9 +23,14 @@ for (const image of data.images) {
   image.text = `${values.join("\n")}\ncluster ${image.cluster}`.toLowerCase();
 }
 
+// A name that is written from right to left, so that the text around it keeps its order.
+function isolate(name) {
+  return /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/.test(name) ? `\u2068${name}\u2069` : name;
+}
+
 function describe(image) {
-  const parts = [image.row.key];
-  if (image.row.label !== null) parts.push(`class ${image.row.label}`);
+  const parts = [isolate(image.row.key)];
+  if (image.row.label !== null) parts.push(`class ${isolate(image.row.label)}`);
   const scoring = chosen_scoring(), score = image.row[scoring];
   if (typeof score === "number") parts.push(`${scoring} ${score.toPrecision(3)}`);
   if (chosen_selection()) parts.push(is_kept(image, chosen_selection()) ? "kept" : "dropped");
@@ -181,7 +186,7 @@ function show(most = MOST) {
     const detail = size && is_about && selection
       ? `${size.num_dropped.toLocaleString("en")} of ${size.num_samples.toLocaleString("en")} dropped, ${groups.get(name).length} shown`
       : `${groups.get(name).length} shown`;
-    return group(`${by} ${name}`, detail, list);
+    return group(`${by} ${isolate(name)}`, detail, list);
   }));
   if (found.length > images.length) {
     const button = element("button", {type: "button", className: "more"}, `show all ${found.length}`);
@@ -201,7 +206,7 @@ function show_ends() {
     const easy = images_of(one.easy);
     const hard = images_of(one.hard).filter((image) => !easy.includes(image));
     const mark = (image) => (easy.includes(image) ? "easy" : "hard");
-    return group(by === "all" ? "the corpus" : `${by} ${one.name}`, "", pictures([...easy, ...hard.reverse()], {row: true, mark}));
+    return group(by === "all" ? "the corpus" : `${by} ${isolate(one.name)}`, "", pictures([...easy, ...hard.reverse()], {row: true, mark}));
   }));
 }
 
@@ -209,7 +214,7 @@ function show_duplicates() {
   const groups = data.duplicates.map((ids) => ids.map((id) => by_id.get(id)).filter(Boolean));
   at("copies").replaceChildren(...groups.filter((images) => images.length > 1).map((images, index) => {
     const labels = new Set(images.map(label_of));
-    const detail = labels.size > 1 ? `labels contradict: ${[...labels].join(", ")}` : "";
+    const detail = labels.size > 1 ? `labels contradict: ${[...labels].map(isolate).join(", ")}` : "";
     return group(`group ${index + 1}`, detail, pictures(images, {row: true, mark: (image) => (image === images[0] ? "stays" : "")}));
   }));
 }
