@@ -22,6 +22,7 @@ log = logging.getLogger("curate")
 _messages_enabled = False
 _bars_enabled = False
 _FIRST_SECONDS, _INTERVAL = 0.2, 0.5  # until the line of what is waited for appears, and changes
+_BAR_WIDTH = 40
 _CLEAR_LINE = "\r\x1b[2K"
 
 
@@ -117,7 +118,7 @@ def say_first(text: str) -> None:
 def clear_line() -> None:
     """Take what is being waited for off the screen: something else is written now."""
     with _screen.lock, contextlib.suppress(OSError, ValueError):  # of a stream that was closed
-        _screen.clear()
+        _screen.set_text("")
 
 
 def announce(text: str) -> None:
@@ -223,7 +224,7 @@ def _make_progress(unit: str) -> "Progress":
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(min(_line_width() // 4, _BAR_WIDTH)),  # room for the rate in a narrow terminal
         TaskProgressColumn(),
         SamplesColumn(),
         TimeRemainingColumn(),

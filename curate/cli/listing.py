@@ -16,7 +16,9 @@ from curate.package_data import RECIPES_DIR, SQL_DIR, first_comment, list_names
 _REGISTRIES = ("encoders", "metrics", "models", "strategies")
 _SHIPPED = {"recipes": (RECIPES_DIR, ".toml", "#"), "queries": (SQL_DIR / "queries", ".sql", "--")}
 # Shapes in a docstring's first line, such as `: [n, m], [n] -> [n]`.
-_SHAPES = re.compile(r":? (?:\w+ )?(?:\[[a-z, ]+\],? ?)+-> \[[a-z]+\](?: in \[[^\]]*\])?")
+_SHAPES = re.compile(
+    r":? (?:\w+ )?(?:\[[a-z, ]+\],? ?)+-> (?:\[[a-z]+\](?: in \[[^\]]*\])?|[A-Z]\w+)"
+)
 _HIDDEN_COLUMNS = {  # long ones
     "embedding": ("preprocessing",),
     "probe": ("test", "folder", "fingerprint"),
@@ -55,15 +57,15 @@ def print_list(
         registry = getattr(importlib.import_module(f"curate.{subject}"), subject).load()
         functions = sorted(registry.items())
         rows: list[tuple[str, ...]] = [
-            (name, (function.__doc__ or "").strip().split("\n", 1)[0])
+            (name, _SHAPES.sub("", (function.__doc__ or "").strip().split("\n", 1)[0]))
             for name, function in functions
         ]
         if subject == "metrics":
             rows = [
-                (name, _SHAPES.sub("", text), *_describe_metric(catalog, name, function))
+                _describe_metric(catalog, name, text, function)
                 for (name, text), (_, function) in zip(rows, functions, strict=True)
             ]
-        columns = ["name", "what it is", "needs", "now", "options"][: len(rows[0])]
+        columns = ["name", "what it is", "needs", "now"][: len(rows[0])]
         print_table(columns, rows)
     elif subject in _SHIPPED:
         folder, suffix, prefix = _SHIPPED[subject]
@@ -75,15 +77,16 @@ def print_list(
 
 
 def _describe_metric(
-    catalog: str | Path, name: str, function: Callable[..., Any]
-) -> tuple[str, str, str]:
-    """What a metric needs, whether the catalog has it, and its options with their defaults."""
+    catalog: str | Path, name: str, text: str, function: Callable[..., Any]
+) -> tuple[str, str, str, str]:
+    """A metric's row: what it is, with its options, what it needs, and whether it can run now."""
     from curate.stages.inputs.corpus import describe_needs, list_options
 
     parameters = inspect.signature(function).parameters
-    options = [f"{name}={value}" for name, value in list_options(parameters).items()]
-    state = _find_obstacle(catalog, name, parameters)
-    return describe_needs(parameters), state, ", ".join(options)
+    options = [f"{option}={value}" for option, value in list_options(parameters).items()]
+    if options:
+        text += f" Options: {', '.join(options)}."
+    return name, text, describe_needs(parameters), _find_obstacle(catalog, name, parameters)
 
 
 def _find_obstacle(path: str | Path, name: str, parameters: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from curate.errors import OptionError
 from curate.formatting import count_of, escape_control_characters, shorten
-from curate.progress import log
+from curate.progress import clear_line, log
 from curate.storage.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 _FILE_FORMATS = ("csv", "json", "parquet")
 _FETCH_ROWS = 1000
-_MIN_COLUMN = 9  # characters that a column of a table needs to be read, with its gap
+_MIN_COLUMN = 11  # characters that a column of a table needs to be read, with its gap
+_PADDING = 3  # between two columns
 _MAX_CELL = 2_000  # characters of a cell of a table; csv and json have all
 
 
@@ -101,6 +102,7 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
+    clear_line()
     file = file or sys.stdout
     is_terminal = file.isatty()
     # What a pipe or a file gets is data: no colours, not even by FORCE_COLOR.
@@ -123,14 +125,34 @@ def print_table(
                 console.print(Text.assemble((column, "bold"), "  ", cell))
             console.print()
         return
+    widths = [
+        max(len(column), *(row_cells[index].cell_len for row_cells in cells), 0)
+        for index, column in enumerate(columns)
+    ]
+    whole = _choose_whole(widths, console.width)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, column in enumerate(columns):
         is_numeric = bool(rows) and all(isinstance(row[index], int | float | None) for row in rows)
         justify = "right" if is_numeric else "left"
-        table.add_column(Text(column), justify=justify, overflow="fold")  # type: ignore[arg-type]
+        table.add_column(
+            Text(column),
+            justify=justify,  # type: ignore[arg-type]
+            overflow="fold",
+            no_wrap=index in whole,
+        )
     for row_cells in cells:
         table.add_row(*row_cells)
     console.print(table)
+
+
+def _choose_whole(widths: list[int], width: int) -> set[int]:
+    """The columns whose lines are not broken: the narrowest, in up to half the width of a table."""
+    whole: set[int] = set()
+    for index in sorted(range(len(widths)), key=lambda index: widths[index]):
+        if sum(widths[other] + _PADDING for other in (*whole, index)) > width / 2:
+            break
+        whole.add(index)
+    return whole
 
 
 def _shorten_cell(value: Any) -> str:
