@@ -13,6 +13,11 @@ import pytest
 from conftest import write_corpus
 
 import curate
+from curate.formats.member_roles import MemberRoles
+from curate.formats.tombstones import Tombstones
+from curate.stages.embed.member_counts import MemberCounts
+from curate.stages.embed.registration import make_shard_task, stat_shards
+from curate.stages.embed.worker import make_reader
 from curate.storage import files
 
 pytest.importorskip("moto", reason="no moto: pip install -e '.[dev]'")
@@ -144,3 +149,17 @@ def test_many_files_are_deleted_at_once_and_those_that_are_gone_do_not_matter(st
     assert sum(counts.values()) == 1
     files.delete_files(urls)
     assert files.list_files("s3://out/deleted") == []
+
+
+def test_a_shard_that_is_replaced_after_the_listing_is_not_used(store, tmp_path):
+    url = "s3://corpus/replaced/000.tar"
+    first, second = map(Path, write_corpus(tmp_path / "corpus", 2, 3))
+    files.upload(first, url)
+    task = make_shard_task(0, url, stat_shards([url])[url], None)
+    reader = make_reader(str(tmp_path), MemberRoles("cls"), None, Tombstones.load(tmp_path))
+    *_, end = reader.read_shards([task], MemberCounts())
+    assert end.problem is None
+    files.upload(second, url)
+    *_, end = reader.read_shards([task], MemberCounts())
+    assert end.is_unusable
+    assert end.problem == "it changed while it was read"
