@@ -8,7 +8,7 @@ PEER := .peers/clip-retrieval
 POLARS := .peers/polars
 LOWEST := .peers/lowest
 
-.PHONY: demo pairs test coverage test-slow test-kills fuzz lowest clients bench gpu peers lint browser atlas clean
+.PHONY: demo pairs test coverage test-slow test-kills fuzz lowest clients bench gpu gpu-wheels peers lint browser atlas clean
 
 demo: $(READY)
 	$(BIN)/curate demo
@@ -70,6 +70,17 @@ bench: $(READY) peers
 # Feeding a GPU, eight minutes on one H100; writes gpu.json. Without a GPU at toy size.
 gpu: $(READY)
 	PYTHONPATH=. $(BIN)/python -W ignore benchmarks/gpu.py gpu.json
+
+# What a machine with torch, timm, onnxruntime and pyarrow lacks for `make gpu`, to be carried there
+# (docs/encoders.md): 30 MB, and 35 MB more for scipy where it is not there.
+GPU_PYTHON ?= 3.12
+GPU_PLATFORMS := $(foreach tag,2_28 2_27 2_17,--platform manylinux_$(tag)_x86_64) --platform manylinux2014_x86_64
+GPU_PACKAGES := braceexpand duckdb ftfy markdown-it-py mdurl open_clip_torch pygments regex rich simplejpeg typer wcwidth xxhash
+
+gpu-wheels: $(READY)
+	$(BIN)/pip download --quiet --no-deps --only-binary=:all: --python-version $(GPU_PYTHON) --implementation cp \
+		$(GPU_PLATFORMS) --dest .wheels $(GPU_PACKAGES)
+	du -bc .wheels/*.whl | tail -n 1
 
 # What benchmarks compare with, in virtual environments of their own, never among our dependencies.
 peers: $(PEER)/.ready $(POLARS)/.ready

@@ -35,9 +35,11 @@ NUM_PHOTOS, BATCH_SIZE = 240, 8
 ENCODER = "efficientnet_lite0"
 
 
-def write_photo_shards(folder: Path, count: int, repeats: int = 1) -> list[str]:
+def write_photo_shards(
+    folder: Path, count: int, repeats: int = 1, num_photos: int = NUM_PHOTOS
+) -> list[str]:
     """Shards of the same photos, each of them so many times."""
-    urls, photos = [], repeats * load_photos(NUM_PHOTOS)
+    urls, photos = [], repeats * load_photos(num_photos)
     for shard in range(count):
         path = folder / f"{shard:03d}.tar"
         with tarfile.open(path, "w") as tar:

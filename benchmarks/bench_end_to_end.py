@@ -21,7 +21,7 @@ from typing import NamedTuple
 from bench_embed import write_photo_shards
 from harness import Row
 
-NUM_SHARDS, K, ROUNDS = 4, 20, 3
+NUM_SHARDS, NUM_PHOTOS, K, ROUNDS = 16, 60, 20, 3
 INTERVAL = 0.5  # seconds between two looks at the processes
 PEER = Path(__file__).with_name("end_to_end_peer.py")
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -116,7 +116,7 @@ def measure() -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "shards").mkdir()
-        urls = write_photo_shards(folder / "shards", NUM_SHARDS)
+        urls = write_photo_shards(folder / "shards", NUM_SHARDS, num_photos=NUM_PHOTOS)
 
         def ours(run_folder: Path) -> list[str]:
             run_folder.mkdir(exist_ok=True)

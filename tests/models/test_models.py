@@ -142,7 +142,7 @@ def test_fine_tuning_begins_with_what_the_encoder_sees():
     assert all(parameter.requires_grad for parameter in body.parameters())
     encoder = encoders.make_encoder("efficientnet_lite0@32")
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    inputs = _to_inputs(torch.from_numpy(pixels), augmented=False)[0]
+    inputs = _to_inputs(torch.from_numpy(pixels), False, torch.device("cpu"))[0]
     with torch.inference_mode():
         expected = encoder.network(torch.from_numpy(encoder.preprocessing.normalize(pixels)))
         torch.testing.assert_close(body.eval()(inputs), expected, rtol=1e-3, atol=1e-4)

@@ -133,7 +133,9 @@ def test_the_whole_corpus_decides_how_many_steps_there_are():
 def test_no_image_is_in_a_batch_twice_and_each_is_seen_as_often(tmp_path):
     data, _ = write_textures(tmp_path, 20)
     data.pixels[:] = torch.arange(20, dtype=torch.uint8)[:, None, None, None]
-    batches = list(self_supervised._iterate_batches(data, np.arange(20), 10, 6))
+    batches = list(
+        self_supervised._iterate_batches(data, np.arange(20), 10, 6, torch.device("cpu"))
+    )
     values = [batch[:, 0, 0, 0] for batch in batches]
     assert all(len(value.unique()) == 10 for value in values)
     counts = torch.cat(values).unique(return_counts=True)[1]
