@@ -15,8 +15,11 @@ _PACKAGE = "curate"
 
 
 def version() -> str:
-    """The installed version of this package."""
-    return metadata.version("foundation-curate")
+    """The installed version of this package; of a checkout that is not installed, no version."""
+    try:
+        return metadata.version("foundation-curate")
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def git_commit() -> str | None:

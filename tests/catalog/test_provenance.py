@@ -4,10 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
-from conftest import make_catalog, write_corpus
+from conftest import make_catalog, rows, write_corpus
 
 import curate
 from curate.catalog import provenance
@@ -15,6 +16,15 @@ from curate.catalog.catalog import Catalog
 from curate.stages.staleness import find_stale
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_checkout_runs_without_being_installed(monkeypatch, tmp_path):
+    def find_nothing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", find_nothing)
+    catalog = make_catalog(tmp_path)
+    assert rows(catalog, "select distinct version from runs") == [("not installed",)]
 
 
 def test_a_checksum_covers_what_a_module_imports_and_what_that_imports(tmp_path):
