@@ -1,8 +1,10 @@
 """What stages and engines exchange."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
+
+_ROWS_PER_WORKER = 50_000  # of a product with centroids: starting a worker takes as long
 
 Task = Callable[[Any], Any]
 # (work, samples): `work` is in the unit of the progress bar's total.
@@ -24,6 +26,10 @@ class Resources:
     workers: int = 1
     threads: int = 1
     gpus: tuple[int, ...] = ()
+
+    def for_rows(self, num_rows: int) -> "Resources":
+        """No more workers than have work for as long as it takes to start them."""
+        return replace(self, workers=max(min(self.workers, num_rows // _ROWS_PER_WORKER), 1))
 
 
 class Devices(NamedTuple):

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from curate.errors import CurateError
 from curate.formats.images import Preprocessing
 from curate.stages.embed import inference
 from curate.stages.staleness import encoder_checksum
+from curate.storage import files
 from curate.storage.atomic import atomic_write
 from curate.storage.checksums import file_checksum
 
@@ -95,10 +96,13 @@ def keep_encoder(spec: str, checkpoint: str | None, encoder: Encoder, onnx: str,
             path.with_suffix(".json").unlink(missing_ok=True)
 
 
-def copy_kept(kept: KeptEncoder, location: str) -> KeptEncoder:
-    """The encoder with its network at another path, where no other run removes it."""
-    shutil.copyfile(str(kept.encoder.network), location)
-    return kept._replace(encoder=replace(kept.encoder, network=Path(location)))
+def copy_kept(kept: KeptEncoder, location: str) -> None:
+    """Copy the network to where workers of any machine read it, and no other run removes it."""
+    path = Path(str(kept.encoder.network))
+    if files.is_url(location):
+        files.upload(path, location)
+    else:
+        shutil.copyfile(path, location)
 
 
 def _make_key(spec: str, checkpoint: str | None) -> str | None:

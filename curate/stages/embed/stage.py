@@ -457,10 +457,10 @@ def _embed(
         # What needs the model on its device runs in a worker: this machine may have no GPU.
         with catalog.shared_tempdir(run_id) as folder:
             onnx = storage.join(folder, "encoder.onnx")
-            if kept:
-                kept = copy_kept(kept, onnx)
-                encoder = replace(encoder, network=kept.encoder.network)
             plan = plan_encoder(encoder, spec, checkpoint, device, resources.threads, onnx)
+            if kept:
+                copy_kept(kept, onnx)
+                plan = replace(plan, onnx=onnx)
             dim = kept.dim if kept else _measure_dim(plan, resources)
             if kept is None and plan.onnx == onnx:
                 keep_encoder(spec, checkpoint, loaded, onnx, dim)

@@ -98,7 +98,7 @@ def extend_clustering(
             for _ in engine.map_or_raise(
                 task,
                 files,
-                resources,
+                resources.for_rows(sum(files.values())),
                 advance=advance,
                 describe_item=lambda file: f"cannot assign {storage.filename(file)}",
             ):
