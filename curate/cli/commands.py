@@ -317,11 +317,13 @@ COMMANDS = {
             "curate audit el2n-hardest-0.1 --by cluster --fail-below 0.5",
         ),
         run_audit,
+        next="report",
     ),
     "compare": Command(
         VERBS["compare"],
         ("curate compare el2n-hardest-0.5 ssl_prototypes-hardest-0.5",),
         run_compare,
+        next="report",
     ),
     "validate": Command(
         VERBS["validate"],
@@ -341,6 +343,7 @@ COMMANDS = {
         VERBS["update"],
         ("curate update", "curate update --refit --compare"),
         uses_engine=True,
+        next="report",
     ),
     "fit": Command(
         VERBS["fit"],
@@ -366,7 +369,7 @@ COMMANDS = {
         ),
         run_query,
     ),
-    "report": Command(VERBS["report"], ("curate report report.html --scoring el2n",)),
+    "report": Command(VERBS["report"], ("curate report report.html --scoring el2n",), next="view"),
     "gallery": Command(
         VERBS["gallery"], ("curate gallery --scoring supervised_prototypes --count 8",)
     ),

@@ -81,6 +81,25 @@ def test_messages_go_above_a_bar_and_a_second_bar_below_the_first(monkeypatch):
     assert "starting …" not in text.split("a shard is gone")[1], "a bar has the last line"
 
 
+def test_a_table_takes_the_place_of_what_is_waited_for(monkeypatch):
+    terminal = make_terminal(monkeypatch)
+    with progress.waiting("list: starting"):
+        wait_for(terminal, "list: starting …")
+        print_table(["name"], [("one",)], terminal)
+        time.sleep(0.05)
+    text = terminal.getvalue()
+    assert text.index("\r\x1b[2K", text.rindex("starting")) < text.index("name")
+    assert "starting" not in text[text.index("name") :]
+
+
+def test_narrow_columns_stay_whole_in_a_narrow_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    terminal = make_terminal(monkeypatch)
+    words = "many words " * 9
+    print_table(["name", "one", "two"], [("efficientnet_lite0", words, words)], terminal)
+    assert "efficientnet_lite0" in terminal.getvalue()
+
+
 def test_a_pipe_gets_one_line_for_what_is_loaded(monkeypatch):
     file = io.StringIO()
     monkeypatch.setattr(sys, "stderr", file)

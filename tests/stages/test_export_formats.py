@@ -128,6 +128,8 @@ def test_what_is_no_uid_is_counted(world, tmp_path):
         ("a.txt", {"format": "keys", "clients": ["wids"]}, "leave out --for"),
         ("a.csv", {"format": "csv", "unique_keys": True}, "writes no shards"),
         ("out", {"uid": "key"}, "--uid goes with --format datacomp"),
+        ("out.tar", {}, "shards go into a folder, so name it without an ending"),
+        ("out.parquet", {}, "for a list give --format keys or index"),
         ("out", {"clients": "wids", "index_only": True}, "--for takes no --index-only"),
         ("out", {"clients": ["keras"]}, "--for keras: choose one of open_clip"),
     ],

@@ -65,11 +65,25 @@ order by samples.sample_id
 
 
 def check_list_path(out: str, list_format: str) -> None:
-    """OptionError for a name that does not end as the format's files do."""
+    """OptionError for a name that does not end as the format's files do, or a folder that does."""
+    if list_format == SHARDS:
+        _check_folder(out)
+        return
     suffixes = SUFFIXES[list_format]
     if not out.endswith(suffixes):
         raise OptionError(
             f"--format {list_format} writes a file: name it *{' or *'.join(suffixes)}"
+        )
+
+
+def _check_folder(out: str) -> None:
+    """OptionError for shards in what is named as a file."""
+    formats = [name for name, suffixes in SUFFIXES.items() if out.endswith(suffixes)]
+    if out.endswith((".tar", ".tar.gz", ".zip")):
+        raise OptionError(f"OUT {out}: shards go into a folder, so name it without an ending")
+    if formats:
+        raise OptionError(
+            f"OUT {out}: shards go into a folder; for a list give --format {' or '.join(formats)}"
         )
 
 

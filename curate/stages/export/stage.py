@@ -62,11 +62,11 @@ def _check_options(arguments: Mapping[str, Any]) -> None:
     if client_files and arguments["index_only"]:
         raise OptionError("--for takes no --index-only: its files stand beside shards")
     list_format = arguments["format"]
+    check_list_path(str(arguments["out"]), list_format)
     if list_format == SHARDS:
         if arguments["uid"] is not None:
             raise OptionError("--uid goes with --format datacomp")
         return
-    check_list_path(str(arguments["out"]), list_format)
     if arguments["uid"] is not None and list_format != DATACOMP:
         raise OptionError("--uid goes with --format datacomp")
     for name in ("samples_per_shard", "index_only", "unique_keys"):
