@@ -41,10 +41,10 @@ def test_a_selection_replaced_while_it_is_exported_is_refused(selected, tmp_path
 
 
 def test_an_export_leaves_another_its_name(selected, tmp_path, monkeypatch):
-    def export_other_first(*arguments: object) -> object:
+    def export_other_first(*arguments: object, **options: object) -> object:
         monkeypatch.setattr(export_stage, "write_shards", write)
         export(selected, "half", tmp_path / "b" / "out")
-        return write(*arguments)
+        return write(*arguments, **options)
 
     write = export_stage.write_shards
     monkeypatch.setattr(export_stage, "write_shards", export_other_first)

@@ -224,14 +224,16 @@ def test_the_driver_of_a_cluster_needs_no_gpu(corpus, tiny, monkeypatch, tmp_pat
             return Cores(1, 1)
 
         @staticmethod
-        def map(task: Any, items: Any, resources: Resources, advance: Any) -> Iterator[Outcome]:
+        def map(
+            task: Any, items: Any, resources: Resources, advance: Any
+        ) -> Iterator[tuple[int, Outcome]]:
             nonlocal is_worker
             assert resources.gpus == (0,)
-            for item in items:
+            for position, item in enumerate(items):
                 is_worker = True
                 outcome = tasks.run_task(task, item)
                 is_worker = False
-                yield outcome
+                yield position, outcome
 
     def load_in_a_worker(plan: inference.EncoderPlan) -> FakeDevice:
         assert is_worker, "the driver loaded the encoder onto its own GPU"
