@@ -90,7 +90,8 @@ def view(
     log.info(
         "%s samples, %s bytes: %s", f"{written.num_samples:,}", f"{path.stat().st_size:,}", path
     )
-    command = [_find_program(path), str(path), *_describe_columns(written)]
+    # By its name, in its folder: what is given is in a column of every atlas that is handed on.
+    command = [_find_program(path), path.name, *_describe_columns(written)]
     environment = _make_environment(path.parent)
     if out is not None:
         return str(_export(command, Path(out).expanduser().absolute(), environment, path.parent))
@@ -114,7 +115,7 @@ def _find_program(path: Path) -> str:
         raise CurateError(
             f"embedding-atlas is not installed: {_INSTALL}; its table is there: {path}"
         )
-    return program
+    return os.path.abspath(program)
 
 
 def _describe_columns(written: Table) -> list[str]:
@@ -129,7 +130,7 @@ def _make_environment(folder: Path) -> dict[str, str]:
     """Without the model hub, and with what it caches in the catalog instead of the user's home."""
     return {
         **os.environ,
-        "XDG_CACHE_HOME": str(folder / "cache"),
+        "XDG_CACHE_HOME": str(folder.absolute() / "cache"),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
@@ -146,7 +147,11 @@ def _export(command: list[str], out: Path, environment: dict[str, str], folder: 
         with log_path.open("wb") as log_file:
             arguments = [*command, "--export-application", str(temporary)]
             run = subprocess.run(  # noqa: S603 - no shell, our own arguments
-                arguments, env=environment, stdout=log_file, stderr=subprocess.STDOUT
+                arguments,
+                cwd=folder,
+                env=environment,
+                stdout=log_file,
+                stderr=subprocess.STDOUT,
             )
         if run.returncode or not temporary.exists():
             raise _failure(log_path)
@@ -175,7 +180,11 @@ def _serve(
     options = ["--duckdb", "server", "--host", _HOST, "--port", str(port), "--no-auto-port"]
     with log_path.open("wb") as log_file:
         server = subprocess.Popen(  # noqa: S603 - no shell, our own arguments
-            [*command, *options], env=environment, stdout=log_file, stderr=subprocess.STDOUT
+            [*command, *options],
+            cwd=folder,
+            env=environment,
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
         )
     try:
         _wait_until_open(server, port, log_path)
