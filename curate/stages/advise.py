@@ -127,7 +127,7 @@ def advise(
     catalog = Catalog(catalog)
     budgets = [parse_budget(value) for value in _as_values(budget)]
     runs = RunFilter(model, "epochs", epochs, tuple(as_list(scoring)), tuple(as_list(strategy)))
-    if epochs is None and all(one.is_epochs for one in budgets):
+    if epochs is None and all(parsed.is_epochs for parsed in budgets):
         decay_fit = fit_decay(catalog, runs)
         if decay_fit:
             num_samples = samples or _count_samples(catalog)
@@ -142,16 +142,18 @@ def advise(
     other_laws: ModelLaws | None = None
     num_samples = samples or _count_samples(catalog)
     advice: list[Advice] = []
-    for one in budgets:
-        max_samples = one.max_samples(num_samples, laws.epochs)
+    for parsed_budget in budgets:
+        max_samples = parsed_budget.max_samples(num_samples, laws.epochs)
         if not max_samples:
-            raise OptionError(f"--budget {one.text}: that is less than one sample")
+            raise OptionError(f"--budget {parsed_budget.text}: that is less than one sample")
         _check_range(laws.random, max_samples, extrapolate=extrapolate)
-        rows = _predict_rows(laws, one, num_samples, max_samples, extrapolate=extrapolate)
+        rows = _predict_rows(laws, parsed_budget, num_samples, max_samples, extrapolate=extrapolate)
         agreed = {row.arm for row in rows}
         if max(row.beyond_fit for row in rows) > 1:
             other_laws = other_laws or fit_laws(catalog, runs, _OTHER_FORM[form])
-            other_rows = _predict_rows(other_laws, one, num_samples, max_samples, extrapolate=True)
+            other_rows = _predict_rows(
+                other_laws, parsed_budget, num_samples, max_samples, extrapolate=True
+            )
             agreed = {row.arm for row in other_rows if _is_shown_better(row)}
         ranked = _rank(rows, agreed)
         _log_advice(ranked, num_samples, agreed, form)
@@ -244,8 +246,8 @@ def _predict_by_decay(fit: DecayFit, number: int, budget: Budget, num_samples: i
     fitted = fit.epochs[is_of_kind]
 
     def errors_of(which: int, count: int, times: float) -> np.ndarray:
-        one = (np.array([which]), np.array([float(count)]), np.array([times]))
-        return np.array([float(law(*one)[0]) for law in (fit.law, *fit.without_seed)])
+        arguments = (np.array([which]), np.array([float(count)]), np.array([times]))
+        return np.array([float(law(*arguments)[0]) for law in (fit.law, *fit.without_seed)])
 
     errors = errors_of(number, num_kept, epochs)
     gains = errors_of(0, num_samples, budget.amount) - errors
@@ -325,7 +327,7 @@ def _predict(law: ArmLaw, num_samples: int) -> np.ndarray:
     """The error at a size by the law, and by the laws without each seed in turn: [1 + seeds]."""
     size = np.array([float(num_samples)])
     every_law = [law.fitted.law, *law.fitted.without_seed]
-    return np.array([float(one(size)[0]) for one in every_law])
+    return np.array([float(law(size)[0]) for law in every_law])
 
 
 def _beyond_fit(law: ArmLaw, num_samples: int) -> float:

@@ -235,8 +235,8 @@ def write_curves(path: Path, calibration: Calibration, eps: float) -> None:
         is_seen = others > 0
         axes[1].plot(thresholds[is_seen], 100 * others[is_seen], color=plotting.HARD, lw=2)
         axes[1].axhline(100 * calibration.false_rate(eps), color="black", lw=0.6, ls=":")
-        for one in axes:
-            one.axvline(eps, color="black", lw=1, ls="--")
+        for panel in axes:
+            panel.axvline(eps, color="black", lw=1, ls="--")
         plotting.log_scale(axes[1])
         plotting.label_axes(axes[0], "", "% of copies found", "copies and their originals")
         plotting.label_axes(

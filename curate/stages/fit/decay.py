@@ -149,8 +149,8 @@ def _fit(
         starts = [np.concatenate([logs, amplitudes, start.decays])]
     low = [np.log(1e-2), np.log(1e-9), *[np.log(1e-9)] * num_kinds, *[0.0] * num_kinds]
     high = [np.log(10.0), np.log(1.0), *[np.log(1e3)] * num_kinds, *[_MAX_DECAY] * num_kinds]
-    inside = [np.clip(one, np.array(low) + 1e-6, np.array(high) - 1e-6) for one in starts]
-    solutions = [optimize.least_squares(residuals, one, bounds=(low, high)) for one in inside]
+    inside = [np.clip(guess, np.array(low) + 1e-6, np.array(high) - 1e-6) for guess in starts]
+    solutions = [optimize.least_squares(residuals, guess, bounds=(low, high)) for guess in inside]
     law = make_law(min(solutions, key=lambda solution: float(solution.cost)).x)
     return law._replace(amplitudes=law.amplitudes * scale**law.exponent)
 

@@ -52,7 +52,7 @@ def find_like(
                 Likeness(int(shard.sample_ids[row]), int(nearest[row]), float(best[row]))
                 for row in np.flatnonzero(best > 1 - eps)
             ]
-    return sorted(found, key=lambda one: (-one.cosine, one.sample_id))
+    return sorted(found, key=lambda likeness: (-likeness.cosine, likeness.sample_id))
 
 
 def draw_likeness(catalog: Catalog, pictures: list[str], found: list[Likeness]) -> Path:
@@ -67,18 +67,22 @@ def draw_likeness(catalog: Catalog, pictures: list[str], found: list[Likeness]) 
             for sample_id, url, offset, length in connection.execute(
                 "select sample_id, url, byte_offset, samples.num_bytes from samples "
                 "join shards using (shard_id) where sample_id in (select unnest($1::bigint[]))",
-                [[one.sample_id for one in drawn]],
+                [[likeness.sample_id for likeness in drawn]],
             ).fetchall()
         }
     cells: dict[str, list[Cell | None]] = {}
     for number, picture in enumerate(pictures):
-        of_picture = [one for one in drawn if one.picture == number and one.sample_id in locations]
+        of_picture = [
+            likeness
+            for likeness in drawn
+            if likeness.picture == number and likeness.sample_id in locations
+        ]
         for start in range(0, len(of_picture), _PER_ROW):
             name = Path(picture).name + (f" ({start // _PER_ROW + 1})" if start else "")
             name += f" #{number + 1}" if name in cells else ""
             cells[name] = [
-                Cell(locations[one.sample_id], f"{one.cosine:.3f}")
-                for one in of_picture[start : start + _PER_ROW]
+                Cell(locations[likeness.sample_id], f"{likeness.cosine:.3f}")
+                for likeness in of_picture[start : start + _PER_ROW]
             ]
     if len(found) > len(drawn):
         log.warning("of %s samples, the %s nearest are drawn", f"{len(found):,}", len(drawn))
@@ -119,7 +123,7 @@ def _embed_pictures(parent: EmbeddingRecord, pictures: list[str]) -> np.ndarray:
                 "by, so its vectors cannot be compared: give --embedding another, or keys"
             )
         shards = [read_vectors(location) for location in inner.vector_files(parent.embedding)]
-    sample_ids = np.concatenate([np.empty(0, np.int64), *(one.sample_ids for one in shards)])
+    sample_ids = np.concatenate([np.empty(0, np.int64), *(shard.sample_ids for shard in shards)])
     is_there = np.isin(first_sample_id(0) + np.arange(len(pictures)), sample_ids)
     if not is_there.all():
         raise OptionError(f"--like {pictures[int(np.argmin(is_there))]}: it is no image to read")

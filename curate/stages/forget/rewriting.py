@@ -352,7 +352,7 @@ def _move_offsets(
     shard_bytes = table["shard_bytes"].to_numpy().copy()
     is_moved = False
     for url, shard in sources.items():
-        rows = np.array([one == url for one in urls], bool)
+        rows = np.array([row_url == url for row_url in urls], bool)
         rows &= shard_bytes != shard.num_bytes
         cuts = sorted((target.offset, target.length) for target in targets if target.url == url)
         before = np.zeros(len(offsets), np.int64)

@@ -433,7 +433,7 @@ def _store(
             # New, or drawn by another process meanwhile.
             sets.replace_set(connection, record)
         else:
-            if any(one.weights_by or one.repeats for one in (record, previous)):
+            if any(drawn.weights_by or drawn.repeats for drawn in (record, previous)):
                 left = "true"
             else:
                 left_ids = changes.sample_ids[~changes.has_come]

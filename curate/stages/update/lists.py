@@ -21,10 +21,10 @@ class _List(NamedTuple):
 def update_lists(catalog: Catalog) -> list[str]:
     """Write the files anew whose selection has changed since; returns their locations."""
     changed = []
-    for one in _load_lists(catalog):
-        location, selection = one.arguments["path"], one.arguments["selection"]
+    for made_list in _load_lists(catalog):
+        location, selection = made_list.arguments["path"], made_list.arguments["selection"]
         record = catalog.find(SelectionRecord, selection)
-        if record is None or record.run_id in one.parent_run_ids:
+        if record is None or record.run_id in made_list.parent_run_ids:
             continue
         if not files.is_file(location):
             log.warning(
@@ -35,10 +35,10 @@ def update_lists(catalog: Catalog) -> list[str]:
             catalog,
             record,
             location,
-            one.arguments["format"],
-            one.name,
-            complement=one.arguments["complement"],
-            uid=one.arguments.get("uid") or "key",
+            made_list.arguments["format"],
+            made_list.name,
+            complement=made_list.arguments["complement"],
+            uid=made_list.arguments.get("uid") or "key",
         )
         changed.append(location)
     return changed
