@@ -226,7 +226,10 @@ def _list_stats(folder: str, locations: list[str]) -> dict[str, FileStat]:
     prefix = os.path.commonprefix([min(names), max(names)])  # noqa: RUF071 - of characters
     try:
         with wrap_remote_errors():
-            infos = filesystem.find(path, prefix=prefix, detail=True).values()
+            if prefix:
+                infos = list(filesystem.find(path, prefix=prefix, detail=True).values())
+            else:  # find would list all folders below, which may hold far more
+                infos = filesystem.ls(path, detail=True, refresh=True)
     except OSError:
         return {}
     by_path = {info["name"]: info for info in infos if info.get("type") == "file"}
@@ -322,7 +325,7 @@ def delete_files(locations: Iterable[str]) -> None:
     """Remove files; no error for those that do not exist. S3 is told of many in a request."""
     locations = list(locations)
     # Its client would take such names for patterns.
-    in_s3 = [one for one in locations if _is_s3(one) and not glob.has_magic(one)]
+    in_s3 = [name for name in locations if _is_s3(name) and not glob.has_magic(name)]
     if in_s3:
         filesystem, _ = _client(in_s3[0])
         with wrap_remote_errors():

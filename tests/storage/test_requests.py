@@ -133,10 +133,30 @@ def test_where_listing_is_refused_each_file_is_looked_at(store, tmp_path, monkey
         raise PermissionError("Access Denied")
 
     monkeypatch.setattr(type(filesystem), "find", refuse)
+    monkeypatch.setattr(type(filesystem), "ls", refuse)
     with store.count() as counts:
         stats = files.stat_files(urls)
     assert counts["HEAD corpus"] == len(urls)
     assert all(stat.num_bytes == 7 for stat in stats.values())
+
+
+def test_folders_below_are_not_listed_for_files_without_a_common_beginning(
+    store, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_bytes(b"content")
+    urls = [f"s3://corpus/flat/{number}.tar" for number in range(9)]
+    for url in [*urls, "s3://corpus/flat/vectors/0.parquet"]:
+        files.upload(tmp_path / "file", url)
+    filesystem, _ = files._client(urls[0])
+
+    def list_all_below(*arguments: object, **options: object) -> None:
+        raise AssertionError("everything below the folder is listed")
+
+    monkeypatch.setattr(type(filesystem), "find", list_all_below)
+    with store.count() as counts:
+        stats = files.stat_files(urls)
+    assert sum(counts.values()) == counts["LIST corpus"] == 1
+    assert {url: files.stat(url) for url in urls} == stats
 
 
 def test_many_files_are_deleted_at_once_and_those_that_are_gone_do_not_matter(store, tmp_path):

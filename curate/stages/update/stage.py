@@ -56,10 +56,9 @@ def update(
     drawn, so a selection has just the members that one from scratch under the same centroids would
     have; those that came and left are in `curate query changes`, with the reason. Of exports, only
     shards with other members are written; files of `curate export --format` are written again.
-    Drift is measured by cluster: how far new samples are
-    from the centroids, against those that these were fitted on. Sets that cannot be brought up to
-    date so (probes and what they score, duplicates, validations) are named with their commands. A
-    killed call is continued by the next.
+    Drift is measured by cluster: how far new samples are from the centroids, against those that
+    these were fitted on. Sets that cannot be brought up to date so (probes and what they score,
+    duplicates, validations) are named with their commands. A killed call is continued by the next.
     """
     catalog = Catalog(catalog)
     with catalog.write_lock(catalog.path / "locks" / "update", "an update of this catalog"):
