@@ -132,8 +132,8 @@ def test_where_listing_is_refused_each_file_is_looked_at(store, tmp_path, monkey
     def refuse(*arguments: object, **options: object) -> None:
         raise PermissionError("Access Denied")
 
-    monkeypatch.setattr(type(filesystem), "find", refuse)
-    monkeypatch.setattr(type(filesystem), "ls", refuse)
+    monkeypatch.setattr(filesystem, "find", refuse)
+    monkeypatch.setattr(filesystem, "ls", refuse)
     with store.count() as counts:
         stats = files.stat_files(urls)
     assert counts["HEAD corpus"] == len(urls)
@@ -152,7 +152,7 @@ def test_folders_below_are_not_listed_for_files_without_a_common_beginning(
     def list_all_below(*arguments: object, **options: object) -> None:
         raise AssertionError("everything below the folder is listed")
 
-    monkeypatch.setattr(type(filesystem), "find", list_all_below)
+    monkeypatch.setattr(filesystem, "find", list_all_below)
     with store.count() as counts:
         stats = files.stat_files(urls)
     assert sum(counts.values()) == counts["LIST corpus"] == 1
