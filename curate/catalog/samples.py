@@ -14,7 +14,7 @@ from curate.catalog.records import EmbeddingRecord, SelectionRecord
 from curate.catalog.sql import quote_literal
 from curate.errors import CurateError
 from curate.formats.member_roles import MemberRoles
-from curate.formats.sample_ids import shard_of
+from curate.formats.sample_ids import are_members, shard_of
 from curate.formats.sample_locations import SampleLocations
 from curate.formats.text import likeness
 from curate.formatting import natural_sort_key
@@ -281,6 +281,25 @@ def fill_column(
         position += len(ids)
 
 
+def fetch_values(
+    connection: "DuckDBPyConnection", query: str, count: int, dtype: type[np.generic]
+) -> np.ndarray:
+    """What a query for one column gives, of at most `count` rows, in its order: [n], in batches."""
+    values, num_filled = np.empty(count, dtype), 0
+    for batch in connection.sql(query).to_arrow_reader(_BATCH_ROWS):
+        values[num_filled : num_filled + len(batch)] = batch.column(0).to_numpy()
+        num_filled += len(batch)
+    return values[:num_filled]
+
+
+def fetch_ids(connection: "DuckDBPyConnection", query: str, count: int) -> np.ndarray:
+    """The ids that a query gives, at most `count`: sorted int64 [n]."""
+    sample_ids = fetch_values(connection, query, count, np.int64)
+    if not (sample_ids[1:] > sample_ids[:-1]).all():
+        sample_ids.sort()
+    return sample_ids
+
+
 def iterate_column(
     catalog: Catalog, sample_ids: np.ndarray, column: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -291,22 +310,6 @@ def iterate_column(
             ids, values = (array.to_numpy(zero_copy_only=False) for array in batch.columns)
             is_wanted = are_members(ids, sample_ids)
             yield np.searchsorted(sample_ids, ids[is_wanted]), values[is_wanted]
-
-
-def are_members(sample_ids: np.ndarray, member_ids: np.ndarray) -> np.ndarray:
-    """Which ids are among sorted ones: int64 [n] and [k] -> bool [n].
-
-    In blocks, where `np.isin` would copy and sort both.
-    """
-    is_member = np.zeros(len(sample_ids), bool)
-    if not len(member_ids):
-        return is_member
-    for start in range(0, len(sample_ids), _BATCH_ROWS):
-        block = sample_ids[start : start + _BATCH_ROWS]
-        index = np.searchsorted(member_ids, block)
-        index[index == len(member_ids)] = 0
-        is_member[start : start + len(block)] = member_ids[index] == block
-    return is_member
 
 
 def load_locations(catalog: Catalog, sample_ids: np.ndarray) -> SampleLocations:
@@ -342,14 +345,8 @@ def load_members(catalog: Catalog, selection: str) -> np.ndarray:
         ((count,),) = connection.execute(
             "select count(*) from members where selection = ?", [selection]
         ).fetchall()
-        member_ids, num_filled = np.empty(count, np.int64), 0
         query = f"select sample_id from members where selection = {quote_literal(selection)}"
-        for batch in connection.sql(query).to_arrow_reader(_BATCH_ROWS):
-            member_ids[num_filled : num_filled + len(batch)] = batch.column(0).to_numpy()
-            num_filled += len(batch)
-    if not (member_ids[1:] > member_ids[:-1]).all():
-        member_ids.sort()
-    return member_ids
+        return fetch_ids(connection, query, count)
 
 
 def load_repeats(catalog: Catalog, selection: str) -> tuple[np.ndarray, np.ndarray]:

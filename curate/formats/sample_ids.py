@@ -6,9 +6,12 @@ coordination, never collide, and sort in tar order.
 
 from typing import Any
 
+import numpy as np
+
 from curate.storage.files import filename, join
 
 _POSITION_BITS = 24
+_BATCH_ROWS = 1 << 20
 
 
 def first_sample_id(shard_id: int) -> int:
@@ -19,6 +22,22 @@ def first_sample_id(shard_id: int) -> int:
 def shard_of(sample_ids: Any) -> Any:
     """The shard of a sample, or of each in an array."""
     return sample_ids >> _POSITION_BITS
+
+
+def are_members(sample_ids: np.ndarray, member_ids: np.ndarray) -> np.ndarray:
+    """Which ids are among sorted ones: int64 [n] and [k] -> bool [n].
+
+    In blocks, where `np.isin` would copy and sort both.
+    """
+    is_member = np.zeros(len(sample_ids), bool)
+    if not len(member_ids):
+        return is_member
+    for start in range(0, len(sample_ids), _BATCH_ROWS):
+        block = sample_ids[start : start + _BATCH_ROWS]
+        index = np.searchsorted(member_ids, block)
+        index[index == len(member_ids)] = 0
+        is_member[start : start + len(block)] = member_ids[index] == block
+    return is_member
 
 
 def shard_filename(shard_id: int) -> str:

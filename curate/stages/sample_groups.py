@@ -8,6 +8,7 @@ import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ClusteringRecord
+from curate.catalog.samples import fill_column
 from curate.catalog.sql import quote_identifier
 from curate.errors import CurateError, OptionError
 
@@ -21,7 +22,6 @@ MAX_VALUES, NUM_RANGES = 50, 10
 _SIGMAS = 3.0
 
 _NUMBER_TYPES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE")
-_BATCH_ROWS = 1 << 20
 
 
 class Grouping(NamedTuple):
@@ -112,7 +112,7 @@ def load_groups(catalog: Catalog, grouping: Grouping, sample_ids: np.ndarray) ->
             f"select sample_id, code from sample_scores join group_names "
             f"on {column}::text is not distinct from value"
         )
-        fill_values(connection, query, sample_ids, codes)
+        fill_column(connection, query, sample_ids, codes)
     return SampleGroups(
         [_missing_name(grouping.by) if name is None else name for (name,) in names], codes
     )
@@ -124,7 +124,7 @@ def _load_ranges(
     """Ranges of a column of numbers, with about as many samples in each."""
     values = np.full(len(sample_ids), np.nan)
     query = f"select sample_id, {column}::double from sample_scores where {column} is not null"
-    fill_values(connection, query, sample_ids, values)
+    fill_column(connection, query, sample_ids, values)
     present = values[np.isfinite(values)]
     if not len(present):
         return SampleGroups([_missing_name(by)], np.zeros(len(values), np.int32))
@@ -135,20 +135,6 @@ def _load_ranges(
     codes = np.searchsorted(edges, values, side="right").astype(np.int32)
     codes[~np.isfinite(values)] = len(names)
     return SampleGroups([*names, _missing_name(by)], codes)
-
-
-def fill_values(
-    connection: "duckdb.DuckDBPyConnection",
-    query: str,
-    sample_ids: np.ndarray,
-    values: np.ndarray,
-) -> None:
-    """Put the values of a query for (sample_id, value) into an array [n]; other ids are skipped."""
-    for batch in connection.sql(query).to_arrow_reader(_BATCH_ROWS):
-        ids, batch_values = (array.to_numpy(zero_copy_only=False) for array in batch.columns)
-        index = np.searchsorted(sample_ids, ids).clip(max=len(sample_ids) - 1)
-        is_wanted = sample_ids[index] == ids
-        values[index[is_wanted]] = batch_values[is_wanted]
 
 
 def _column_types(connection: "duckdb.DuckDBPyConnection") -> dict[str, str]:

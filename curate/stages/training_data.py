@@ -8,11 +8,11 @@ import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import EmbeddingRecord, SelectionRecord
-from curate.catalog.samples import are_members, load_locations, load_members, roles_of
+from curate.catalog.samples import load_locations, load_members, roles_of
 from curate.errors import CurateError
 from curate.execution.limits import cpu_count
 from curate.execution.types import Resources
-from curate.formats.sample_ids import shard_id_of
+from curate.formats.sample_ids import are_members, shard_id_of
 from curate.formats.shard_patterns import expand_patterns
 from curate.formats.tombstones import Tombstones
 from curate.formats.vectors import read_all_sample_ids

@@ -14,6 +14,7 @@ import numpy as np
 
 from curate.distances import TILE_BYTES, l2_normalize
 from curate.execution.types import ReportProgress
+from curate.formats.sample_ids import are_members
 from curate.formats.vectors import iterate_vectors, read_sample_ids
 from curate.random_hash import random_bits
 
@@ -73,7 +74,7 @@ def nearest_distances(
     cosines = _largest_cosines(
         files,
         queries,
-        lambda ids: np.stack([_is_in(ids, arm) for arm in arms]),
+        lambda ids: np.stack([are_members(ids, arm) for arm in arms]),
         len(arms),
         advance,
         own_ids=sample_ids if test_files is None else None,
@@ -140,7 +141,7 @@ def read_samples(
         for batch in iterate_vectors(file, _BATCH_ROWS):
             if not vectors.size:
                 vectors = np.empty((len(sample_ids), batch.vectors.shape[1]), np.float32)
-            is_wanted = _is_in(batch.sample_ids, sample_ids)
+            is_wanted = are_members(batch.sample_ids, sample_ids)
             index = np.searchsorted(sample_ids, batch.sample_ids[is_wanted])
             vectors[index] = l2_normalize(batch.vectors[is_wanted])
             is_read[index] = True
@@ -191,13 +192,5 @@ def _largest_cosines(
 
 def _exclude_own(products: np.ndarray, row_ids: np.ndarray, own_ids: np.ndarray) -> None:
     """No sample is its own neighbour: products [n, t] of rows [n] with the samples [t]."""
-    is_own = np.flatnonzero(_is_in(row_ids, own_ids))
+    is_own = np.flatnonzero(are_members(row_ids, own_ids))
     products[is_own, np.searchsorted(own_ids, row_ids[is_own])] = -np.inf
-
-
-def _is_in(ids: np.ndarray, sorted_ids: np.ndarray) -> np.ndarray:
-    """Which ids [n] are among the sorted ones [k]: bool [n], without a copy of these."""
-    if not len(sorted_ids):
-        return np.zeros(len(ids), bool)
-    index = np.searchsorted(sorted_ids, ids).clip(max=len(sorted_ids) - 1)
-    return np.asarray(sorted_ids[index] == ids)

@@ -13,8 +13,8 @@ from curate import models
 from curate.catalog import samples
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import SelectionRecord
-from curate.catalog.samples import are_members
 from curate.errors import CurateError, OptionError
+from curate.formats.sample_ids import are_members
 from curate.formats.samples import iterate_samples
 from curate.formats.tar import TarReader
 from curate.package_data import read_sql

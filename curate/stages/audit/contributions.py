@@ -6,9 +6,9 @@ import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import AuditContributionRecord, ScoringRecord
+from curate.catalog.samples import fill_column
 from curate.catalog.sql import quote_literal
 from curate.stages.audit.measures import Evenness, contribution_curve, measure_evenness
-from curate.stages.sample_groups import fill_values
 
 METRIC = "contribution"
 ALL, KEPT, RANDOM, ALONE = "all", "kept", "random", "kept alone"
@@ -82,5 +82,5 @@ def _load_scores(catalog: Catalog, scoring: ScoringRecord, sample_ids: np.ndarra
     with catalog.reading() as connection:
         condition = f"scoring = {quote_literal(scoring.scoring)} and score is not null"
         query = f"select sample_id, score from scores where {condition}"
-        fill_values(connection, query, sample_ids, scores)
+        fill_column(connection, query, sample_ids, scores)
     return scores

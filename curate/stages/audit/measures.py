@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from curate.execution.types import ReportProgress
+from curate.formats.sample_ids import are_members
 from curate.formats.vectors import read_sample_ids
 from curate.training.nearest import (
     MAX_EXAMINED,
@@ -118,14 +119,15 @@ def measure_coverage(
     """
     files = list(files)
     all_ids = np.concatenate([np.empty(0, np.int64), *map(read_sample_ids, files)])
-    candidate_ids = candidate_ids[np.isin(candidate_ids, all_ids, assume_unique=True)]
+    all_ids.sort()
+    candidate_ids = candidate_ids[are_members(candidate_ids, all_ids)]
     del all_ids
     if not len(candidate_ids):
         return None
-    subsets = [subset[np.isin(subset, candidate_ids, assume_unique=True)] for subset in subsets]
+    subsets = [subset[are_members(subset, candidate_ids)] for subset in subsets]
     kept = [draw_samples(subset, MAX_KEPT, seed) for subset in subsets]
     dropped = [
-        draw_samples(np.setdiff1d(candidate_ids, subset, assume_unique=True), MAX_DROPPED, seed)
+        draw_samples(candidate_ids[~are_members(candidate_ids, subset)], MAX_DROPPED, seed)
         for subset in subsets
     ]
     examined = draw_samples(candidate_ids, MAX_EXAMINED, seed)

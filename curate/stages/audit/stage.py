@@ -18,6 +18,7 @@ from curate.catalog.records import (
 )
 from curate.catalog.samples import load_members
 from curate.errors import CurateError
+from curate.formats.sample_ids import are_members
 from curate.formatting import count_of
 from curate.options import EmbeddingName, Option, Seed, SetName, verb
 from curate.progress import log, progress_bar
@@ -260,7 +261,7 @@ def _load_samples(catalog: Catalog, record: SelectionRecord, grouping: Grouping)
             f"'{record.selection}' was taken from {record.num_candidates:,} candidates, which are "
             f"{len(sample_ids):,} now: select it anew"
         )
-    is_kept = np.isin(sample_ids, load_members(catalog, record.selection), assume_unique=True)
+    is_kept = are_members(sample_ids, load_members(catalog, record.selection))
     draws = RandomDraws(candidates.groups, sample_ids, record, int(is_kept.sum()))
     return _Samples(sample_ids, is_kept, load_groups(catalog, grouping, sample_ids), draws)
 

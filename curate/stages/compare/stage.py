@@ -10,9 +10,10 @@ import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ClusteringRecord, SelectionRecord
-from curate.catalog.samples import load_members
+from curate.catalog.samples import fill_column, load_members
 from curate.catalog.sql import quote_literal
 from curate.errors import OptionError
+from curate.formats.sample_ids import are_members
 from curate.options import Option, verb
 from curate.progress import announce, log
 from curate.stages.audit.stage import ClusteringOfGroups, GroupBy
@@ -22,7 +23,6 @@ from curate.stages.sample_groups import (
     Grouping,
     SampleGroups,
     choose_grouping,
-    fill_values,
     load_groups,
 )
 from curate.stages.staleness import warn_if_stale
@@ -116,9 +116,7 @@ def compare(
     with catalog.reading() as connection:
         rows = connection.execute("select sample_id from samples order by 1").fetchnumpy()
     sample_ids = np.asarray(rows["sample_id"], np.int64)
-    is_member = [
-        np.isin(sample_ids, load_members(catalog, name), assume_unique=True) for name in names
-    ]
+    is_member = [are_members(sample_ids, load_members(catalog, name)) for name in names]
     groups = SampleGroups(["all"], np.zeros(len(sample_ids), np.int32))
     if grouping:
         groups = load_groups(catalog, grouping, sample_ids)
@@ -209,7 +207,7 @@ def _correlate(
         for name, values in scores.items():
             condition = f"scoring = {quote_literal(name)} and score is not null"
             query = f"select sample_id, score from scores where {condition}"
-            fill_values(connection, query, sample_ids, values)
+            fill_column(connection, query, sample_ids, values)
     correlations: dict[tuple[str | None, str | None], float] = {}
     for a, b in itertools.product(names, repeat=2):
         is_scored = np.isfinite(scores[a]) & np.isfinite(scores[b])

@@ -21,6 +21,7 @@ from curate.errors import CurateError
 from curate.execution import engine
 from curate.execution.reporting import no_progress
 from curate.execution.types import Resources
+from curate.formats.sample_ids import are_members
 from curate.formats.vectors import iterate_vectors
 from curate.progress import log, progress_bar
 from curate.stages.dedup.copies import DISTORTIONS, EmbedCopies, Original
@@ -41,6 +42,7 @@ _ORIGINALS_PER_TASK = 20
 _MIN_COMPARED, _MAX_COMPARED, _COMPARISONS = 1_000, 10_000, 10**9
 _RATES = (0.001, 0.003, 0.01, 0.03, 0.1)  # of the table
 _MIN_EPS, _MAX_EPS = 1e-6, 1.999
+_ROUNDING = 1e-6  # of `nearest_distances`
 _COPY_SEED, _COMPARED_SEED = 1, 2
 _BATCH_ROWS = 1 << 12  # of a file in memory
 _AXIS_RANGE = 1_000  # from the smallest to the largest threshold of the picture
@@ -62,7 +64,8 @@ class Calibration(NamedTuple):
         The nearest pair of all where the images are too few for the share.
         """
         rank = min(int(rate * len(self.others)), len(self.others) - 1)
-        return float(np.clip(self.others[rank], _MIN_EPS, _MAX_EPS))
+        # The nearest image that must not count is left out however its distance is rounded.
+        return float(np.clip(self.others[rank] - _ROUNDING, _MIN_EPS, _MAX_EPS))
 
     def false_rate(self, eps: float) -> float:
         """The share of images that have another one nearer than `eps`."""
@@ -287,7 +290,7 @@ def find_nearest_pairs(
     best, other_ids = np.full(len(queries), -np.inf), np.zeros(len(queries), np.int64)
     for file in vectors.rows:
         for batch in iterate_vectors(file, _BATCH_ROWS):
-            is_used = np.isin(batch.sample_ids, sample_ids)
+            is_used = are_members(batch.sample_ids, sample_ids)
             ids = batch.sample_ids[is_used]
             if not len(ids):
                 continue

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from curate.catalog.catalog import Catalog
+from curate.catalog.samples import fetch_values
 from curate.errors import CurateError
 from curate.execution import engine
 from curate.execution.types import Resources
@@ -28,12 +29,24 @@ class ExactMatches(NamedTuple):
 
 def load_exact_groups(catalog: Catalog, condition: str) -> ExactGroups:
     """The groups among the samples that meet an SQL condition."""
+    import pyarrow as pa
+
+    condition = f"pixels_checksum is not null and ({condition})"
     with catalog.reading() as connection:
+        ((count,),) = connection.execute(
+            f"select count(*) from samples where {condition}"
+        ).fetchall()
+        # Checksums that repeat are found here, in 8 bytes a sample; in SQL all samples would be
+        # sorted, with all columns.
+        query = f"select pixels_checksum from samples where {condition}"
+        checksums = fetch_values(connection, query, count, np.uint64)
+        checksums.sort()
+        repeated = np.unique(checksums[1:][checksums[1:] == checksums[:-1]])
+        connection.register("repeated", pa.table({"pixels_checksum": repeated}))
         columns = connection.execute(
             f"select sample_id, dense_rank() over (order by {_SAME_PIXELS})::bigint as number, "
-            "image_checksum from samples "
-            f"where pixels_checksum is not null and ({condition}) "
-            f"qualify count(*) over (partition by {_SAME_PIXELS}) > 1"
+            "image_checksum from samples semi join repeated using (pixels_checksum) "
+            f"where {condition} qualify count(*) over (partition by {_SAME_PIXELS}) > 1"
         ).fetchnumpy()
     return ExactGroups(*map(np.asarray, columns.values()))
 

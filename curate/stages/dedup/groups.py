@@ -64,11 +64,18 @@ def add_near(
     return Outcome(survivors, kinds, similarities)
 
 
-def number_groups(survivor_ids: np.ndarray) -> np.ndarray:
-    """The number of each sample's group, from 1, the largest first; 0 for groups of one."""
-    survivors, inverse, sizes = np.unique(survivor_ids, return_inverse=True, return_counts=True)
+def number_groups(
+    sample_ids: np.ndarray, survivor_ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the candidates, sorted ids int64 [n], are in groups of two and more: indices int64
+    [r]; and the numbers of their groups, int64 [r], from 1, the largest first."""
+    is_grouped = survivor_ids != sample_ids
+    is_grouped[np.searchsorted(sample_ids, np.unique(survivor_ids[is_grouped]))] = True
+    index = np.flatnonzero(is_grouped)
+    survivors, inverse, sizes = np.unique(
+        survivor_ids[index], return_inverse=True, return_counts=True
+    )
     order = np.lexsort((survivors, -sizes))
     numbers = np.empty(len(order), np.int64)
     numbers[order] = np.arange(1, len(order) + 1)
-    numbers[sizes == 1] = 0
-    return numbers[inverse]
+    return index, numbers[inverse]

@@ -12,6 +12,7 @@ from curate.errors import CurateError
 from curate.execution.reporting import no_progress
 from curate.execution.types import Resources
 from curate.formats.centroids import load_centroids
+from curate.formats.sample_ids import are_members
 from curate.formats.vectors import read_sample_ids, sample_rows, write_sample_ids
 from curate.progress import log
 from curate.stages.cluster.kmeans import fit_centroids
@@ -51,7 +52,7 @@ def list_vector_files(
     rows, embedded_ids = {}, []
     for file in catalog.vector_files(embedding):
         ids = read_sample_ids(file)
-        ids = ids[np.isin(ids, sample_ids, assume_unique=True)]
+        ids = ids[are_members(ids, sample_ids)]
         if len(ids):
             rows[file] = len(ids)
             embedded_ids.append(ids)

@@ -16,9 +16,11 @@ from curate.catalog.records import (
     EmbeddingRecord,
     SelectionRecord,
 )
+from curate.catalog.samples import fetch_ids, fill_column
 from curate.catalog.sql import quote_identifier, quote_literal
 from curate.errors import CurateError, OptionError
 from curate.execution.types import Resources
+from curate.formats.sample_ids import are_members
 from curate.formatting import count_of, file_safe, label_of_pattern
 from curate.options import EmbeddingName, Option, SetName, Within, Workers, verb
 from curate.package_data import read_sql
@@ -327,14 +329,19 @@ def _load_candidates(catalog: Catalog, keep_best: str, within: str | None) -> _C
                     f"--keep-best {keep_best}: no column of numbers is called so; there are: "
                     f"{', '.join([*_IMAGE_VALUES, *numeric])}"
                 )
-        columns: Any = connection.execute(
+        ((count,),) = connection.execute("select count(*) from samples").fetchall()
+        condition = _members_condition(within)
+        sample_ids = fetch_ids(
+            connection, f"select sample_id from samples where {condition}", count
+        )
+        values = np.full(len(sample_ids), np.nan)
+        query = (
             f"select sample_id, {value} as value from {table} "
-            f"where {_members_condition(within)} order by sample_id"
-        ).fetchnumpy()
-    sample_ids = np.asarray(columns["sample_id"], np.int64)
+            f"where {condition} and value is not null"
+        )
+        fill_column(connection, query, sample_ids, values)
     if not len(sample_ids):
         raise CurateError("the catalog has no samples: look at `curate query failures`")
-    values = np.ma.filled(np.ma.asarray(columns["value"], np.float64), np.nan)
     return _Candidates(sample_ids, values)
 
 
@@ -407,15 +414,10 @@ class _DedupJob:
         if not self.settings["exact"] and self.parent:
             remaining = all_ids[outcome.kinds < 0]
             outcome, eps = self._add_near(self.parent, outcome, remaining, folder, local_folder)
-        group_ids = number_groups(outcome.survivor_ids)
-        is_in_group = group_ids > 0
+        index, group_ids = number_groups(all_ids, outcome.survivor_ids)
+        kinds = outcome.kinds[index]
         rows = _DuplicateRows(
-            group_ids[is_in_group],
-            all_ids[is_in_group],
-            outcome.kinds[is_in_group] < 0,
-            outcome.kinds[is_in_group],
-            outcome.similarities[is_in_group],
-            None,
+            group_ids, all_ids[index], kinds < 0, kinds, outcome.similarities[index], None
         )
         return rows, eps
 
@@ -597,7 +599,7 @@ def _commit(
         other, columns["other_id"] = rows.other
         others = _describe_others(other)
     gone = np.unique(rows.sample_ids[~rows.stays])
-    member_ids = all_ids[~np.isin(all_ids, gone)]
+    member_ids = all_ids[~are_members(all_ids, gone)]
     with catalog.writing() as connection:
         sets.check_column_name(connection, DeduplicationRecord, record.deduplication)
         sets.replace_set(connection, record)

@@ -13,7 +13,7 @@ import numpy as np
 from curate.catalog import sets
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ScoringRecord
-from curate.catalog.samples import fill_column
+from curate.catalog.samples import fetch_ids, fill_column
 from curate.catalog.sql import (
     check_is_condition,
     check_reads_only,
@@ -24,8 +24,6 @@ from curate.errors import CurateError
 
 if TYPE_CHECKING:
     import duckdb
-
-_BATCH_ROWS = 1 << 20
 
 
 class Candidates(NamedTuple):
@@ -98,24 +96,17 @@ def _load_sample_ids(connection: "duckdb.DuckDBPyConnection", where: str | None)
     import duckdb
 
     ((count,),) = connection.execute("select count(*) from samples").fetchall()
-    sample_ids, filled = np.empty(count, np.int64), 0
     query = "select sample_id from samples"
     if where is not None:
         # Whatever the condition is, only samples are returned, and each once.
         query += f" where sample_id in (select sample_id from sample_scores where ({where}\n))"
     try:
         check_reads_only(connection, query)
-        for batch in connection.sql(query).to_arrow_reader(_BATCH_ROWS):
-            sample_ids[filled : filled + len(batch)] = batch.column(0).to_numpy()
-            filled += len(batch)
+        return fetch_ids(connection, query, count)
     except (duckdb.Error, CurateError, OSError) as error:
         if where is None:
             raise
         raise _invalid_where(where, error) from error
-    sample_ids = sample_ids[:filled]
-    if not (sample_ids[1:] > sample_ids[:-1]).all():
-        sample_ids.sort()
-    return sample_ids
 
 
 def _invalid_where(where: str, error: Exception) -> CurateError:

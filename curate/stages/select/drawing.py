@@ -8,8 +8,9 @@ import numpy as np
 from curate.catalog import provenance, sets
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ScoringRecord, SelectionRecord
-from curate.catalog.samples import are_members, find_known_shards, load_members
+from curate.catalog.samples import find_known_shards, load_members
 from curate.errors import CurateError
+from curate.formats.sample_ids import are_members
 from curate.progress import log
 from curate.random_hash import random_bits
 from curate.stages.inputs.corpus import Source

@@ -4,7 +4,7 @@ import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ClusteringRecord, SelectionRecord
-from curate.catalog.samples import are_members
+from curate.formats.sample_ids import are_members
 from curate.formatting import count_of
 from curate.progress import log
 from curate.stages.sample_groups import (

@@ -4,6 +4,8 @@ import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ClusteringRecord, ScoringRecord
+from curate.catalog.samples import fill_column
+from curate.catalog.sql import quote_literal
 from curate.errors import OptionError
 from curate.stages.staleness import find_stale
 
@@ -54,15 +56,9 @@ def _find_clustering_within(catalog: Catalog, selection: str) -> str | None:
 
 def load_survivor_distances(catalog: Catalog, scoring: str, sample_ids: np.ndarray) -> np.ndarray:
     """The scores of sorted ids, float64 [n], −inf for those without one."""
-    with catalog.reading() as connection:
-        rows = connection.execute(
-            "select sample_id, score from scores where scoring = ? and score is not null "
-            "order by sample_id",
-            [scoring],
-        ).fetchnumpy()
-    scored_ids = np.asarray(rows["sample_id"], np.int64)
     distances = np.full(len(sample_ids), -np.inf)
-    is_candidate = np.isin(scored_ids, sample_ids, assume_unique=True)
-    index = np.searchsorted(sample_ids, scored_ids[is_candidate])
-    distances[index] = np.asarray(rows["score"])[is_candidate]
+    condition = f"scoring = {quote_literal(scoring)} and score is not null"
+    query = f"select sample_id, score from scores where {condition}"
+    with catalog.reading() as connection:
+        fill_column(connection, query, sample_ids, distances)
     return distances

@@ -8,8 +8,9 @@ import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import SelectionRecord
-from curate.catalog.samples import are_members, load_members, load_repeats, load_weights
+from curate.catalog.samples import load_members, load_repeats, load_weights
 from curate.errors import CurateError
+from curate.formats.sample_ids import are_members
 from curate.formatting import count_of
 from curate.progress import log
 from curate.stages.evidence.comparisons import FULL, PRUNED, RANDOM, WEIGHTED

@@ -11,9 +11,9 @@ import numpy as np
 
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import SelectionRecord
-from curate.catalog.samples import are_members, load_columns, load_members
+from curate.catalog.samples import load_columns, load_members
 from curate.errors import CurateError
-from curate.formats.sample_ids import shard_id_of
+from curate.formats.sample_ids import are_members, shard_id_of
 from curate.formats.shard_patterns import expand_patterns
 from curate.formats.vectors import read_all_sample_ids, read_sample_ids
 from curate.models import Model, make_model, num_epochs, steps_per_epoch
