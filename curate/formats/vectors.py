@@ -117,8 +117,10 @@ def _is_within(sample_ids: np.ndarray, within: str) -> np.ndarray:
 
 def _to_matrix(rows: Any, dtype: type = np.float32) -> np.ndarray:
     """A fixed-size list array of half-precision numbers as [n, dim]."""
-    values = rows.flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(values.reshape(len(rows), rows.type.list_size).astype(dtype, copy=False))
+    # Not flatten(), which imports pyarrow.compute.
+    dim = rows.type.list_size
+    values = rows.values.slice(rows.offset * dim, len(rows) * dim).to_numpy(zero_copy_only=False)
+    return np.asarray(values.reshape(len(rows), dim).astype(dtype, copy=False))
 
 
 def _read_table(location: str, columns: list[str]) -> Any:
