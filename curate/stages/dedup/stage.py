@@ -336,8 +336,7 @@ def _load_candidates(catalog: Catalog, keep_best: str, within: str | None) -> _C
         )
         values = np.full(len(sample_ids), np.nan)
         query = (
-            f"select sample_id, {value} as value from {table} "
-            f"where {condition} and value is not null"
+            f"select sample_id, {value} from {table} where {condition} and ({value}) is not null"
         )
         fill_column(connection, query, sample_ids, values)
     if not len(sample_ids):
