@@ -4,13 +4,14 @@ A benchmark is a module bench_NAME with a function `measure() -> list[Row]`. `ma
 of them, writes benchmarks/results.json and the table in docs/performance.md.
 """
 
+import os
 import random
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-ROUNDS = 5
+ROUNDS = int(os.environ.get("ROUNDS", "5"))
 
 
 @dataclass(frozen=True)

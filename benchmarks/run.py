@@ -1,6 +1,6 @@
 """Run all benchmarks, or those named; write results.json and the table in docs/performance.md.
 
-python benchmarks/run.py [NAME ...]        (`make bench` runs all)
+python benchmarks/run.py [NAME ...]        (`make bench` runs all; ROUNDS=3 is a shorter run)
 """
 
 import dataclasses
@@ -51,6 +51,11 @@ def main() -> None:
                 "hardware": describe_hardware(),
             }
             print(format_row(results[row.stage]), flush=True)
+        store(results)  # now: all of them take an hour
+
+
+def store(results: dict[str, dict[str, Any]]) -> None:
+    """Write results.json and the table."""
     ordered = sorted(results.values(), key=lambda result: BENCHMARKS.index(result["benchmark"]))
     RESULTS.write_text(json.dumps(ordered, indent=1) + "\n")
     before, _, after = PAGE.read_text().partition(TABLE_START)
