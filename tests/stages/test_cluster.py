@@ -20,13 +20,16 @@ def load_clustering(catalog: Catalog, name: str) -> tuple[ClusteringRecord, np.n
     return record, np.load(catalog.centroids_file(record))
 
 
-@pytest.mark.parametrize(("num_distinct", "num_empty"), [(1, 7), (2, 6)])
-def test_empty_clusters_are_said(tmp_path, caplog, num_distinct, num_empty):
+@pytest.mark.parametrize("num_distinct", [1, 2])
+def test_empty_clusters_are_said(tmp_path, caplog, num_distinct):
     samples = [(f"{n:02d}", {"png": png(n % num_distinct)}) for n in range(16)]
     catalog = Catalog(tmp_path / "catalog")
     embed(catalog, [str(write_shard(tmp_path / "a.tar", samples))], encoder="pixels")
     cluster(catalog, k=8)
-    assert f"{num_empty} of 8 clusters are empty" in caplog.text
+    ((num_used,),) = rows(catalog, "select count(distinct cluster_id) from assignments")
+    # Two centroids may be so alike that copies of one vector are nearer to either, by rounding.
+    assert num_distinct <= num_used <= 2 * num_distinct
+    assert f"{8 - num_used} of 8 clusters are empty" in caplog.text
     caplog.clear()
     cluster(catalog, k=num_distinct, name="fitting")
     assert "empty" not in caplog.text
