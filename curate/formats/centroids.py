@@ -3,6 +3,7 @@
 import numpy as np
 
 from curate.errors import CurateError
+from curate.formats.numpy_files import READ_ERRORS
 from curate.storage.atomic import atomic_write
 from curate.storage.checksums import file_checksum
 from curate.storage.files import open_binary
@@ -21,7 +22,7 @@ def load_centroids(location: str) -> np.ndarray:
     try:
         with open_binary(location) as file:
             return np.asarray(np.load(file, allow_pickle=False))
-    except (OSError, ValueError) as error:
+    except READ_ERRORS as error:
         raise CurateError(
             f"the centroids '{location}' are gone or damaged: "
             "remove them, and `curate cluster` makes them again"

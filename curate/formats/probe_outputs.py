@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curate.errors import CurateError
+from curate.formats.numpy_files import READ_ERRORS
 from curate.formats.sample_ids import shard_filename
 from curate.storage.atomic import atomic_write
 from curate.storage.files import open_binary
@@ -92,7 +93,7 @@ def read_test_outputs(part: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(part / _TEST_FILE, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError) as error:
+    except READ_ERRORS as error:
         raise CurateError(
             f"'{part / _TEST_FILE}' cannot be read: "
             f"remove '{part}', and the same `curate probe` again makes it"

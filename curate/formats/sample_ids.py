@@ -4,11 +4,12 @@ sample_id = shard_id << 24 | position: up to 16.7 million samples per shard. Ids
 coordination, never collide, and sort in tar order.
 """
 
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from curate.storage.files import filename, join
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _POSITION_BITS = 24
 _BATCH_ROWS = 1 << 20
@@ -24,11 +25,13 @@ def shard_of(sample_ids: Any) -> Any:
     return sample_ids >> _POSITION_BITS
 
 
-def are_members(sample_ids: np.ndarray, member_ids: np.ndarray) -> np.ndarray:
+def are_members(sample_ids: "np.ndarray", member_ids: "np.ndarray") -> "np.ndarray":
     """Which ids are among sorted ones: int64 [n] and [k] -> bool [n].
 
     In blocks, where `np.isin` would copy and sort both.
     """
+    import numpy as np
+
     is_member = np.zeros(len(sample_ids), bool)
     if not len(member_ids):
         return is_member

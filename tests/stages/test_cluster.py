@@ -8,7 +8,7 @@ from curate.catalog.records import ClusteringRecord
 from curate.errors import CurateError, OptionError
 from curate.stages.cluster import refinement
 from curate.stages.cluster import stage as cluster_stage
-from curate.stages.cluster.refinement import Checkpoint, save_checkpoint
+from curate.stages.cluster.refinement import Checkpoint, load_checkpoint, save_checkpoint
 from curate.stages.cluster.stage import auto_k, cluster
 from curate.stages.embed.stage import embed
 from curate.stages.select.stage import select
@@ -177,6 +177,15 @@ def test_a_sample_that_does_not_fit_is_lowered(tmp_path, caplog):
         assert fit_rows_within(1 << 40) == fit_rows_within(300 << 20) == 65_536
         assert 1000 < fit_rows_within(90 << 20) < 65_536
     assert "no more fit into 90 MiB (see --memory)" in caplog.text
+
+
+@pytest.mark.parametrize("size", [0, 10, 200])
+def test_a_checkpoint_that_is_not_whole_is_none(tmp_path, size):
+    path = tmp_path / "checkpoint.npz"
+    save_checkpoint(str(path), Checkpoint(2, np.zeros((3, 4), np.float32)))
+    assert load_checkpoint(str(path)).iterations == 2
+    path.write_bytes(path.read_bytes()[:size])
+    assert load_checkpoint(str(path)) is None
 
 
 def test_the_checkpoint_of_another_process_is_left_alone(catalog):

@@ -156,8 +156,21 @@ def test_files_that_do_not_fit_are_refused_before_anything_is_written(world, tmp
     refuse("cannot be read")
     second.write_bytes(second.read_bytes()[:100])
     refuse("cannot be read")
+    second.write_bytes(b"")
+    refuse("cannot be read: No data left in file; copy it again")
     second.unlink()
     refuse("metadata/metadata_1.parquet: every file of vectors needs")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    pq.write_table(pa.table({"uid": UIDS}), folder / "0.parquet")
+    np.savez_compressed(folder / "0.npz", b32_img=vectors)
+    whole = (folder / "0.npz").read_bytes()
+    for cut in (b"", whole[:100], whole[:-100]):
+        (folder / "0.npz").write_bytes(cut)
+        refuse("0.npz' is no .npz file")
+    # The list of what is in it is whole, the vectors are not.
+    (folder / "0.npz").write_bytes(whole[:200] + bytes(100) + whole[300:])
+    refuse("0.npz' cannot be read: .*; copy it again")
 
 
 def test_an_import_goes_on_where_it_stopped_and_takes_new_shards(world, tmp_path, monkeypatch):

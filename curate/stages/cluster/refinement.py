@@ -3,7 +3,6 @@
 A killed run continues from the last.
 """
 
-import zipfile
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from curate.errors import CurateError
 from curate.execution import engine
 from curate.execution.types import Resources
 from curate.formats.centroids import save_centroids
+from curate.formats.numpy_files import READ_ERRORS
 from curate.progress import log, progress_bar
 from curate.stages.cluster.kmeans import ClusterSums, SumClusters
 from curate.storage.atomic import atomic_write
@@ -35,7 +35,7 @@ def load_checkpoint(location: str) -> Checkpoint | None:
         with open_binary(location) as file:
             arrays = np.load(file, allow_pickle=False)
             return Checkpoint(int(arrays["passes"]), arrays["centroids"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (*READ_ERRORS, KeyError):
         return None
 
 

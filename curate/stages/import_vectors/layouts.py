@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from curate.errors import CurateError, OptionError
+from curate.formats.numpy_files import READ_ERRORS
 from curate.storage.checksums import Checksum
 
 if TYPE_CHECKING:
@@ -105,9 +106,9 @@ def _files_by_number(folder: Path, pattern: str) -> dict[str, Path]:
 
 def _choose_array(path: Path, array: str | None) -> str:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             names = sorted(arrays.files)
-    except (OSError, ValueError) as error:
+    except READ_ERRORS as error:
         raise CurateError(f"'{path}' is no .npz file: {error}") from error
     if array in names:
         return str(array)
@@ -138,11 +139,11 @@ def load_vectors(path: Path, array: str | None) -> np.ndarray:
         if array is None:
             vectors = np.load(path, mmap_mode="r", allow_pickle=False)
         else:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 vectors = arrays[array]
     except KeyError as error:
         raise CurateError(f"'{path}' has no array '{array}', which others have") from error
-    except (OSError, ValueError) as error:
+    except READ_ERRORS as error:
         raise CurateError(f"'{path}' cannot be read: {error}; copy it again") from error
     if vectors.ndim != 2 or vectors.dtype.kind != "f" or not vectors.shape[1]:
         raise CurateError(
