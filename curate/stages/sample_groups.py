@@ -9,7 +9,7 @@ import numpy as np
 from curate.catalog.catalog import Catalog
 from curate.catalog.records import ClusteringRecord
 from curate.catalog.samples import fill_column
-from curate.catalog.sql import quote_identifier
+from curate.catalog.sql import quote_identifier, quote_literal
 from curate.errors import CurateError, OptionError
 
 if TYPE_CHECKING:
@@ -88,12 +88,14 @@ def load_groups(catalog: Catalog, grouping: Grouping, sample_ids: np.ndarray) ->
 
     Raises OptionError for a column with about as many values as there are samples.
     """
-    column = quote_identifier(grouping.column)
+    table, column = _find_column(grouping)
     with catalog.reading() as connection:
         column_type = _column_types(connection)[grouping.column]
         ((num_values, num_present),) = connection.execute(
-            f"select count(distinct {column}), count({column}) from sample_scores"
+            f"select count(distinct {column}), count({column}) from {table}"
         ).fetchall()
+        if not num_values:
+            return SampleGroups([_missing_name(grouping.by)], np.zeros(len(sample_ids), np.int32))
         if column_type in _NUMBER_TYPES and num_values > MAX_VALUES and grouping.by != CLUSTER:
             return _load_ranges(connection, grouping.by, column, sample_ids)
         if num_values > max(MAX_VALUES, num_present // 2):
@@ -101,21 +103,32 @@ def load_groups(catalog: Catalog, grouping: Grouping, sample_ids: np.ndarray) ->
                 f"--by {grouping.by}: {num_values:,} values of {num_present:,} samples are no "
                 "groups; choose a column whose values repeat"
             )
+        # An enum turns each value into its index, faster than a join does.
         connection.execute(
-            "create temp table group_names as "
-            "select row_number() over (order by value nulls last) - 1 as code, value "
-            f"from (select distinct {column}::text as value from sample_scores)"
+            f"create temp type group_values as enum (select distinct {column}::text as value "
+            f"from {table} where {column} is not null order by value)"
         )
-        names = connection.execute("select value from group_names order by code").fetchall()
-        codes = np.zeros(len(sample_ids), np.int32)
+        rows = connection.execute("select unnest(enum_range(null::group_values))::text").fetchall()
+        names = [name for (name,) in rows]
+        codes = np.full(len(sample_ids), len(names), np.int32)
         query = (
-            f"select sample_id, code from sample_scores join group_names "
-            f"on {column}::text is not distinct from value"
+            f"select sample_id, enum_code({column}::text::group_values) from {table} "
+            f"where {column} is not null"
         )
         fill_column(connection, query, sample_ids, codes)
-    return SampleGroups(
-        [_missing_name(grouping.by) if name is None else name for (name,) in names], codes
-    )
+    if (codes == len(names)).any():
+        names.append(_missing_name(grouping.by))
+    return SampleGroups(names, codes)
+
+
+def _find_column(grouping: Grouping) -> tuple[str, str]:
+    """The table, in SQL, and its column. `sample_scores` joins every scoring and clustering."""
+    if grouping.by == LABEL:
+        return "samples", "label"
+    if grouping.clustering:
+        name = quote_literal(grouping.clustering)
+        return f"(select * from assignments where clustering = {name})", "cluster_id"
+    return "sample_scores", quote_identifier(grouping.column)
 
 
 def _load_ranges(
