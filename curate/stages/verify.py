@@ -1,6 +1,6 @@
 """`curate verify`: whether a catalog and its exports are what they say; issues with remedies."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -11,6 +11,7 @@ from curate.catalog.records import ClusteringRecord, SelectionRecord
 from curate.errors import CurateError
 from curate.formats.centroids import load_centroids
 from curate.formats.probe_outputs import read_summary
+from curate.formats.sample_ids import first_sample_id
 from curate.formats.samples import CorruptShardError, iterate_samples, to_unicode
 from curate.formats.tar import TarReader
 from curate.formats.vectors import read_vectors
@@ -37,6 +38,8 @@ from curate.stages.forget.stage import load_plan
 from curate.storage import files
 from curate.storage.checksums import file_checksum
 from curate.storage.files import FileStat
+
+_BATCH_ROWS = 1 << 20  # vectors of files that are looked at together
 
 
 class Issue(NamedTuple):
@@ -164,7 +167,7 @@ def _verify_tables(catalog: Catalog) -> Iterator[Issue]:
 def _verify_files(catalog: Catalog) -> Iterator[Issue]:
     """Vectors, centroids and what probes wrote."""
     with catalog.reading() as connection:
-        vector_rows = connection.execute(
+        rows = connection.execute(
             "select embedding, shard_id, num_embedded, dim, vectors_checksum, captions_checksum "
             "from embedded_shards join embeddings using (embedding) "
             "where num_embedded > 0 order by all"
@@ -172,35 +175,75 @@ def _verify_files(catalog: Catalog) -> Iterator[Issue]:
         part_rows = connection.execute(
             "select distinct folder, probe, part from probes join probe_models using (probe)"
         ).fetchall()
-    with progress_bar("verify", len(vector_rows)) as advance:
-        for embedding, shard_id, num_rows, dim, checksum, captions_checksum in vector_rows:
-            sample_ids, has_caption = _load_embedded(catalog, embedding, shard_id)
-            location = catalog.vector_file(embedding, shard_id)
-            yield from _verify_vectors(location, checksum, sample_ids, (num_rows, dim))
-            if captions_checksum:
-                location = catalog.caption_file(embedding, shard_id)
-                sample_ids = sample_ids[has_caption]
-                yield from _verify_vectors(location, captions_checksum, sample_ids)
-            advance(1, num_rows)
+    with progress_bar("verify", len(rows)) as advance:
+        for batch in _batch_files(_VectorFile(*row) for row in rows):
+            embedded = _load_embedded(catalog, batch)
+            for file in batch:
+                sample_ids, has_caption = embedded.of_shard(file.shard_id)
+                location = catalog.vector_file(file.embedding, file.shard_id)
+                shape = file.num_rows, file.dim
+                yield from _verify_vectors(location, file.checksum, sample_ids, shape)
+                if file.captions_checksum:
+                    location = catalog.caption_file(file.embedding, file.shard_id)
+                    sample_ids = sample_ids[has_caption]
+                    yield from _verify_vectors(location, file.captions_checksum, sample_ids)
+                advance(1, file.num_rows)
     for name in catalog.list_names(ClusteringRecord):
         yield from _verify_centroids(catalog, catalog.require(ClusteringRecord, name))
     for folder, probe, part in part_rows:
         yield from _verify_part(catalog.probe_folder(folder) / part, probe)
 
 
-def _load_embedded(
-    catalog: Catalog, embedding: str, shard_id: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The embedded samples of a shard: ids int64 [n], and which have a caption, bool [n]."""
+class _VectorFile(NamedTuple):
+    """What the catalog knows of the vectors of a shard, [num_rows, dim], and of its captions'."""
+
+    embedding: str
+    shard_id: int
+    num_rows: int
+    dim: int
+    checksum: str | None
+    captions_checksum: str | None
+
+
+class _Embedded(NamedTuple):
+    """Embedded samples: sorted ids int64 [n], and which have a caption, bool [n]."""
+
+    sample_ids: np.ndarray
+    has_caption: np.ndarray
+
+    def of_shard(self, shard_id: int) -> "_Embedded":
+        """Those of one shard."""
+        bounds = [first_sample_id(shard_id), first_sample_id(shard_id + 1)]
+        rows = slice(*np.searchsorted(self.sample_ids, bounds))
+        return _Embedded(self.sample_ids[rows], self.has_caption[rows])
+
+
+def _batch_files(vector_files: Iterable[_VectorFile]) -> Iterator[list[_VectorFile]]:
+    """Sorted files in batches of one embedding, of about _BATCH_ROWS vectors."""
+    batch: list[_VectorFile] = []
+    for file in vector_files:
+        is_full = sum(one.num_rows for one in batch) >= _BATCH_ROWS
+        if batch and (is_full or file.embedding != batch[0].embedding):
+            yield batch
+            batch = []
+        batch.append(file)
+    if batch:
+        yield batch
+
+
+def _load_embedded(catalog: Catalog, batch: list[_VectorFile]) -> _Embedded:
+    """The samples of a batch of files. A query for each shard would look through all of them."""
+    shard_ids = [file.shard_id for file in batch]
     with catalog.reading() as connection:
         columns = connection.execute(
             "select sample_id, coalesce(caption <> '', false) as has_caption "
-            "from samples where shard_id = $1 and sample_id not in "
-            "(select sample_id from failures where embedding = $2 and shard_id = $1 "
-            "and sample_id is not null) order by sample_id",
-            [shard_id, embedding],
+            "from samples where shard_id between $1 and $2 "
+            "and shard_id in (select unnest($3)) and sample_id not in "
+            "(select sample_id from failures where embedding = $4 "
+            "and shard_id between $1 and $2 and sample_id is not null) order by sample_id",
+            [min(shard_ids), max(shard_ids), shard_ids, batch[0].embedding],
         ).fetchnumpy()
-    return columns["sample_id"], columns["has_caption"]
+    return _Embedded(columns["sample_id"], columns["has_caption"])
 
 
 def _verify_vectors(

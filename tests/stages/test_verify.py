@@ -13,9 +13,11 @@ from typer.testing import CliRunner, Result
 
 from curate.catalog.catalog import Catalog
 from curate.cli.app import app
+from curate.formats.sample_ids import first_sample_id
 from curate.formats.samples import iterate_samples
 from curate.formats.tar import TarReader
 from curate.formats.vectors import read_vectors, write_vectors
+from curate.stages import verify as verify_module
 from curate.stages.cluster.stage import cluster
 from curate.stages.embed.stage import embed
 from curate.stages.export.manifest import KeySequence
@@ -231,6 +233,20 @@ def test_a_sound_catalog_passes(sound):
     assert verify(sound / "catalog", check_sources=True) == []
     result = verify_by_command_line(sound, "--check-sources")
     assert (result.exit_code, result.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("batch_rows", [1, 1 << 20])
+def test_vectors_are_compared_with_their_own_shard_in_whatever_batch(
+    sound, tmp_path, monkeypatch, batch_rows
+):
+    monkeypatch.setattr(verify_module, "_BATCH_ROWS", batch_rows)
+    assert verify(sound / "catalog") == []
+    shutil.copytree(sound / "catalog", tmp_path / "catalog")
+    catalog = Catalog(tmp_path / "catalog")
+    (shard_id,) = rows(catalog, "select max(shard_id) from embedded_shards")[0]
+    execute(f"delete from samples where sample_id = {first_sample_id(shard_id)}")(tmp_path)
+    problems = [issue.problem for issue in verify(catalog) if issue.subject.endswith(".parquet")]
+    assert problems[0] == "its rows are not those of the shard's samples"
 
 
 @pytest.mark.parametrize("name", FAULTS)
