@@ -158,6 +158,9 @@ def test_files_that_do_not_fit_are_refused_before_anything_is_written(world, tmp
     refuse("cannot be read")
     second.write_bytes(b"")
     refuse("cannot be read: No data left in file; copy it again")
+    with second.open("wb") as file:
+        np.savez(file, vectors)
+    refuse("holds several arrays, as .npz files do: name it so")
     second.unlink()
     refuse("metadata/metadata_1.parquet: every file of vectors needs")
     shutil.rmtree(folder)
@@ -168,6 +171,9 @@ def test_files_that_do_not_fit_are_refused_before_anything_is_written(world, tmp
     for cut in (b"", whole[:100], whole[:-100]):
         (folder / "0.npz").write_bytes(cut)
         refuse("0.npz' is no .npz file")
+    with (folder / "0.npz").open("wb") as file:
+        np.save(file, vectors)
+    refuse("0.npz' is no .npz file")
     # The list of what is in it is whole, the vectors are not.
     (folder / "0.npz").write_bytes(whole[:200] + bytes(100) + whole[300:])
     refuse("0.npz' cannot be read: .*; copy it again")

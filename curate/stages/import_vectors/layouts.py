@@ -108,7 +108,7 @@ def _choose_array(path: Path, array: str | None) -> str:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             names = sorted(arrays.files)
-    except READ_ERRORS as error:
+    except (*READ_ERRORS, TypeError) as error:  # TypeError: a .npy file under this name
         raise CurateError(f"'{path}' is no .npz file: {error}") from error
     if array in names:
         return str(array)
@@ -143,8 +143,11 @@ def load_vectors(path: Path, array: str | None) -> np.ndarray:
                 vectors = arrays[array]
     except KeyError as error:
         raise CurateError(f"'{path}' has no array '{array}', which others have") from error
-    except READ_ERRORS as error:
+    except (*READ_ERRORS, TypeError) as error:
         raise CurateError(f"'{path}' cannot be read: {error}; copy it again") from error
+    if not isinstance(vectors, np.ndarray):
+        vectors.close()
+        raise CurateError(f"'{path}' holds several arrays, as .npz files do: name it so")
     if vectors.ndim != 2 or vectors.dtype.kind != "f" or not vectors.shape[1]:
         raise CurateError(
             f"'{path}' holds {vectors.dtype} of shape {vectors.shape}: vectors are floating-point "
