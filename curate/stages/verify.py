@@ -221,12 +221,13 @@ class _Embedded(NamedTuple):
 def _batch_files(vector_files: Iterable[_VectorFile]) -> Iterator[list[_VectorFile]]:
     """Sorted files in batches of one embedding, of about _BATCH_ROWS vectors."""
     batch: list[_VectorFile] = []
+    num_rows = 0
     for file in vector_files:
-        is_full = sum(one.num_rows for one in batch) >= _BATCH_ROWS
-        if batch and (is_full or file.embedding != batch[0].embedding):
+        if batch and (num_rows >= _BATCH_ROWS or file.embedding != batch[0].embedding):
             yield batch
-            batch = []
+            batch, num_rows = [], 0
         batch.append(file)
+        num_rows += file.num_rows
     if batch:
         yield batch
 
