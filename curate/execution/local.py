@@ -1,7 +1,6 @@
 """The local engine: this process, or several processes on this machine."""
 
 import itertools
-import multiprocessing
 import os
 import queue
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +12,7 @@ from curate.errors import CurateError
 from curate.execution import tasks
 from curate.execution.devices import find_local_devices, only_this_gpu
 from curate.execution.limits import cpu_count
-from curate.execution.processes import begin_child, hide_main_module, start_resource_tracker
+from curate.execution.processes import begin_child, child_context, without_users_code
 from curate.execution.reporting import no_progress, set_reporter
 from curate.execution.types import Cores, Devices, Outcome, ReportProgress, Resources, Task
 
@@ -80,10 +79,7 @@ def _map_in_process(
 def _map_in_pool(
     task: Task, items: Iterator[Any], workers: int, resources: Resources, advance: ReportProgress
 ) -> Iterator[tuple[int, Outcome]]:
-    # spawn: a fork would copy the locks of torch's, faiss' and DuckDB's threads in whatever state
-    # they are.
-    context = multiprocessing.get_context("spawn")
-    start_resource_tracker()
+    context = child_context(getattr(task, "modules", ()), resources.threads)
     counters = context.Array("q", 2)  # work and samples that workers have reported
     gpus = context.SimpleQueue()
     for worker in range(workers):
@@ -93,7 +89,7 @@ def _map_in_pool(
         workers,
         mp_context=context,
         initializer=_initialize_worker,
-        initargs=(counters, gpus, resources.threads),
+        initargs=(counters, gpus, resources.threads, dict(os.environ)),
     )
     numbered_items = enumerate(items)
     in_flight: dict[Future[Outcome], tuple[int, Any]] = {}
@@ -101,7 +97,7 @@ def _map_in_pool(
     last_counts = [0, 0]
 
     def submit(count: int) -> None:
-        with hide_main_module():  # every submission may start a process
+        with without_users_code():  # every submission may start a process
             for position, item in itertools.islice(numbered_items, count):
                 future = pool.submit(tasks.run_task, task, item)
                 in_flight[future] = position, item
@@ -141,9 +137,9 @@ def _map_in_pool(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _initialize_worker(counters: Any, gpus: Any, threads: int) -> None:
+def _initialize_worker(counters: Any, gpus: Any, threads: int, environment: dict[str, str]) -> None:
     """Set up a worker: threads, its GPU, the progress counters, and an end with its parent."""
-    begin_child(threads)
+    begin_child(threads, environment)
     os.environ.update(gpus.get())
 
     def count(work: int, num_samples: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ class FillCache:
     locations: SampleLocations
     image_size: int
     path: Path
+
+    modules: ClassVar[tuple[str, ...]] = ("torch",)  # see processes.child_context
 
     def __call__(self, rows: tuple[int, int]) -> None:
         cache = np.load(self.path, mmap_mode="r+", allow_pickle=False)

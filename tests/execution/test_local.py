@@ -3,9 +3,11 @@ import itertools
 import os
 import queue
 import random
+import sys
 import time
 import types
 from concurrent.futures import Future
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,46 @@ def test_each_worker_gets_its_gpu():
 def test_a_dead_worker_is_one_clear_line():
     with pytest.raises(CurateError, match="fewer --workers"):
         list(engine.map(die, range(4), Resources(2)))
+
+
+class Surroundings:
+    """The task: what a worker finds when it begins."""
+
+    modules = ("torch",)
+
+    def __call__(self, number: int) -> tuple[int, bool, str, str | None, str | None, str | None]:
+        time.sleep(0.2)
+        variables = map(os.environ.get, ("CURATE_TEST", "OMP_NUM_THREADS", "PYTHONSAFEPATH"))
+        return (os.getppid(), "torch" in sys.modules, os.getcwd(), *variables)
+
+
+def test_workers_share_what_takes_long_to_import_and_have_their_parents_environment(
+    tmp_path, monkeypatch
+):
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    for value in ("one", "two"):  # the second is set when the process that is forked exists
+        folder = tmp_path / value
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("CURATE_TEST", value)
+        outcomes = list(engine.map(Surroundings(), range(4), Resources(2)))
+        assert [outcome.error for outcome in outcomes] == [None] * 4
+        ((parent, *found),) = {outcome.result for outcome in outcomes}
+        assert parent != os.getpid()
+        assert found == [True, str(folder), value, "1", None]
+    # With several threads libraries have to be imported when their number is known.
+    outcomes = list(engine.map(Surroundings(), range(4), Resources(2, threads=2)))
+    ((parent, *found),) = {outcome.result for outcome in outcomes}
+    assert (parent, found[0], found[3]) == (os.getpid(), False, "2")
+
+
+def test_workers_start_where_no_process_to_fork_from_can(monkeypatch):
+    def refuse() -> None:
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr(forkserver, "ensure_running", refuse)
+    outcomes = list(engine.map(Surroundings(), range(4), Resources(2)))
+    assert {outcome.result[0] for outcome in outcomes} == {os.getpid()}
 
 
 class LateFirstItem:

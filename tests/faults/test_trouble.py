@@ -185,25 +185,81 @@ def test_a_shard_that_changes_under_embed_is_not_taken_for_what_it_was(tmp_path,
     assert Path(shards[0]).stat().st_size > 0
 
 
-def kill_a_worker(process: subprocess.Popen[str]) -> bool:
-    """Kill the first worker process that starts below a process; False where none does."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+def list_children(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def list_workers(pid: int) -> list[int]:
+    """The workers of a command: started by it, or forked from a process that it has started."""
+    workers = []
+    for child in list_children(pid):
+        command = Path(f"/proc/{child}/cmdline")
+        is_spawned = command.exists() and "spawn_main" in command.read_text()
+        workers += [child] if is_spawned else list_children(child)
+    return workers
+
+
+def wait_for_workers(process: subprocess.Popen[str], count: int) -> list[int]:
+    """The worker processes of a command as soon as there are so many; none if it ends before."""
     while process.poll() is None:
-        for child in children.read_text().split() if children.exists() else []:
-            command = Path(f"/proc/{child}/cmdline")
-            if command.exists() and "spawn_main" in command.read_text():
-                os.kill(int(child), signal.SIGKILL)
-                return True
+        workers = list_workers(process.pid)
+        if len(workers) >= count:
+            return workers
         time.sleep(0.005)
+    return []
+
+
+def kill_a_worker(process: subprocess.Popen[str]) -> bool:
+    """Kill one of the two workers of a command; False where none start."""
+    for worker in wait_for_workers(process, 2)[:1]:
+        os.kill(worker, signal.SIGKILL)
+        return True
     return False
 
 
+@pytest.mark.parametrize("encoder", ["pixels@32", "pixels@96"], ids=["spawned", "forked"])
+def test_nothing_runs_on_when_a_command_is_killed(tmp_path, encoder):
+    shards = write_corpus(tmp_path / "corpus", 8, 40, (64, 64))
+    command = [sys.executable, "-m", "curate", "embed", *shards, "--encoder", encoder, "-j", "2"]
+    process = subprocess.Popen([*command, "-c", str(tmp_path / "catalog")], start_new_session=True)
+    assert len(wait_for_workers(process, 2)) == 2
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while True:  # every process of its session
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("encoder", ["pixels@32", "pixels@96"], ids=["spawned", "forked"])
+def test_files_of_the_users_folder_are_not_run_for_pythons_modules(tmp_path, encoder):
+    shards = write_corpus(tmp_path / "corpus", 4, 10, (64, 64))
+    folder = tmp_path / "here"
+    folder.mkdir()
+    for module in ("types", "random", "queue", "signal", "socket", "pickle", "torch"):
+        (folder / f"{module}.py").write_text("open('was-run', 'w')")
+    # The command `curate` begins with its own folder in place of this one.
+    program = "import sys; sys.path.pop(0); from curate.cli.app import main; main()"
+    words = ["embed", *shards, "--encoder", encoder, "-j", "2", "-c", str(tmp_path / "catalog")]
+    run = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=folder, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert not (folder / "was-run").exists()
+
+
+@pytest.mark.parametrize("encoder", ["pixels@32", "pixels@96"], ids=["spawned", "forked"])
 @pytest.mark.parametrize("verb", ["embed", "cluster"])
-def test_a_worker_that_is_killed_is_one_line_and_the_same_command_goes_on(tmp_path, verb):
+def test_a_worker_that_is_killed_is_one_line_and_the_same_command_goes_on(tmp_path, verb, encoder):
     """As the kernel does where memory runs out."""
     shards = write_corpus(tmp_path / "corpus", 8, 40, (64, 64))
     catalog = Catalog(tmp_path / "catalog")
-    words = ["embed", *shards, "--encoder", "pixels@32"]
+    words = ["embed", *shards, "--encoder", encoder]
     if verb == "cluster":
         embed(catalog, shards, encoder="pixels", workers=1)
         words = ["cluster", "--k", "3"]

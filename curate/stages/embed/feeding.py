@@ -7,7 +7,6 @@ for each batch alone.
 """
 
 import contextlib
-import multiprocessing
 import os
 import threading
 import time
@@ -23,7 +22,7 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.execution.limits import memory_limit
-from curate.execution.processes import begin_child, hide_main_module, start_resource_tracker
+from curate.execution.processes import begin_child, child_context, without_users_code
 from curate.execution.reporting import report_progress, set_reporter
 from curate.execution.shared_memory import SharedMemory
 from curate.execution.timing import Stopwatch, add_seconds
@@ -216,21 +215,22 @@ class _Feeder:
             raise
 
     def _start_decoders(self, feed: FeedDevice) -> None:
-        context = multiprocessing.get_context("spawn")
-        start_resource_tracker()
+        context = child_context(feed.task.modules)
         # As many threads decode at once as there are decoders, whichever decoders they belong to.
         self._tokens = context.Semaphore(feed.num_decoders)
         shape = _choose_shape(feed)
+        # The device is not for them.
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
         for _ in range(feed.num_decoders):
             memory = shape.allocate()
             ours, theirs = context.Pipe()
             threads = min(feed.num_decoders, _MAX_THREADS)
             process = context.Process(
                 target=_run_decoder,
-                args=(feed.task, shape, memory, theirs, self._tokens, threads),
+                args=(feed.task, shape, memory, theirs, self._tokens, threads, environment),
                 daemon=True,
             )
-            with hide_main_module():
+            with without_users_code():
                 process.start()
             theirs.close()
             slots = shape.divide(memory)
@@ -411,10 +411,10 @@ def _run_decoder(
     connection: Connection,
     tokens: Any,
     threads: int,
+    environment: dict[str, str],
 ) -> None:
     """What a decoder does, until its parent ends it."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the device is not for this process
-    begin_child(1)
+    begin_child(1, environment)
     slots = shape.divide(memory)
     memory.close()
     filler = _SlotFiller(task, slots, connection, tokens, threads)

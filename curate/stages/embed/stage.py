@@ -54,6 +54,7 @@ from curate.stages.embed.inference import (
     EncoderPlan,
     check_runs_on_gpus,
     free_device_memory,
+    load_forward,
     plan_encoder,
 )
 from curate.stages.embed.kept_encoders import copy_kept, keep_encoder, load_kept
@@ -431,83 +432,114 @@ def _embed(
     }
     if previous:
         warn_if_stale(catalog, previous)
-    with catalog.record_run(
-        "embed",
-        embedding,
-        arguments,
-        parents=[previous.run_id] if previous else [],
-        code_checksum=encoder_checksum(spec),
-        device="cuda" if resources.gpus else "cpu",
-    ) as run_id:
-        device = "cuda" if resources.gpus else "cpu"
-        kept = load_kept(spec, checkpoint) if device == "cpu" else None
-        if kept is None:
-            announce(f"embed: loading the encoder {spec}")
-        loaded = kept.encoder if kept else make_encoder(spec, checkpoint)
-        preprocessing = replace(loaded.preprocessing, decode=decode)  # type: ignore[arg-type]
-        if previous:  # it goes on as it was begun
-            preprocessing = replace(preprocessing, convert=preprocessing_of(previous)["convert"])
-        encoder = replace(loaded, preprocessing=preprocessing)
-        weights_sha256, preparation = encoder.weights_sha256, asdict(preprocessing)
-        if captions:
-            text_sha256 = make_text_tower(spec, checkpoint).weights_sha256
-            weights_sha256 = hashlib.sha256(f"{weights_sha256}\n{text_sha256}".encode()).hexdigest()
-            preparation["captions"] = True
-        preparation |= roles_to_preprocessing(roles)
-        # What needs the model on its device runs in a worker: this machine may have no GPU.
-        with catalog.shared_tempdir(run_id) as folder:
-            onnx = storage.join(folder, "encoder.onnx")
-            plan = plan_encoder(encoder, spec, checkpoint, device, resources.threads, onnx)
-            if kept:
-                copy_kept(kept, onnx)
-                plan = replace(plan, onnx=onnx)
-            dim = kept.dim if kept else _measure_dim(plan, resources)
-            if kept is None and plan.onnx == onnx:
-                keep_encoder(spec, checkpoint, loaded, onnx, dim)
-            record = EmbeddingRecord(
-                embedding=embedding,
-                encoder=spec,
-                checkpoint=checkpoint,
-                weights_sha256=weights_sha256,
-                dim=dim,
-                preprocessing=provenance.canonical_json(preparation),
-                label_source=roles.label,
-                run_id=run_id,
+    with (
+        catalog.record_run(
+            "embed",
+            embedding,
+            arguments,
+            parents=[previous.run_id] if previous else [],
+            code_checksum=encoder_checksum(spec),
+            device="cuda" if resources.gpus else "cpu",
+        ) as run_id,
+        catalog.shared_tempdir(run_id) as folder,
+    ):
+        prepared = _prepare_encoder(settings, previous, shard_tasks, resources, folder)
+        record = EmbeddingRecord(
+            embedding=embedding,
+            encoder=spec,
+            checkpoint=checkpoint,
+            weights_sha256=prepared.weights_sha256,
+            dim=prepared.dim,
+            preprocessing=provenance.canonical_json(prepared.preparation),
+            label_source=roles.label,
+            run_id=run_id,
+        )
+        _create_or_compare(catalog, record)
+        default_batch = _CUDA_BATCH if resources.gpus else _CPU_BATCH
+        task = EmbedShards(
+            prepared.plan,
+            catalog.embedding_folder(embedding),
+            roles,
+            batch_size or default_batch,
+            captions=captions,
+            fields=fields,
+            tombstones=Tombstones.load(catalog.path),
+        )
+        try:
+            _map_shards(
+                catalog,
+                embedding,
+                run_id,
+                task,
+                # Beside a GPU others read and decode; on a CPU each core is busy with a worker.
+                FeedDevice(task, prepared.dim, resources.threads) if resources.gpus else task,
+                shard_tasks,
+                resources,
+                profile,
             )
-            _create_or_compare(catalog, record)
-            default_batch = _CUDA_BATCH if device == "cuda" else _CPU_BATCH
-            task = EmbedShards(
-                plan,
-                catalog.embedding_folder(embedding),
-                roles,
-                batch_size or default_batch,
-                captions=captions,
-                fields=fields,
-                tombstones=Tombstones.load(catalog.path),
-            )
-            try:
-                _map_shards(
-                    catalog,
-                    embedding,
-                    run_id,
-                    task,
-                    # Beside a GPU others read and decode; on a CPU each core is busy with a worker.
-                    FeedDevice(task, dim, resources.threads) if resources.gpus else task,
-                    shard_tasks,
-                    resources,
-                    profile,
-                )
-            finally:
-                close_feeder()
+        finally:
+            close_feeder()
 
 
-def _measure_dim(plan: EncoderPlan, resources: Resources) -> int:
+class _PreparedEncoder(NamedTuple):
+    """What workers need to run an encoder, the length of its vectors, and what is recorded."""
+
+    plan: EncoderPlan
+    dim: int
+    weights_sha256: str
+    preparation: dict[str, Any]
+
+
+def _prepare_encoder(
+    settings: EmbedSettings,
+    previous: EmbeddingRecord | None,
+    shard_tasks: list[ShardTask],
+    resources: Resources,
+    folder: str,
+) -> _PreparedEncoder:
+    """Load the encoder, and on a processor export it into `folder`; nothing of it stays in memory.
+
+    An embedding that exists goes on as it was begun. Raises CurateError.
+    """
+    spec, checkpoint = settings.encoder, settings.checkpoint
+    device = "cuda" if resources.gpus else "cpu"
+    kept = load_kept(spec, checkpoint) if device == "cpu" else None
+    if kept is None:
+        announce(f"embed: loading the encoder {spec}")
+    loaded = kept.encoder if kept else make_encoder(spec, checkpoint)
+    preprocessing = replace(loaded.preprocessing, decode=settings.decode)  # type: ignore[arg-type]
+    if previous:
+        preprocessing = replace(preprocessing, convert=preprocessing_of(previous)["convert"])
+    weights_sha256, preparation = loaded.weights_sha256, asdict(preprocessing)
+    if settings.captions:
+        text_sha256 = make_text_tower(spec, checkpoint).weights_sha256
+        weights_sha256 = hashlib.sha256(f"{weights_sha256}\n{text_sha256}".encode()).hexdigest()
+        preparation["captions"] = True
+    preparation |= roles_to_preprocessing(settings.roles)
+    onnx = storage.join(folder, "encoder.onnx")
+    encoder = replace(loaded, preprocessing=preprocessing)
+    plan = plan_encoder(encoder, spec, checkpoint, device, resources.threads, onnx)
+    if kept:
+        copy_kept(kept, onnx)
+        plan = replace(plan, onnx=onnx)
+        dim = kept.dim
+    else:
+        dim = _measure_dim(plan, resources, len(shard_tasks))
+        if plan.onnx == onnx:
+            keep_encoder(spec, checkpoint, loaded, onnx, dim)
+    return _PreparedEncoder(plan, dim, weights_sha256, preparation)
+
+
+def _measure_dim(plan: EncoderPlan, resources: Resources, num_shards: int) -> int:
     """See `measure_dim`; on a worker, because this machine may have no GPU. Raises CurateError."""
     one_worker = replace(resources, workers=1, gpus=resources.gpus[:1])
     ((_, dim),) = engine.map_or_raise(measure_dim, [plan], one_worker)
-    if len(resources.gpus) > 1:  # workers of their own have the GPUs: this process needs none
+    # Workers of their own run the encoder: this process needs none.
+    if len(resources.gpus) > 1:
         load_device.cache_clear()
         free_device_memory()
+    elif not resources.gpus and min(resources.workers, num_shards) > 1:
+        load_forward.cache_clear()
     return dim
 
 

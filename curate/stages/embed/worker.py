@@ -61,6 +61,7 @@ from curate.storage.files import FileStat
 # that grows with the square of a word's length.
 _MAX_CAPTION = 2_000
 _AHEAD = 4  # items in flight for each thread
+_SMALL_INPUT = 64  # pixels; an encoder that takes no more is likely to be given small images
 
 
 Item = TypeVar("Item")
@@ -148,6 +149,13 @@ class EmbedShards:
     fields: str | list[str] | None = None  # of .json members, to keep as columns
     tombstones: Tombstones | None = None  # of images that must not come back
     threads: int = 1  # that decode and encode side by side, where shards are fewer than cores
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """What takes workers long to import: torch, by whose operators photos are resized."""
+        preprocessing = self.encoder.preprocessing
+        takes_photos = preprocessing.size > _SMALL_INPUT
+        return ("torch",) if takes_photos and preprocessing.decode == "fast" else ()
 
     def __call__(self, shards: Iterable[ShardTask]) -> GroupResult:
         stopwatch, counts = Stopwatch(), MemberCounts()
