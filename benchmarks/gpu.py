@@ -124,6 +124,18 @@ def measure_forward(device: TorchDevice, size: int, batch: int, seconds: float) 
     return count / (time.perf_counter() - started)
 
 
+def measure_compiled(plan: EncoderPlan, batch: int, device: str, seconds: float) -> dict[str, Any]:
+    """What `embed --compile` would gain, and the time that compiling takes."""
+    network = make_encoder(plan.spec, plan.checkpoint).network
+    started = time.perf_counter()
+    compiled = TorchDevice(network, plan.preprocessing, torch.device(device), compiled_batch=batch)
+    return {
+        "seconds_to_load": time.perf_counter() - started,
+        "images_per_second": measure_forward(compiled, plan.preprocessing.size, batch, seconds),
+        "notes": compiled.notes,
+    }
+
+
 def read_photos(path: str) -> Iterator[bytes]:
     with tarfile.open(path) as tar:
         for member in tar:
@@ -330,6 +342,7 @@ def measure_model(
     seconds = 10.0 if device == "cuda" else 0.2
     forward = measure_forward(loaded, preprocessing.size, batch, seconds)
     result: dict[str, Any] = {"precision": loaded.precision, "forward": forward}
+    result["compiled"] = measure_compiled(plan, batch, device, seconds)
     result["least_cosine"] = least_cosine(loaded, encoder.network, plan, min(batch, 16))
     result["decode"] = measure_decoding(plan, shards, cores)
     result |= measure_embedding(plan, folder / f"out-{model}", shards, batch, cores)

@@ -170,3 +170,69 @@ def test_vectors_that_are_not_finite_in_half_precision_are_made_again_in_full():
 def test_batches_of_any_size_have_a_vector_for_each_image(count):
     device = TorchDevice(network(), PREPROCESSING, CPU)
     assert device.finish(device.begin([some_images(count)])).shape == (count, 64)
+
+
+def count_compiled(monkeypatch: pytest.MonkeyPatch, shift: int = 0) -> list[int]:
+    """Fake torch.compile; returns the sizes of the batches that a compiled network runs."""
+    sizes: list[int] = []
+
+    def compile_network(run: Any, *, dynamic: bool) -> Any:
+        assert dynamic is False
+
+        def run_compiled(inputs: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(inputs))
+            return run(inputs).roll(shift, dims=1)
+
+        return run_compiled
+
+    monkeypatch.setattr(torch, "compile", compile_network)
+    return sizes
+
+
+def test_a_compiled_network_runs_batches_of_the_full_size_and_no_others(monkeypatch):
+    sizes = count_compiled(monkeypatch)
+    device = TorchDevice(network(), PREPROCESSING, CPU, compiled_batch=100)
+    assert sizes == [128], "once for a try"
+    for count in (100, 70, 3, 64, 128):
+        images = some_images(count)
+        vectors = device.finish(device.begin([images]))
+        assert least_cosine(vectors, expected_vectors(network(), images)) >= 0.9995
+    assert sizes == [128, 128, 128, 128], "of 100, 70 and 128 images, in buffers of 128"
+    assert device.notes == []
+
+
+def test_a_compiled_network_that_gives_other_vectors_is_not_used(monkeypatch):
+    sizes = count_compiled(monkeypatch, shift=1)
+    device = TorchDevice(network(), PREPROCESSING, CPU, compiled_batch=64)
+    images = some_images(64)
+    vectors = device.finish(device.begin([images]))
+    assert least_cosine(vectors, expected_vectors(network(), images)) >= 0.9995
+    assert sizes == [64]
+    assert device.notes == ["the encoder runs without being compiled: that gave other vectors"]
+
+
+def test_a_network_that_cannot_be_compiled_runs_as_it_is(monkeypatch):
+    def fail(run: Any, *, dynamic: bool) -> Any:
+        raise RuntimeError("no C compiler\nfound")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    device = TorchDevice(network(), PREPROCESSING, CPU, compiled_batch=64)
+    images = some_images(64)
+    vectors = device.finish(device.begin([images]))
+    assert least_cosine(vectors, expected_vectors(network(), images)) >= 0.9995
+    assert device.notes == ["the encoder runs without being compiled (no C compiler)"]
+
+
+def test_torch_traces_the_network_as_it_is_run_here(monkeypatch):
+    """Its own first half: what comes after it needs a C compiler, or a GPU."""
+    compile_network = torch.compile
+
+    def trace(run: Any, *, dynamic: bool) -> Any:
+        return compile_network(run, dynamic=dynamic, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", trace)
+    device = TorchDevice(network(), PREPROCESSING, CPU, compiled_batch=64)
+    assert (device.notes, device.precision) == ([], "float16")
+    images = some_images(64)
+    vectors = device.finish(device.begin([images]))
+    assert least_cosine(vectors, expected_vectors(network(), images)) >= 0.9995

@@ -69,8 +69,12 @@ def load_device(plan: EncoderPlan) -> Device:
         raise no_network(plan.spec)
     import torch
 
-    device = torch.device(plan.device)
-    return TorchDevice(cast("torch.nn.Module", network), plan.preprocessing, device)
+    return TorchDevice(
+        cast("torch.nn.Module", network),
+        plan.preprocessing,
+        torch.device(plan.device),
+        compiled_batch=plan.compiled_batch,
+    )
 
 
 def measure_dim(plan: EncoderPlan) -> int:
@@ -124,6 +128,11 @@ class HostDevice:
         pass
 
 
+def _padded(count: int) -> int:
+    """The rows of a buffer for so many images: there are few such numbers."""
+    return -(-count // _ROWS) * _ROWS if count > _ROWS else 1 << (count - 1).bit_length()
+
+
 class _Batch(NamedTuple):
     """A batch that was begun: its images, its outputs on the host, and the event after them."""
 
@@ -137,7 +146,8 @@ class TorchDevice:
     """A torch network in half precision, where that gives the vectors of full precision.
 
     Bytes are copied on a stream of their own into one of two buffers on the device, and normalised
-    there. `cuda` is torch.cuda, or a fake of it; None for a device without streams.
+    there. `cuda` is torch.cuda, or a fake of it; None for a device without streams. With
+    `compiled_batch`, batches of so many images run through what torch.compile makes of the network.
     """
 
     def __init__(
@@ -146,6 +156,7 @@ class TorchDevice:
         preprocessing: Preprocessing,
         device: "torch.device",
         cuda: Any = None,
+        compiled_batch: int | None = None,
     ) -> None:
         import torch
 
@@ -162,13 +173,18 @@ class TorchDevice:
         self._num_batches = self._num_repeated = 0
         self._full = network.eval()
         self._run_network, self.precision = self._choose_precision()
+        self._compiled: _RunNetwork | None = None
+        self._compiled_rows = 0
+        if compiled_batch:
+            self._compile(_padded(compiled_batch))
 
     def begin(self, images: list[np.ndarray]) -> _Batch:
         count = sum(map(len, images))
         with self._torch.inference_mode():
             buffer = self._take_buffer(count)
             self._copy(images, buffer)
-            vectors, is_finite = self._encode(self._run_network, buffer, count)
+            run_network = self._compiled if len(buffer) == self._compiled_rows else None
+            vectors, is_finite = self._encode(run_network or self._run_network, buffer, count)
             vectors, is_finite = self._to_host(vectors), self._to_host(is_finite)
         done = None
         if self._cuda:
@@ -205,7 +221,7 @@ class TorchDevice:
 
         Nothing uses it any more, because at most two batches are begun at once.
         """
-        rows = -(-count // _ROWS) * _ROWS if count > _ROWS else 1 << (count - 1).bit_length()
+        rows = _padded(count)
         buffer = self._buffers[self._next_buffer]
         if buffer is None or len(buffer) < rows:
             self._buffers[self._next_buffer] = buffer = None  # so that its memory can be had again
@@ -288,6 +304,29 @@ class TorchDevice:
         self.notes.append("the encoder runs in full precision: half precision gave other vectors")
         return self._in_full_precision(), "float32"
 
+    def _compile(self, rows: int) -> None:
+        """Compile the network for batches of so many images, unless that gives other vectors.
+
+        For every other number torch would compile again; such batches are few, and run as before.
+        """
+        torch = self._torch
+        random = np.random.default_rng(1)
+        shape = (rows, self._size, self._size, 4)
+        images = torch.from_numpy(random.integers(0, 256, shape, dtype=np.uint8)).to(self._device)
+        try:
+            compiled: _RunNetwork = torch.compile(self._run_network, dynamic=False)
+            with torch.inference_mode():
+                vectors, is_finite = self._encode(compiled, images, rows)
+                expected, _ = self._encode(self._run_network, images, rows)
+        except Exception as error:  # the boundary to compilers, which fail in many ways
+            self.notes.append(f"the encoder runs without being compiled ({explain(error)})")
+            return
+        cosines = torch.cosine_similarity(vectors.float(), expected.float())
+        if not is_finite.item() or cosines.min().item() < _LEAST_COSINE:
+            self.notes.append("the encoder runs without being compiled: that gave other vectors")
+            return
+        self._compiled, self._compiled_rows = compiled, rows
+
     def _in_full_precision(self) -> "_RunNetwork":
         self._full.to(device=self._device, memory_format=self._torch.channels_last)  # type: ignore[call-overload]
         return self._full
@@ -306,5 +345,5 @@ class TorchDevice:
             )
         is_frequent = self._num_repeated > _REPEATED_SHARE * self._num_batches
         if self._num_repeated >= _MAX_REPEATED and is_frequent:
-            self._run_network, self.precision = full, "float32"
+            self._run_network, self.precision, self._compiled = full, "float32", None
         return vectors

@@ -51,6 +51,7 @@ class EncoderPlan:
     threads: int
     preprocessing: Preprocessing
     onnx: str | None  # the network as ONNX; None where torch or a plain function runs it
+    compiled_batch: int | None = None  # for batches of so many images a GPU's code is compiled
 
 
 def plan_encoder(
