@@ -282,14 +282,15 @@ def _measure(
 
     draws = [samples.draws(settings.seed + index) for index in range(settings.seeds)]
     random_counts = [count(is_drawn) for is_drawn in draws]
-    subsets = [samples.sample_ids[is_drawn] for is_drawn in (samples.is_kept, *draws)]
+    compared = (samples.is_kept, *draws)[:MAX_SUBSETS]
+    subsets = [samples.sample_ids[is_drawn] for is_drawn in compared]
     sizes, kept = np.bincount(codes, minlength=num_names), count(samples.is_kept)
     expected = np.mean(random_counts, axis=0)
     is_below = are_starved(kept, expected, settings.floor)
     files = catalog.vector_files(settings.embedding)
     with progress_bar("compare", NUM_PASSES * sum(files.values())) as advance:
         coverage = measure_coverage(
-            files, samples.sample_ids, subsets[:MAX_SUBSETS], EPS_SHARE, settings.seed, advance
+            files, samples.sample_ids, subsets, EPS_SHARE, settings.seed, advance
         )
     record = AuditRecord(
         audit=name,

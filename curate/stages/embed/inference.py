@@ -1,8 +1,7 @@
 """Run an encoder over batches of pixels, on the fastest path the machine offers.
 
 On a CPU the network is exported to ONNX once and run by ONNX Runtime, which was 2 to 5 times as
-fast as eager torch on EfficientNet-Lite0; workers then need not import torch at all. Where the
-export fails, and on CUDA, torch runs it.
+fast as eager torch on EfficientNet-Lite0. Where the export fails, and on CUDA, torch runs it.
 """
 
 import contextlib
