@@ -3,7 +3,6 @@
 import ast
 import functools
 import hashlib
-import importlib.util
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGE = "curate"
+_FOLDER = Path(__file__).resolve().parents[1]  # of the package
 
 
 def version() -> str:
@@ -131,10 +131,9 @@ def _with_parents(name: str) -> list[str]:
     return [".".join(words[:count]) for count in range(2, len(words) + 1)]
 
 
+@functools.cache
 def _module_path(module: str) -> Path | None:
     """The file of a module of ours; None for a name that is no module."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ModuleNotFoundError, ValueError):
-        return None
-    return Path(spec.origin) if spec and spec.origin else None
+    path = _FOLDER.joinpath(*module.split(".")[1:])
+    candidates = (path.with_name(f"{path.name}.py"), path / "__init__.py")
+    return next(filter(Path.is_file, candidates), None)
