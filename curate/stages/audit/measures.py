@@ -17,9 +17,9 @@ from curate.formats.sample_ids import are_members
 from curate.formats.vectors import read_sample_ids
 from curate.training.nearest import (
     MAX_EXAMINED,
+    distances_within_arms,
     draw_samples,
     near_duplicate_cosine,
-    nearest_distances,
     read_samples,
 )
 
@@ -110,41 +110,41 @@ def measure_coverage(
     seed: int,
     advance: ReportProgress,
 ) -> Coverage | None:
-    """Of subsets of the candidates: sorted ids int64 [n], each [k]. None without any vector.
+    """Of subsets of the candidates: sorted ids int64 [n], bool [n] each. None without any vector.
 
     Near is what is nearer than `near_share` of the distance that is usual between neighbours.
     Samples without a vector in the files are left out. Of each subset MAX_DROPPED dropped samples
     and MAX_KEPT kept ones are looked at, drawn by the seeded hash, and compared with every kept
-    one. Memory: see `nearest_distances`, for so many samples by subset; and 8 bytes by candidate.
+    one. Memory: see `nearest_distances`, for so many samples by subset; and 25 bytes by candidate.
     """
     files = list(files)
     all_ids = np.concatenate([np.empty(0, np.int64), *map(read_sample_ids, files)])
     all_ids.sort()
-    candidate_ids = candidate_ids[are_members(candidate_ids, all_ids)]
+    has_vector = are_members(candidate_ids, all_ids)
     del all_ids
-    if not len(candidate_ids):
+    if not has_vector.any():
         return None
-    subsets = [subset[are_members(subset, candidate_ids)] for subset in subsets]
-    kept = [draw_samples(subset, MAX_KEPT, seed) for subset in subsets]
-    dropped = [
-        draw_samples(candidate_ids[~are_members(candidate_ids, subset)], MAX_DROPPED, seed)
-        for subset in subsets
-    ]
+    if not has_vector.all():
+        candidate_ids = candidate_ids[has_vector]
+        subsets = [is_kept[has_vector] for is_kept in subsets]
+    kept = [draw_samples(candidate_ids[is_kept], MAX_KEPT, seed) for is_kept in subsets]
+    dropped = [draw_samples(candidate_ids[~is_kept], MAX_DROPPED, seed) for is_kept in subsets]
     examined = draw_samples(candidate_ids, MAX_EXAMINED, seed)
     threshold = near_duplicate_cosine(read_samples(files, examined, advance), near_share)
-    queries = np.unique(np.concatenate([*kept, *dropped]))
-    distances = nearest_distances(files, queries, subsets, advance)
+
+    def find_subsets(sample_ids: np.ndarray) -> np.ndarray:
+        index = np.minimum(np.searchsorted(candidate_ids, sample_ids), len(candidate_ids) - 1)
+        is_candidate = candidate_ids[index] == sample_ids
+        return np.stack([is_kept[index] & is_candidate for is_kept in subsets])
+
+    queries = [np.union1d(*drawn) for drawn in zip(kept, dropped, strict=True)]
+    distances = distances_within_arms(files, queries, find_subsets, advance)
     means, quantiles, shares = (np.full(len(subsets), np.nan) for _ in range(3))
-    for index, (kept_ids, dropped_ids) in enumerate(zip(kept, dropped, strict=True)):
-        if len(dropped_ids) and len(kept_ids):
-            dropped_distances = distances[index, np.searchsorted(queries, dropped_ids)].astype(
-                np.float64
-            )
-            means[index], quantiles[index] = (
-                dropped_distances.mean(),
-                np.quantile(dropped_distances, 0.99),
-            )
-        if len(kept_ids):
-            to_kept = distances[index, np.searchsorted(queries, kept_ids)]
+    for index, of_subset in enumerate(distances):
+        if len(kept[index]) and len(dropped[index]):
+            to_kept = of_subset[np.searchsorted(queries[index], dropped[index])].astype(np.float64)
+            means[index], quantiles[index] = to_kept.mean(), np.quantile(to_kept, 0.99)
+        if len(kept[index]):
+            to_kept = of_subset[np.searchsorted(queries[index], kept[index])]
             shares[index] = (1 - to_kept >= threshold).mean()
     return Coverage(means, quantiles, shares, threshold)

@@ -282,8 +282,7 @@ def _measure(
 
     draws = [samples.draws(settings.seed + index) for index in range(settings.seeds)]
     random_counts = [count(is_drawn) for is_drawn in draws]
-    compared = (samples.is_kept, *draws)[:MAX_SUBSETS]
-    subsets = [samples.sample_ids[is_drawn] for is_drawn in compared]
+    subsets = [samples.is_kept, *draws][:MAX_SUBSETS]
     sizes, kept = np.bincount(codes, minlength=num_names), count(samples.is_kept)
     expected = np.mean(random_counts, axis=0)
     is_below = are_starved(kept, expected, settings.floor)
