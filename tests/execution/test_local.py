@@ -3,6 +3,8 @@ import itertools
 import os
 import queue
 import random
+import resource
+import subprocess
 import sys
 import time
 import types
@@ -94,6 +96,33 @@ def test_workers_share_what_takes_long_to_import_and_have_their_parents_environm
     outcomes = list(engine.map(Surroundings(), range(4), Resources(2, threads=2)))
     ((parent, *found),) = {outcome.result for outcome in outcomes}
     assert (parent, found[0], found[3]) == (os.getpid(), False, "2")
+
+
+class Burn:
+    """The task: half a second of the processor."""
+
+    modules = ("torch",)
+
+    def __call__(self, number: int) -> None:
+        started = time.process_time()
+        while time.process_time() - started < 0.5:
+            pass
+
+
+BURN = """
+from test_local import Burn
+from curate.execution import engine
+from curate.execution.types import Resources
+assert all(outcome.error is None for outcome in engine.map(Burn(), range(4), Resources(2)))
+"""
+
+
+def test_the_time_of_forked_workers_is_that_of_the_commands_children():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    here = Path(__file__)
+    path = os.pathsep.join([str(here.parent), str(here.parents[2])])
+    subprocess.run([sys.executable, "-c", BURN], check=True, env=os.environ | {"PYTHONPATH": path})
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before > 4 * 0.5
 
 
 def test_workers_start_where_no_process_to_fork_from_can(monkeypatch):
