@@ -1,9 +1,10 @@
 """`curate list`: the names that options take, and the sets of a catalog."""
 
+import contextlib
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,10 +62,11 @@ def print_list(
             for name, function in functions
         ]
         if subject == "metrics":
-            rows = [
-                _describe_metric(catalog, name, text, function)
-                for (name, text), (_, function) in zip(rows, functions, strict=True)
-            ]
+            with _hold_open(catalog):
+                rows = [
+                    _describe_metric(catalog, name, text, function)
+                    for (name, text), (_, function) in zip(rows, functions, strict=True)
+                ]
         columns = ["name", "what it is", "needs", "now"][: len(rows[0])]
         print_table(columns, rows)
     elif subject in _SHIPPED:
@@ -74,6 +76,17 @@ def print_list(
         print_table(["name", "what it is"], list(zip(names, descriptions, strict=True)))
     else:
         _print_catalog_rows(catalog, subject)
+
+
+@contextlib.contextmanager
+def _hold_open(path: str | Path) -> Iterator[None]:
+    """Open a catalog, if there is one, once for all that is read of it in the block."""
+    from curate.catalog.catalog import Catalog
+
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(CurateError):
+            stack.enter_context(Catalog(path).reading())
+        yield
 
 
 def _describe_metric(
