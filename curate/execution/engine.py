@@ -3,7 +3,8 @@
 `map` is nearly the whole interface: a stage gives it a task and items, and receives
 (item, result, error) as they finish, or in the order of the items. A task is a picklable callable
 that works on files and returns something small; heavy state is loaded once per worker process, by a
-cached function.
+cached function. It may have the attribute `modules`, names of what takes long to import: workers on
+this machine are forked from a process that has imported them.
 `reduce` merges what tasks return. An engine is a module with the functions of `types.Engine`,
 listed in `ENGINES` and connected by `use_engine`; no engine knows a stage.
 """

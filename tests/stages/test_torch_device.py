@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from curate.formats.images import Preprocessing
+from curate.stages.embed import device as device_module
 from curate.stages.embed.device import TorchDevice
+from curate.stages.embed.inference import EncoderPlan
 
 PREPROCESSING = Preprocessing(8, 8)
 CPU = torch.device("cpu")
@@ -221,6 +223,14 @@ def test_a_network_that_cannot_be_compiled_runs_as_it_is(monkeypatch):
     vectors = device.finish(device.begin([images]))
     assert least_cosine(vectors, expected_vectors(network(), images)) >= 0.9995
     assert device.notes == ["the encoder runs without being compiled (no C compiler)"]
+
+
+def test_what_onnx_runtime_runs_is_not_compiled_and_that_is_said(monkeypatch):
+    monkeypatch.setattr(device_module, "load_forward", lambda plan: None)
+    plan = EncoderPlan("onnx:x", None, "cuda", 1, PREPROCESSING, "x.onnx", compiled_batch=64)
+    assert device_module.load_device(plan).notes == [
+        "--compile: nothing is compiled, because ONNX Runtime runs the model"
+    ]
 
 
 def test_torch_traces_the_network_as_it_is_run_here(monkeypatch):

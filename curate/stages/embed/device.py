@@ -63,7 +63,10 @@ class Device(Protocol):
 def load_device(plan: EncoderPlan) -> Device:
     """The encoder of a plan on its device; made once in each process. Raises CurateError."""
     if plan.onnx is not None:
-        return HostDevice(load_forward(plan))
+        host = HostDevice(load_forward(plan))
+        if plan.compiled_batch:
+            host.notes.append("--compile: nothing is compiled, because ONNX Runtime runs the model")
+        return host
     network = make_encoder(plan.spec, plan.checkpoint).network
     if not hasattr(network, "state_dict"):
         raise no_network(plan.spec)
