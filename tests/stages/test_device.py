@@ -151,6 +151,31 @@ def test_a_gpu_and_its_decoders_give_the_files_of_one_cpu(
     }
 
 
+def test_a_gpu_compiles_for_full_batches_and_a_processor_says_that_it_does_not(
+    corpus, tiny, use_device, tmp_path, caplog, monkeypatch
+):
+    with caplog.at_level("INFO", "curate"):
+        embed(tmp_path / "cpu", corpus[:1], encoder="pixels", workers=1, compile_network=True)
+    assert "--compile: nothing is compiled, because no GPU is used" in caplog.messages
+    use_device(FakeDevice())
+    plans: list[inference.EncoderPlan] = []
+
+    def load(plan: inference.EncoderPlan) -> FakeDevice:
+        plans.append(plan)
+        return FakeDevice()
+
+    monkeypatch.setattr(device, "load_device", load)
+    for name, compile_network in (("compiled", True), ("plain", False)):
+        embed(
+            tmp_path / name,
+            corpus[:1],
+            encoder=tiny,
+            batch_size=32,
+            compile_network=compile_network,
+        )
+    assert [plan.compiled_batch for plan in plans] == [32, None]
+
+
 def test_out_of_memory_halves_the_batch_says_so_once_and_damages_no_shard(
     corpus, by_cpu, tiny, use_device, tmp_path, caplog
 ):
