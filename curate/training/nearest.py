@@ -71,7 +71,7 @@ def nearest_distances(
     """
     files = list(files)
     queries = read_samples(files if test_files is None else test_files, sample_ids, advance)
-    cosines = _largest_cosines(
+    cosines = largest_cosines(
         files,
         queries,
         lambda ids: np.stack([are_members(ids, arm) for arm in arms]),
@@ -80,40 +80,6 @@ def nearest_distances(
         own_ids=sample_ids if test_files is None else None,
     )
     return np.asarray(np.maximum(1 - cosines, 0))
-
-
-def distances_within_arms(
-    files: Iterable[str],
-    sample_ids: Sequence[np.ndarray],
-    find_arms: Callable[[np.ndarray], np.ndarray],
-    advance: ReportProgress,
-) -> list[np.ndarray]:
-    """Like `nearest_distances`, where each arm has samples of its own: float32 [t] for each.
-
-    `sample_ids` are sorted int64 [t] for each arm. `find_arms` gives, for sample ids [n], bool
-    [arms, n]: which of them are in which arm. A row is compared with the samples of its own arms
-    only, which for arms of a tenth is a third of the work. Memory: as there, for all samples.
-    """
-    files = list(files)
-    all_ids = np.unique(np.concatenate(sample_ids))
-    all_vectors = read_samples(files, all_ids, advance)
-    queries = [all_vectors[np.searchsorted(all_ids, ids)] for ids in sample_ids]
-    largest = [np.full(len(ids), -np.inf, np.float32) for ids in sample_ids]
-    buffer = np.empty(TILE_BYTES // 4, np.float32)
-    for batch in itertools.chain.from_iterable(iterate_vectors(f, _BATCH_ROWS) for f in files):
-        for ids, vectors, cosines, is_in_arm in zip(
-            sample_ids, queries, largest, find_arms(batch.sample_ids), strict=True
-        ):
-            rows, row_ids = l2_normalize(batch.vectors[is_in_arm]), batch.sample_ids[is_in_arm]
-            step = max(len(buffer) // max(len(ids), 1), 1)
-            for start in range(0, len(rows), step):
-                tile = rows[start : start + step]
-                out = buffer[: len(tile) * len(ids)].reshape(len(tile), len(ids))
-                products = np.matmul(tile, vectors.T, out=out)
-                _exclude_own(products, row_ids[start : start + step], ids)
-                np.maximum(cosines, products.max(axis=0), out=cosines)
-        advance(len(batch.sample_ids), len(batch.sample_ids))
-    return [np.maximum(1 - cosines, 0) for cosines in largest]
 
 
 def count_near_duplicates(
@@ -146,7 +112,7 @@ def count_near_duplicates(
     queries = read_samples(test_files, examined, advance)
     if threshold is None:
         threshold = near_duplicate_cosine(queries)
-    (cosines,) = _largest_cosines(
+    (cosines,) = largest_cosines(
         corpus_files, queries, lambda ids: np.ones((1, len(ids)), bool), 1, advance
     )
     return NearDuplicates(int((cosines >= threshold).sum()), len(examined), threshold)
@@ -185,7 +151,7 @@ def read_samples(
     return vectors
 
 
-def _largest_cosines(
+def largest_cosines(
     files: Iterable[str],
     queries: np.ndarray,
     find_arms: Callable[[np.ndarray], np.ndarray],

@@ -60,27 +60,6 @@ def test_distances_are_those_of_all_pairs_for_every_arm(tmp_path):
         np.testing.assert_allclose(of_arm, pairs[:, arm].min(axis=1), atol=1e-6)
 
 
-@pytest.mark.usefixtures("small_tiles")
-def test_samples_of_each_arm_have_the_distances_of_all_pairs_within_it(tmp_path):
-    vectors = random_vectors(0)
-    files, ids = write_files(tmp_path, vectors)
-    generator = np.random.default_rng(1)
-    held_out = [np.sort(generator.choice(len(ids), size, replace=False)) for size in (1, 30, 50, 7)]
-    arms = [np.sort(generator.choice(len(ids), size, replace=False)) for size in (30, 1, 90, 0)]
-
-    def find_arms(sample_ids: np.ndarray) -> np.ndarray:
-        return np.stack([np.isin(sample_ids, ids[arm]) for arm in arms])
-
-    distances = nearest.distances_within_arms(
-        files, [ids[rows] for rows in held_out], find_arms, no_progress
-    )
-    pairs = all_distances(vectors, vectors)
-    np.fill_diagonal(pairs, np.inf)  # never itself
-    for rows, arm, of_arm in zip(held_out, arms, distances, strict=True):
-        expected = pairs[np.ix_(rows, arm)].min(axis=1, initial=np.inf)
-        np.testing.assert_allclose(of_arm, expected, atol=1e-6)
-
-
 def test_neighbours_of_a_plane_are_as_drawn(tmp_path):
     degrees = np.array([0, 10, 30, 90, 100, 180])
     vectors = np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], axis=1)

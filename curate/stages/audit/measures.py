@@ -17,8 +17,8 @@ from curate.formats.sample_ids import are_members
 from curate.formats.vectors import read_sample_ids
 from curate.training.nearest import (
     MAX_EXAMINED,
-    distances_within_arms,
     draw_samples,
+    largest_cosines,
     near_duplicate_cosine,
     read_samples,
 )
@@ -115,7 +115,7 @@ def measure_coverage(
     Near is what is nearer than `near_share` of the distance that is usual between neighbours.
     Samples without a vector in the files are left out. Of each subset MAX_DROPPED dropped samples
     and MAX_KEPT kept ones are looked at, drawn by the seeded hash, and compared with every kept
-    one. Memory: see `nearest_distances`, for so many samples by subset; and 25 bytes by candidate.
+    one. Memory: see `nearest_distances`, for these samples; and 25 bytes by candidate.
     """
     files = list(files)
     all_ids = np.concatenate([np.empty(0, np.int64), *map(read_sample_ids, files)])
@@ -137,14 +137,19 @@ def measure_coverage(
         is_candidate = candidate_ids[index] == sample_ids
         return np.stack([is_kept[index] & is_candidate for is_kept in subsets])
 
-    queries = [np.union1d(*drawn) for drawn in zip(kept, dropped, strict=True)]
-    distances = distances_within_arms(files, queries, find_subsets, advance)
+    # Drawn by one hash, they are nearly the same samples for every subset.
+    query_ids = np.unique(np.concatenate([*kept, *dropped]))
+    queries = read_samples(files, query_ids, advance)
+    cosines = largest_cosines(
+        files, queries, find_subsets, len(subsets), advance, own_ids=query_ids
+    )
     means, quantiles, shares = (np.full(len(subsets), np.nan) for _ in range(3))
-    for index, of_subset in enumerate(distances):
-        if len(kept[index]) and len(dropped[index]):
-            to_kept = of_subset[np.searchsorted(queries[index], dropped[index])].astype(np.float64)
-            means[index], quantiles[index] = to_kept.mean(), np.quantile(to_kept, 0.99)
-        if len(kept[index]):
-            to_kept = of_subset[np.searchsorted(queries[index], kept[index])]
-            shares[index] = (1 - to_kept >= threshold).mean()
+    for index, (kept_ids, dropped_ids) in enumerate(zip(kept, dropped, strict=True)):
+        if len(kept_ids) and len(dropped_ids):
+            of_dropped = cosines[index, np.searchsorted(query_ids, dropped_ids)]
+            distances = np.maximum(1 - of_dropped.astype(np.float64), 0)
+            means[index], quantiles[index] = distances.mean(), np.quantile(distances, 0.99)
+        if len(kept_ids):
+            of_kept = cosines[index, np.searchsorted(query_ids, kept_ids)]
+            shares[index] = (of_kept >= threshold).mean()
     return Coverage(means, quantiles, shares, threshold)
