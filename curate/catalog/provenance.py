@@ -3,6 +3,7 @@
 import ast
 import functools
 import hashlib
+import importlib.util
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -131,9 +132,20 @@ def _with_parents(name: str) -> list[str]:
     return [".".join(words[:count]) for count in range(2, len(words) + 1)]
 
 
-@functools.cache
 def _module_path(module: str) -> Path | None:
-    """The file of a module of ours; None for a name that is no module."""
+    """The file of a module; None for a name that is no module."""
+    if _is_ours(module):
+        return _our_path(module)
+    try:  # a module with functions of the user's own
+        spec = importlib.util.find_spec(module)
+    except (ModuleNotFoundError, ValueError):
+        return None
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+@functools.cache
+def _our_path(module: str) -> Path | None:
+    """The same for this package, without importing the packages that the module is in."""
     path = _FOLDER.joinpath(*module.split(".")[1:])
     candidates = (path.with_name(f"{path.name}.py"), path / "__init__.py")
     return next(filter(Path.is_file, candidates), None)
