@@ -29,6 +29,9 @@ def child_context(
     time once, and memory that all children share: of torch, seconds and hundreds of MB. A fork of
     this process would copy the locks of torch's, faiss' and DuckDB's threads in whatever state they
     are. With several threads, and where there is no such process, each child imports for itself.
+
+    Its socket is in a folder of Python's own, pymp-… in the temporary folder, which is empty or
+    nearly so and stays when this process is killed.
     """
     with _survive_terminal(), without_users_code():
         resource_tracker.ensure_running()  # it removes semaphores after a kill

@@ -511,7 +511,7 @@ def _prepare_encoder(
     resources: Resources,
     folder: str,
 ) -> _PreparedEncoder:
-    """Load the encoder, and on a processor export it into `folder`; nothing of it stays in memory.
+    """Load the encoder, and on a processor export it into `folder`; the network is not kept.
 
     An embedding that exists goes on as it was begun. Raises CurateError.
     """
